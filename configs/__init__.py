@@ -1,0 +1,1 @@
+"""One file for each run: overrides of base.py only."""

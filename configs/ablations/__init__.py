@@ -1,0 +1,1 @@
+"""One file for each published ablation (SPEC: table 10)."""

@@ -1,0 +1,138 @@
+"""Every field, with its default, unit and meaning, in the order of the data. The defaults are the paper's S-16k recipe.
+
+One file per run overrides what differs; no other file holds a default. Tuples, not lists, so that runs compare equal.
+"""
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The complete, locked configuration (an unknown field is an error)."""
+    c = ml_collections.ConfigDict()
+    c.name = 's_16k'
+    c.seed = 14159265  # all randomness is fold_in(seed, step, name)
+    c.stages = ('train',)  # what run.py does without --mode: any of impacts, extract, train, evaluate, in this order
+    c.data_dir = ''  # holds media/ and records/; '' means the workdir, so that several runs can share one folder
+
+    # The built-in dataset (data_pipelines/impacts.py); used by the stage 'impacts' only.
+    c.impacts = ml_collections.ConfigDict()
+    c.impacts.seed = 0
+    c.impacts.duration_s = 4.0  # length of a rendered clip, seconds
+    c.impacts.train_clips = 800  # video clips with sound and caption
+    c.impacts.train_sounds = 160  # sounds with a caption and no video
+    c.impacts.validation_clips = 32
+    c.impacts.test_clips = 64
+    c.impacts.frame_size = 128  # pixels, square
+    c.impacts.fps = 25
+    c.impacts.workers = 2  # processes
+
+    # Streams.
+    c.sequence = ml_collections.ConfigDict()
+    c.sequence.rate = '16k'  # '16k' or '44k'
+    c.sequence.duration_s = 8.0  # training length
+
+    # Feature extraction (data_pipelines/extract.py).
+    c.extract = ml_collections.ConfigDict()
+    c.extract.datasets = ()  # (name, clip table) pairs, e.g. ('vggsound', 'media/vggsound/clips.csv'), relative to data_dir
+    c.extract.encoder = 'official'  # 'official' (CLIP + Synchformer) or 'pixels' (no weights)
+    c.extract.codec = 'official'  # 'official' (VAE + BigVGAN) or 'pca' (no weights)
+    c.extract.codec_fit_dataset = ''  # record set whose 'train' split fits the pca codec; '' for the official codec
+    c.extract.feature_dtype = 'float16'  # stored features: 'float16' or 'bfloat16'
+    c.extract.batch_size = 16
+    c.extract.clips_per_shard = 256
+    c.extract.workers = 2  # processes that decode
+
+    # Loader (input_pipeline.py).
+    c.input = ml_collections.ConfigDict()
+    # (record set, integer repeats an epoch); the split 'train' of each is used.
+    c.input.mixture = (('vggsound', 5), ('audiocaps', 1), ('audioset_sl', 1), ('bbc', 1), ('freesound', 1), ('clotho', 1))
+    c.input.validation = 'vggsound'  # its split 'validation'
+    c.input.statistics = 'vggsound'  # latent mean and std are measured on its split 'train'
+    c.input.batch_size = 512  # over all devices
+    c.input.validation_batch_size = 64
+    c.input.validation_examples = 2048
+    c.input.workers = 4  # processes a host that read records; 0 reads in threads
+    c.input.prefetch = 2  # batches on the device ahead of the step
+
+    # The network (models/mmaudio.py). Plain fields of the module.
+    c.model = ml_collections.ConfigDict()
+    c.model.variant = 'small_16k'  # a key of VARIANTS; the fields below that are not None override it
+    c.model.hidden_size = placeholder(int)  # D
+    c.model.num_heads = placeholder(int)  # H
+    c.model.joint_blocks = placeholder(int)  # N1
+    c.model.fused_blocks = placeholder(int)  # N2
+    c.model.version = placeholder(int)  # 1 or 2
+    c.model.sync_fusion = 'modulate'  # 'modulate', 'sum_with_visual' or 'none'
+    c.model.rope = 'aligned'  # 'aligned', 'unaligned' or 'none'
+    c.model.mlp = 'conv'  # 'conv' or 'linear' (kernel 1)
+    c.model.dtype = 'bfloat16'  # compute dtype, 'bfloat16' or 'float32'; parameters are float32
+    c.model.remat = 'none'  # 'none', 'blocks' or 'dots'
+
+    # Flow matching (flow_matching.py) and condition dropout for guidance.
+    c.flow = ml_collections.ConfigDict()
+    c.flow.min_sigma = 0.0
+    c.flow.video_dropout = 0.1
+    c.flow.text_dropout = 0.1
+    c.flow.independent_video_dropout = False  # v2: CLIP and sync dropped independently
+
+    # Optimizer (optimizer.py).
+    c.optimizer = ml_collections.ConfigDict()
+    c.optimizer.learning_rate = 1e-4
+    c.optimizer.warmup_steps = 1000
+    c.optimizer.schedule = 'step'  # after the warm-up: 'step', 'constant' or 'polynomial' (power 0.9)
+    c.optimizer.schedule_steps = (240_000, 270_000)  # 'step': counted from the end of the warm-up
+    c.optimizer.schedule_factor = 0.1
+    c.optimizer.betas = (0.9, 0.95)
+    c.optimizer.eps = 1e-6  # 1e-6 for bfloat16, 1e-8 for float32
+    c.optimizer.weight_decay = 1e-6  # on every trained tensor
+    c.optimizer.clip_norm = 1.0
+
+    # Post-hoc EMA (ema.py).
+    c.ema = ml_collections.ConfigDict()
+    c.ema.sigma_rels = (0.05, 0.1)
+    c.ema.snapshot_every = 5_000  # steps
+    c.ema.synthesis_sigma_rel = 0.05  # the weights that are sampled from
+
+    # The mesh (partitioning.py): axis sizes, -1 takes the remaining devices.
+    c.mesh = ml_collections.ConfigDict()
+    c.mesh.data = -1
+
+    # The loop (train.py).
+    c.train = ml_collections.ConfigDict()
+    c.train.total_steps = 300_000
+    c.train.log_every = 50
+    c.train.validate_every = 5_000
+    c.train.sample_every = 20_000
+    c.train.sample_clips = 4  # spectrogram and sound of that many validation clips
+    c.train.checkpoint_every = 10_000
+    c.train.keep_last = 2
+    c.train.keep_every = 50_000  # checkpoints at these steps are never deleted; 0: none
+
+    # Sampling (sampler.py).
+    c.sampling = ml_collections.ConfigDict()
+    c.sampling.solver = 'euler'  # 'euler', 'midpoint' or 'dopri5'
+    c.sampling.num_steps = 25
+    c.sampling.guidance = 4.5  # w; below 1 the conditioned velocity alone
+    c.sampling.negative_prompt = ''
+    c.sampling.seed = 42
+    c.sampling.batch_size = 16
+
+    # Generation (generate.py): --mode=generate.
+    c.generate = ml_collections.ConfigDict()
+    c.generate.input = ''  # a file or a folder of videos
+    c.generate.output = ''  # folder; '' means workdir/generated
+    c.generate.prompt = ''
+    c.generate.duration_s = 0.0  # 0: as long as the video
+    c.generate.audio_format = 'flac'  # 'flac' or 'wav'
+
+    # Evaluation (evaluate.py): --mode=evaluate.
+    c.evaluate = ml_collections.ConfigDict()
+    c.evaluate.dataset = 'vggsound'
+    c.evaluate.split = 'test'
+    c.evaluate.max_clips = 0  # 0: all
+    c.evaluate.onset_windows_s = (0.1, 0.05, 0.3)  # the first is the one that tables quote
+    c.evaluate.onset_delta = 0.3  # the detector's threshold, not the window
+    c.evaluate.save_clips = 8  # how many mp4 and spectrograms are written
+
+    c.lock()
+    return c

@@ -1,0 +1,1 @@
+"""Offline jobs that make datasets: they import the package and are never imported by it."""

@@ -1,0 +1,1 @@
+"""The networks: functional Flax modules that take plain fields and import only each other."""
