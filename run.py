@@ -5,8 +5,6 @@ import os
 import pathlib
 import sys
 
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # before jax: its compiler's chatter is not the user's
-
 from absl import app
 from absl import flags
 from ml_collections import config_flags
@@ -44,13 +42,14 @@ def run_mode(mode: str, config, workdir: pathlib.Path) -> int:
 
 def main(argv: list[str]) -> None:
     """Dispatches; every error of the user's is one line on stderr and exit code 1."""
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # before jax: its compiler's chatter is not the user's
     try:
         if len(argv) > 1:
             raise ValueError(f'unexpected argument {argv[1]!r}; flags look like --mode=train')
         for flag in ('config', 'workdir'):
             if not flags.FLAGS[flag].value:
-                raise ValueError(f'--{flag} is missing; for example: python run.py --config=configs/impacts.py --workdir=runs/impacts')
-        workdir = pathlib.Path(_WORKDIR.value)
+                raise ValueError(f'--{flag} is missing; see --help')
+        workdir = pathlib.Path(str(_WORKDIR.value))
         workdir.mkdir(parents=True, exist_ok=True)
         for mode in [_MODE.value] if _MODE.value else _CONFIG.value.stages:
             code = run_mode(mode, _CONFIG.value, workdir)

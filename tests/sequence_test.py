@@ -6,7 +6,8 @@ from mmaudio_jax.sequence import Sequence
 from tests.conftest import GOLDEN
 
 
-@pytest.mark.parametrize('rate, name', [('16k', 'net_small_16k_8s'), ('16k', 'net_small_16k_5.3s'), ('44k', 'net_small_44k_8s')])
+@pytest.mark.parametrize('rate, name', [
+    ('16k', 'net_small_16k_8s'), ('16k', 'net_small_16k_5.3s'), ('44k', 'net_small_44k_8s'), ('44k', 'net_large_44k_v2_8s')])
 def test_lengths_of_the_official_runs(rate, name):
     golden = np.load(GOLDEN / f'{name}.npz')
     sequence = Sequence(rate, float(golden['duration']))
@@ -19,7 +20,8 @@ def test_waveform_of_eight_seconds(rate, samples):
     assert Sequence(rate, 8.0).waveform_length == samples
 
 
-@pytest.mark.parametrize('rate, duration_s, message', [('48k', 8.0, '48k'), ('16k', 0.5, 'too short'), ('16k', float('nan'), 'too short')])
+@pytest.mark.parametrize('rate, duration_s, message', [
+    ('48k', 8.0, '48k'), ('16k', 0.5, 'too short'), ('16k', float('nan'), 'too short')])
 def test_bad_input_is_named(rate, duration_s, message):
     with pytest.raises(ValueError, match=message):
         Sequence(rate, duration_s)
