@@ -82,6 +82,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.optimizer.schedule = 'step'  # after the warm-up: 'step', 'constant' or 'polynomial' (power 0.9)
     c.optimizer.schedule_steps = (240_000, 270_000)  # 'step': counted from the end of the warm-up
     c.optimizer.schedule_factor = 0.1
+    c.optimizer.polynomial_steps = 300_000  # 'polynomial': zero that many steps after the warm-up; usually train.total_steps
     c.optimizer.betas = (0.9, 0.95)
     c.optimizer.eps = 1e-6  # 1e-6 for bfloat16, 1e-8 for float32
     c.optimizer.weight_decay = 1e-6  # on every trained tensor
