@@ -16,7 +16,6 @@ import signal
 import threading
 from typing import Any
 
-from etils import epath
 from flax import traverse_util
 import jax
 from jax.experimental import multihost_utils
@@ -37,7 +36,7 @@ FREE_FIELDS = (
     'ema.snapshot_every', 'ema.synthesis_sigma_rel', 'mesh', 'train', 'sampling', 'generate', 'evaluate')
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(ValueError):
     """A checkpoint cannot be written, read, or continued with this config; the message says what to do."""
 
 
@@ -78,35 +77,6 @@ class _SaveDecision(ocp.checkpoint_managers.SaveDecisionPolicy):
         return regular or step.step == self.last or context.reached_preemption or self.preempted()
 
 
-class _IteratorHandler(ocp.CheckpointHandler):
-    """Writes what `iterator.get_state()` returns, one JSON file a process."""
-
-    def save(self, directory: epath.Path, args: '_IteratorSave') -> None:
-        (directory / _process_file()).write_text(args.state)
-
-    def restore(self, directory: epath.Path, args: '_IteratorRestore') -> str:
-        del args
-        return (directory / _process_file()).read_text()
-
-    def finalize(self, directory: epath.Path) -> None:
-        del directory
-
-    def close(self) -> None:
-        pass
-
-
-@ocp.args.register_with_handler(_IteratorHandler, for_save=True)
-@dataclasses.dataclass
-class _IteratorSave(ocp.args.CheckpointArgs):
-    state: str
-
-
-@ocp.args.register_with_handler(_IteratorHandler, for_restore=True)
-@dataclasses.dataclass
-class _IteratorRestore(ocp.args.CheckpointArgs):
-    pass
-
-
 class Checkpointer:
     """The checkpoints of one workdir.
 
@@ -129,6 +99,21 @@ class Checkpointer:
             cleanup_tmp_directories=True, enable_should_save_is_saving_in_progress_check=False))
         self._in_flight: int | None = None  # the step that is being written in the background
 
+    @property
+    def directory(self) -> pathlib.Path:
+        """workdir/checkpoints."""
+        return self._directory
+
+    def check(self, config: Any) -> None:
+        """Raises CheckpointError, naming the field, when the newest readable checkpoint is of another config."""
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                saved = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore())).config
+            except Exception:  # damaged: restore_latest says so
+                continue
+            check_config(saved, to_json(config), self._directory / str(step))
+            return
+
     def latest_step(self) -> int | None:
         """The newest whole checkpoint, or None."""
         return self._manager.latest_step()
@@ -147,7 +132,7 @@ class Checkpointer:
         Args:
           step: number of finished optimisation steps.
           state: pytree of arrays, finite (the caller has checked).
-          iterator: its get_state() gives JSON-able data, str or bytes, such that the next batch is that of step + 1.
+          iterator: its get_state() gives JSON-able data, the same on every process; its next batch is that of step + 1.
           config: the run's ConfigDict.
           force: save also when Orbax would not at this step.
 
@@ -162,7 +147,7 @@ class Checkpointer:
         self.wait()
         self._in_flight = step
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(to_json(config)),
-                                  iterator=_IteratorSave(_dump(iterator.get_state())))
+                                  iterator=ocp.args.JsonSave(iterator.get_state()))
         with self._explained():
             self._manager.save(step, args=args, force=True)
         return True
@@ -193,23 +178,22 @@ class Checkpointer:
           (state, step), or None when there is no checkpoint.
 
         Raises:
-          CheckpointError: another config (names the field), another number of processes, or no checkpoint is readable.
+          CheckpointError: another config (names the field), or no checkpoint is readable.
+          ValueError: the records changed, so that the iterator cannot continue.
         """
         damaged: list[tuple[int, Exception]] = []
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 saved = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore())).config
                 check_config(saved, to_json(config), self._directory / str(step))
-                self._check_processes(step)
                 restored = self._manager.restore(step, args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract_state), iterator=_IteratorRestore()))
-                iterator_state = _load(restored.iterator)
+                    state=ocp.args.StandardRestore(abstract_state), iterator=ocp.args.JsonRestore()))
             except CheckpointError:
                 raise
             except Exception as error:  # whatever a damaged file makes Orbax, TensorStore or JSON raise
                 damaged.append((step, error))
                 continue
-            iterator.set_state(iterator_state)
+            iterator.set_state(restored.iterator)
             self._set_aside(damaged, step)
             return restored.state, step
         if damaged:
@@ -224,13 +208,6 @@ class Checkpointer:
             if jax.process_index() == 0:
                 print(f'checkpoint {folder.name.split(".")[0]} in {self._directory} was not finished when its run stopped: '
                       'skipped')
-
-    def _check_processes(self, step: int) -> None:
-        folder = self._directory / str(step) / 'iterator'
-        if not (folder / _process_file()).exists() and any(folder.glob('process_*.json')):
-            saved = next(folder.glob('process_*.json')).stem.rpartition('-')[2]
-            raise CheckpointError(f'the checkpoint {folder.parent} was saved by {saved} processes and this run has '
-                                  f'{jax.process_count()}: the order of the data would change. Start {saved} processes')
 
     def _set_aside(self, damaged: list[tuple[int, Exception]], used: int) -> None:
         for step, error in damaged:
@@ -301,6 +278,11 @@ def save_ema_snapshot(workdir: pathlib.Path, step: int, averages: Mapping[float,
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f'the EMA snapshot {folder} could not be written ({_first_line(error)}). '
                               'Free some disk space or repair the folder, then run the same command again') from error
+
+
+def has_ema_snapshot(workdir: pathlib.Path, step: int) -> bool:
+    """Whether the averages of that step are stored."""
+    return step in _snapshot_steps(workdir)
 
 
 def load_ema_snapshots(workdir: pathlib.Path) -> list[ema.Snapshot]:
@@ -385,21 +367,6 @@ def _ema_folder(workdir: pathlib.Path) -> pathlib.Path:
 
 def _snapshot_steps(workdir: pathlib.Path) -> list[int]:
     return sorted(int(entry.name) for entry in _ema_folder(workdir).glob('*') if entry.name.isdigit())
-
-
-def _process_file() -> str:
-    return f'process_{jax.process_index()}-of-{jax.process_count()}.json'
-
-
-def _dump(state: Any) -> str:
-    if isinstance(state, bytes):
-        return json.dumps({'bytes': state.decode()})
-    return json.dumps({'data': state})
-
-
-def _load(text: str) -> Any:
-    stored = json.loads(text)
-    return stored['bytes'].encode() if 'bytes' in stored else stored['data']
 
 
 def _first_line(error: BaseException) -> str:
