@@ -1,4 +1,6 @@
-"""Power-function averages of the weights, and their synthesis after training. Source: EDM2 (arXiv 2312.02696), section 3 and appendix C.
+"""Power-function averages of the weights, and their synthesis after training.
+
+Source: EDM2 (arXiv 2312.02696), section 3 and appendix C.
 
 An average with exponent gamma gives the weights of update u, seen at update s >= u, a share proportional to u^gamma. Its
 width relative to the length of training is sigma_rel = sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3)). Two

@@ -139,8 +139,8 @@ def init_state(config, model, sequence: Sequence, statistics: tuple[np.ndarray, 
         if not np.isfinite(value).all():
             raise ValueError(f'{name} is not finite: the records or the encoder that it was measured on are damaged')
     if (np.asarray(statistics[1]) <= 0).any():
-        raise ValueError('latent_std has a channel without spread: input.statistics names a record set with too few or constant '
-                         'clips; choose another set or extract more clips')
+        raise ValueError('latent_std has a channel without spread: input.statistics names a record set with too few clips or '
+                         'with constant ones; choose another set or extract more clips')
     key = named_key(jax.random.key(config.seed), 'init')
     zeros = lambda length, width: jnp.zeros((1, length, width), jnp.float32)
     params = dict(model.init(key, zeros(sequence.latent_length, model.latent_channels), jnp.zeros(1),
