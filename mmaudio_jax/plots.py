@@ -1,0 +1,67 @@
+"""Pictures of sounds: mel spectrograms, one above the other, with onset marks."""
+from collections.abc import Mapping
+from collections.abc import Sequence
+import os
+import pathlib
+
+import librosa
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+import numpy as np
+
+_MEL_BINS = 96
+_FLOOR_DB = -70.0  # below the loudest bin of the picture
+_WIDTH_IN, _ROW_IN, _DPI = 9.0, 2.2, 100
+_MARKS = (('#ffffff', '-'), ('#35e0ff', '--'), ('#ffd23f', ':'))  # colour and line of the first, second, third set of onsets
+
+
+def mel_db(waveform: np.ndarray, sample_rate_hz: int) -> np.ndarray:
+    """Mel power spectrogram of `waveform` [samples] in dB (floor 1e-10): `[96, frames]` float32, hop 10 ms."""
+    hop = sample_rate_hz // 100
+    fft_length = 2048 if sample_rate_hz > 32_000 else 1024
+    power = librosa.feature.melspectrogram(y=np.asarray(waveform, np.float32), sr=sample_rate_hz, n_fft=fft_length,
+                                           hop_length=hop, n_mels=_MEL_BINS)
+    return librosa.power_to_db(power, ref=1.0, amin=1e-10, top_db=None)
+
+
+def spectrogram(path: str | os.PathLike,
+                waveforms: Mapping[str, np.ndarray],
+                sample_rate_hz: int,
+                onsets_s: Mapping[str, Sequence[float]] | None = None) -> None:
+    """Writes a PNG with one mel spectrogram for each entry of `waveforms`, on one time axis and one colour scale.
+
+    Args:
+      path: the PNG; written beside and renamed when whole, its folder is made.
+      waveforms: title to sound [samples], float.
+      sample_rate_hz: of every waveform.
+      onsets_s: legend label to times in seconds; each set is drawn on every row, at most three sets.
+
+    Raises:
+      ValueError: no waveform, or more sets of onsets than there are line styles.
+    """
+    onsets = dict(onsets_s or {})
+    if not waveforms:
+        raise ValueError('plots.spectrogram needs at least one waveform')
+    if len(onsets) > len(_MARKS):
+        raise ValueError(f'plots.spectrogram draws at most {len(_MARKS)} sets of onsets, not {len(onsets)}')
+    figure = Figure(figsize=(_WIDTH_IN, _ROW_IN * len(waveforms) + 0.5), dpi=_DPI, layout='constrained')
+    canvas = FigureCanvasAgg(figure)  # no pyplot: it keeps figures, and is not safe in threads
+    axes = figure.subplots(len(waveforms), 1, sharex=True, squeeze=False)[:, 0]
+    pictures = {title: mel_db(waveform, sample_rate_hz) for title, waveform in waveforms.items()}
+    loudest = max(float(picture.max()) for picture in pictures.values())
+    for axis, (title, picture) in zip(axes, pictures.items()):
+        seconds = len(waveforms[title]) / sample_rate_hz
+        axis.imshow(picture, origin='lower', aspect='auto', extent=(0.0, seconds, 0, _MEL_BINS), cmap='magma',
+                    vmin=loudest + _FLOOR_DB, vmax=loudest, interpolation='nearest')
+        for (label, times), (colour, line) in zip(onsets.items(), _MARKS):
+            axis.vlines(list(times), 0, _MEL_BINS, colors=colour, linestyles=line, linewidth=1.0, label=label)
+        axis.set_ylabel('mel bin')
+        axis.set_title(title, fontsize=10, loc='left')
+    axes[-1].set_xlabel('seconds')
+    if onsets:
+        axes[0].legend(loc='upper right', fontsize=8, facecolor='#444444', labelcolor='white')
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'.{path.name}.partial')
+    canvas.print_figure(partial, format='png')
+    partial.replace(path)

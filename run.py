@@ -1,0 +1,80 @@
+"""python run.py --config=configs/impacts.py --workdir=DIR [--mode=MODE] [--config.FIELD=VALUE ...].
+
+Without --mode the stages of config.stages run in order, each skipped when its result is there."""
+import os
+import pathlib
+import sys
+
+from absl import app
+from absl import flags
+from ml_collections import config_flags
+
+MODES = ('impacts', 'extract', 'train', 'evaluate', 'generate', 'ablations')
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, e.g. configs/impacts.py.', lock_config=True)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of everything that the run makes.')
+_MODE = flags.DEFINE_enum('mode', None, MODES, 'One stage; without it, those of config.stages.')
+_TRACEBACK = flags.DEFINE_bool('traceback', False, 'Show where an error came from.')
+
+
+def run_mode(mode: str, config, workdir: pathlib.Path) -> int:
+    """Runs one stage and returns its exit code. Imports are here: a stage loads only what it needs."""
+    if mode == 'impacts':
+        from data_pipelines import impacts
+        return impacts.render(config, workdir) or 0
+    if mode == 'extract':
+        from data_pipelines import extract
+        return extract.extract(config, workdir) or 0
+    if mode == 'train':
+        from mmaudio_jax import train
+        return train.train(config, workdir) or 0
+    if mode == 'evaluate':
+        from mmaudio_jax import evaluate
+        return evaluate.evaluate(config, workdir) or 0
+    if mode == 'generate':
+        from mmaudio_jax import generate
+        return generate.generate(config, workdir) or 0
+    if mode == 'ablations':
+        from mmaudio_jax import ablations
+        return ablations.run(config, workdir) or 0
+    raise ValueError(f'stage {mode!r} is not one of {", ".join(MODES)}; change config.stages')
+
+
+def main(argv: list[str]) -> None:
+    """Dispatches; every error of the user's is one line on stderr and exit code 1."""
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # before jax: its compiler's chatter is not the user's
+    try:
+        if len(argv) > 1:
+            raise ValueError(f'unexpected argument {argv[1]!r}; flags look like --mode=train')
+        for flag in ('config', 'workdir'):
+            if not flags.FLAGS[flag].value:
+                raise ValueError(f'--{flag} is missing; see --help')
+        workdir = pathlib.Path(str(_WORKDIR.value))
+        workdir.mkdir(parents=True, exist_ok=True)
+        for mode in [_MODE.value] if _MODE.value else _CONFIG.value.stages:
+            code = run_mode(mode, _CONFIG.value, workdir)
+            if code:
+                sys.exit(code)
+    except (ValueError, OSError) as error:
+        if _TRACEBACK.value:
+            raise
+        sys.exit(f'error: {error}')
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses `argv`; an unknown flag, field, mode or config file ends the program with one line."""
+    for argument in argv:
+        path = argument.removeprefix('--config=').split(':')[0]
+        if argument.startswith('--config=') and not pathlib.Path(path).is_file():
+            sys.exit(f'error: no config file {path!r}; those that exist are in configs/')
+    try:
+        return flags.FLAGS(argv)
+    except (KeyError, AttributeError) as error:
+        message = f'the configuration has no field {str(error).strip(chr(34))}'
+    except (flags.Error, ValueError, TypeError) as error:
+        message = ' '.join(str(error).split())
+    sys.exit(f'error: {message}; every field and its meaning: configs/base.py')
+
+
+if __name__ == '__main__':
+    app.run(main, flags_parser=parse_flags)

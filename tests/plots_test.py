@@ -1,0 +1,46 @@
+"""The picture shows the sound, and the marks stand where they were asked for."""
+import numpy as np
+from PIL import Image
+import pytest
+
+from mmaudio_jax import plots
+
+RATE = 16_000
+
+
+def _click(at_s, seconds=2.0):
+    waveform = np.zeros(int(seconds * RATE), np.float32)
+    start = int(at_s * RATE)
+    waveform[start:start + 400] = np.random.default_rng(0).normal(size=400)
+    return waveform
+
+
+def _rows(path):
+    return np.asarray(Image.open(path).convert('RGB')).astype(int)
+
+
+def test_picture_is_whole_and_brightest_where_the_sound_is(tmp_path):
+    path = tmp_path / 'new' / 'click.png'
+    plots.spectrogram(path, {'early': _click(0.5), 'late': _click(1.5)}, RATE)
+    picture = _rows(path)
+    assert sorted(item.name for item in path.parent.iterdir()) == ['click.png']
+    height = picture.shape[0]
+    bright = (picture.sum(-1) < 700) & (picture[..., 0] > 200) & (picture[..., 2] < 160)  # the warm end of the colours
+    early, late = (np.nonzero(half)[1].mean() for half in (bright[:height // 2], bright[height // 2:]))
+    assert late - early > 0.35 * picture.shape[1]  # one second of two, less the margins
+
+
+def test_marks_change_the_picture(tmp_path):
+    plots.spectrogram(tmp_path / 'a.png', {'x': _click(0.5)}, RATE)
+    plots.spectrogram(tmp_path / 'b.png', {'x': _click(0.5)}, RATE, {'true': [1.5], 'generated': []})
+    before, after = _rows(tmp_path / 'a.png'), _rows(tmp_path / 'b.png')
+    changed = np.nonzero((before != after).any(-1)[100:])[1]  # below the legend
+    assert changed.size and np.ptp(changed) < 8
+
+
+def test_silence_and_wrong_use(tmp_path):
+    plots.spectrogram(tmp_path / 'silence.png', {'x': np.zeros(RATE, np.float32)}, RATE)
+    with pytest.raises(ValueError, match='at least one'):
+        plots.spectrogram(tmp_path / 'none.png', {}, RATE)
+    with pytest.raises(ValueError, match='at most 3'):
+        plots.spectrogram(tmp_path / 'many.png', {'x': _click(0.1)}, RATE, {str(i): [] for i in range(4)})

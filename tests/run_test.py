@@ -1,0 +1,31 @@
+"""run.py: every mistake of the user's ends with one line and a non-zero exit code."""
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+BASE = '--config=configs/base.py'
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, 'run.py', *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize('arguments, expected', [
+    ((), '--config is missing'),
+    ((BASE,), '--workdir is missing'),
+    (('--config=configs/nothing.py', '--workdir=w'), "no config file 'configs/nothing.py'"),
+    ((BASE, '--workdir=w', '--mode=trian'), 'value should be one of'),
+    ((BASE, '--workdir=w', '--config.model.hiden_size=3'), 'no field'),
+    ((BASE, '--workdir=w', '--config.train.total_steps=abc'), 'total_steps'),
+    ((BASE, '--workdir=w', '--verbos'), 'verbos'),
+    ((BASE, '--workdir=w', 'train'), "unexpected argument 'train'"),
+])
+def test_a_mistake_is_one_line(arguments, expected, tmp_path):
+    arguments = tuple(a.replace('--workdir=w', f'--workdir={tmp_path}') for a in arguments)
+    result = run(*arguments)
+    assert result.returncode == 1
+    assert expected in result.stderr
+    assert result.stderr.startswith('error: ') and result.stderr.count('\n') == 1
