@@ -11,7 +11,7 @@ PACKAGE = ROOT / 'mmaudio_jax'
 # A module may import those of its own row and of the rows above it.
 ROOMS = [
     {'sequence', 'records', 'media', 'plots'},
-    {'mel'},
+    {'mel', 'tokenizer'},
     {'models'},
     {'encoders', 'codec', 'weights'},
     {'flow_matching', 'optimizer', 'ema', 'partitioning', 'metrics'},

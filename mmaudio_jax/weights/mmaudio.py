@@ -1,0 +1,167 @@
+"""The flow network's official tensors ↔ our parameter tree, strict both ways.
+
+Names are those of mmaudio_*.pth. Layouts differ in four ways: matrices and kernels are transposed, blocks are stacked
+for nn.scan, w1 and w3 of a gated MLP are one array, and the channels of q, k, v, which the official files interleave as
+(head, channel, q|k|v), are (q|k|v, head, channel) with the two halves of every rotated pair apart.
+"""
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+import re
+from typing import Any
+
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmaudio_jax.models import mmaudio
+
+CONSTANTS = ('latent_rot', 'clip_rot', 't_embed.freqs')  # computed by us; the official files may hold them
+_STACKS = ('joint', 'fused')
+
+# Our path (joined by '.') → the official name, in order.
+_NAMES = (
+    (r'^joint\.(\d+)\.', r'joint_blocks.\1.'),
+    (r'^fused\.(\d+)\.latents\.', r'fused_blocks.\1.'),
+    (r'\.latents\.', '.latent_block.'),
+    (r'\.clip\.', '.clip_block.'),
+    (r'\.text\.', '.text_block.'),
+    (r'\.modulation\.', '.adaLN_modulation.1.'),
+    (r'\.(qkv\.|q_norm$|k_norm$)', r'.attn.\1'),
+    (r'\.projection\.', '.linear1.'),
+    (r'_block(s\.\d+)?\.mlp\.', r'_block\1.ffn.'),
+    (r'^t_embed\.first', 't_embed.mlp.0'),
+    (r'^t_embed\.second', 't_embed.mlp.2'),
+    (r'_input_proj\.first', '_input_proj.0'),
+    (r'\.kernel$', '.weight'),
+    (r'\.(w2|q_norm|k_norm)$', r'.\1.weight'),
+)
+
+
+def to_params(tensors: Mapping[str, np.ndarray], model: mmaudio.MMAudio) -> dict[str, Any]:
+    """Official tensors by name → parameters of `model`, float32 NumPy arrays.
+
+    Raises:
+      ValueError: names every missing, unexpected and misshapen tensor.
+    """
+    shapes = _abstract(model)
+    blank = traverse_util.unflatten_dict({path: np.broadcast_to(np.float32(0), s) for path, s in shapes.items()})
+    expected = {name: array.shape for name, array in _export(blank, model)}
+    found = {name: tuple(array.shape) for name, array in tensors.items() if name not in CONSTANTS}
+    _compare(expected, found, 'the weights do not fit this network')
+    params = {}
+    for path, shape in shapes.items():
+        if path[0] in _STACKS:
+            params[path] = np.empty(shape, np.float32)
+            for layer in range(shape[0]):
+                params[path][layer] = _import(tensors, (path[0], str(layer), *path[1:]), model)
+        else:
+            params[path] = np.array(_import(tensors, path, model), np.float32).reshape(shape)
+    return traverse_util.unflatten_dict(params)
+
+
+def from_params(params: Mapping[str, Any], model: mmaudio.MMAudio) -> dict[str, np.ndarray]:
+    """Parameters of `model` (or a tree like them, such as gradients) → official tensors by name, float32.
+
+    Raises:
+      ValueError: names every missing, unexpected and misshapen leaf.
+    """
+    found = {'/'.join(path): tuple(np.shape(leaf)) for path, leaf in traverse_util.flatten_dict(dict(params)).items()}
+    _compare({'/'.join(path): shape for path, shape in _abstract(model).items()}, found, 'the parameters are not this network\'s')
+    return {name: np.ascontiguousarray(array, np.float32) for name, array in _export(params, model)}
+
+
+def _compare(expected: Mapping[str, tuple], found: Mapping[str, tuple], message: str) -> None:
+    problems = [f'  missing: {name} {expected[name]}' for name in sorted(expected.keys() - found.keys())]
+    problems += [f'  unexpected: {name} {found[name]}' for name in sorted(found.keys() - expected.keys())]
+    problems += [
+        f'  wrong shape: {name} is {found[name]}, must be {expected[name]}' for name in sorted(expected.keys() & found.keys())
+        if found[name] != expected[name]
+    ]
+    if problems:
+        raise ValueError('\n'.join([f'{message} ({len(problems)} tensors); check the model variant and its fields:', *problems]))
+
+
+def _abstract(model: mmaudio.MMAudio) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Path → shape of every parameter of `model`."""
+    inputs = ((1, 8, model.latent_channels), (1,), (1, 8, model.clip_width), (1, 8, model.sync_width), (1, model.text_length,
+                                                                                                       model.text_width))
+    variables = jax.eval_shape(model.init, jax.random.key(0), *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in inputs))
+    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(variables['params']).items()}
+
+
+def _official_name(path: tuple[str, ...], model: mmaudio.MMAudio) -> str:
+    name = '.'.join(path)
+    name = re.sub(r'^joint_last\.', f'joint.{model.joint_blocks - 1}.', name)
+    for pattern, replacement in _NAMES:
+        name = re.sub(pattern, replacement, name)
+    # Version 1 has no activation between the matrix and the MLP, so that the MLP's place is 1.
+    name = re.sub(r'^(clip|text)_input_proj\.mlp', rf'\1_input_proj.{model.version}', name)
+    return re.sub(r'^(audio|sync)_input_proj\.mlp', r'\1_input_proj.2', name)
+
+
+def _export(params: Mapping[str, Any], model: mmaudio.MMAudio) -> Iterator[tuple[str, np.ndarray]]:
+    for path, leaf in traverse_util.flatten_dict(dict(params)).items():
+        leaf = np.asarray(leaf)
+        layers = [((path[0], str(i), *path[1:]), leaf[i]) for i in range(len(leaf))] if path[0] in _STACKS else [(path, leaf)]
+        for layer_path, array in layers:
+            name = _official_name(layer_path, model)
+            if path[-1] == 'w13':
+                for part, half in zip(('w1', 'w3'), np.split(array, 2, axis=-1)):
+                    yield name.removesuffix('w13') + f'{part}.weight', _transpose(half)
+            else:
+                yield name, _layout(path, model, _qkv_out, _head_out, _transpose)(array)
+
+
+def _import(tensors: Mapping[str, np.ndarray], path: tuple[str, ...], model: mmaudio.MMAudio) -> np.ndarray:
+    name = _official_name(path, model)
+    if path[-1] == 'w13':
+        halves = [_transpose_back(tensors[name.removesuffix('w13') + f'{part}.weight']) for part in ('w1', 'w3')]
+        return np.concatenate(halves, axis=-1)
+    return _layout(path, model, _qkv_in, _head_in, _transpose_back)(np.asarray(tensors[name], np.float32))
+
+
+def _layout(path: tuple[str, ...], model: mmaudio.MMAudio, qkv: Callable, head: Callable, matrix: Callable) -> Callable:
+    """The change of layout that the leaf at `path` needs, made of the three given ones."""
+    if path[-2:-1] == ('qkv',):
+        return lambda array: qkv(array, model.num_heads)
+    if path[-1] in ('q_norm', 'k_norm'):
+        return head
+    return matrix if path[-1] in ('kernel', 'w2') else lambda array: array
+
+
+def _transpose(kernel: np.ndarray) -> np.ndarray:
+    """Our matrix (in, out) or kernel (taps, in, out) → (out, in) or (out, in, taps); one tap is a matrix."""
+    kernel = np.asarray(kernel)
+    if kernel.ndim == 3 and kernel.shape[0] == 1:
+        kernel = kernel[0]
+    return kernel.transpose() if kernel.ndim == 2 else kernel.transpose(2, 1, 0)
+
+
+def _transpose_back(kernel: np.ndarray) -> np.ndarray:
+    return np.asarray(kernel, np.float32).transpose()
+
+
+def _head_out(scale: np.ndarray) -> np.ndarray:
+    """Channels of a head: halves (first of every pair, second of every pair) → neighbouring pairs."""
+    return scale.reshape(2, -1).transpose().reshape(-1)
+
+
+def _head_in(scale: np.ndarray) -> np.ndarray:
+    return np.asarray(scale, np.float32).reshape(-1, 2).transpose().reshape(-1)
+
+
+def _qkv_out(array: np.ndarray, heads: int) -> np.ndarray:
+    """Our kernel (D, 3D) or bias (3D) with columns (q|k|v, head, channel) → rows (head, channel, q|k|v)."""
+    rows = array.transpose().reshape(3, heads, 2, -1, *array.shape[:-1])
+    q_and_k = rows[:2].swapaxes(2, 3)
+    parts = [part.reshape(heads, -1, *array.shape[:-1]) for part in (q_and_k[0], q_and_k[1], rows[2])]
+    return np.stack(parts, axis=2).reshape(array.transpose().shape)
+
+
+def _qkv_in(array: np.ndarray, heads: int) -> np.ndarray:
+    rest = array.shape[1:]
+    q, k, v = np.moveaxis(np.asarray(array, np.float32).reshape(heads, -1, 3, *rest), 2, 0)
+    halves = [part.reshape(heads, -1, 2, *rest).swapaxes(1, 2).reshape(heads, -1, *rest) for part in (q, k)]
+    return np.stack([*halves, v]).reshape(array.shape).transpose()
