@@ -133,6 +133,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.evaluate.max_clips = 0  # 0: all
     c.evaluate.onset_windows_s = (0.1, 0.05, 0.3)  # the first is the one that tables quote
     c.evaluate.onset_delta = 0.3  # the detector's threshold, not the window
+    c.evaluate.onset_lag_s = 512 / 22_050  # the detector's lag (one hop), subtracted from its times; 0: the published protocol
     c.evaluate.save_clips = 8  # how many mp4 and spectrograms are written
 
     c.lock()
