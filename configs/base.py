@@ -46,6 +46,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.input = ml_collections.ConfigDict()
     # (record set, integer repeats an epoch); the split 'train' of each is used.
     c.input.mixture = (('vggsound', 5), ('audiocaps', 1), ('audioset_sl', 1), ('bbc', 1), ('freesound', 1), ('clotho', 1))
+    c.input.shares = ()  # (record set, share) pairs: training uses only that share of the set's examples, evenly spread
+    c.input.without_text = ()  # record sets whose captions are left out, in training and in evaluation
     c.input.validation = 'vggsound'  # its split 'validation'
     c.input.statistics = 'vggsound'  # latent mean and std are measured on its split 'train'
     c.input.batch_size = 512  # over all devices
@@ -82,6 +84,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.optimizer.schedule = 'step'  # after the warm-up: 'step', 'constant' or 'polynomial' (power 0.9)
     c.optimizer.schedule_steps = (240_000, 270_000)  # 'step': counted from the end of the warm-up
     c.optimizer.schedule_factor = 0.1
+    c.optimizer.polynomial_steps = 300_000  # 'polynomial': zero that many steps after the warm-up; usually train.total_steps
     c.optimizer.betas = (0.9, 0.95)
     c.optimizer.eps = 1e-6  # 1e-6 for bfloat16, 1e-8 for float32
     c.optimizer.weight_decay = 1e-6  # on every trained tensor
@@ -132,7 +135,14 @@ def get_config() -> ml_collections.ConfigDict:
     c.evaluate.max_clips = 0  # 0: all
     c.evaluate.onset_windows_s = (0.1, 0.05, 0.3)  # the first is the one that tables quote
     c.evaluate.onset_delta = 0.3  # the detector's threshold, not the window
+    c.evaluate.onset_lag_s = 512 / 22_050  # the detector's lag (one hop), subtracted from its times; 0: the published protocol
     c.evaluate.save_clips = 8  # how many mp4 and spectrograms are written
+    c.evaluate.workers = 2  # processes that turn latents into sound when the codec needs no accelerator, and score
+
+    # Several runs side by side (ablations.py): --mode=ablations.
+    c.ablations = ml_collections.ConfigDict()
+    c.ablations.rows = ()  # (name, what follows --config=) pairs, the default first
+    c.ablations.seeds = ()  # config.seed of the runs of every row
 
     c.lock()
     return c

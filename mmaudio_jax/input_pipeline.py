@@ -1,0 +1,281 @@
+"""Record sets → mixture → shuffled batches → global device arrays, with an iterator that resumes exactly (Grain).
+
+Row r of batch k is a function of (seed, k, r) alone: not of the number of hosts, worker processes or prefetched batches.
+A host reads the rows that its devices hold. So the whole state of the iterator is the number of batches handed out.
+"""
+import collections
+import hashlib
+import itertools
+import pathlib
+import sys
+from typing import Any, Iterator
+from typing import Sequence as Sequence_
+
+from absl import flags
+import grain.python as grain
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from mmaudio_jax import partitioning
+from mmaudio_jax import records
+
+BATCH_FIELDS = records.FEATURES + records.FLAGS
+_STATISTICS_THREADS = 8  # reads in flight: the files may be on a network
+_STATISTICS_BUFFER = 64  # examples
+
+
+class _Batches:
+    """Random access to this host's part of every batch of an endless dataset; what Grain's threads and workers read.
+
+    Element k holds the rows `rows` of batch first + k. Epochs follow each other without end; the examples that do not fill
+    the last batch of an epoch are left out of that epoch.
+    """
+
+    def __init__(self, examples: grain.MapDataset, batch_size: int, rows: Sequence_[int], first: int):
+        self._examples = examples
+        self._batch_size = batch_size
+        self._rows = rows
+        self._first = first
+
+    def __len__(self) -> int:
+        return sys.maxsize - self._first
+
+    def __getitem__(self, index) -> dict[str, np.ndarray]:
+        epoch, batch = divmod(self._first + int(index), len(self._examples) // self._batch_size)
+        start = epoch * len(self._examples) + batch * self._batch_size
+        examples = [self._examples[start + row] for row in self._rows]
+        return {name: np.stack([example[name] for example in examples]) for name in BATCH_FIELDS}
+
+
+def _local_rows(sharding: jax.sharding.Sharding, batch_size: int) -> list[int]:
+    """The rows of a global batch that the devices of this process hold, ascending."""
+    places = sharding.addressable_devices_indices_map((batch_size,)).values()
+    return sorted({row for index in places if index for row in range(*index[0].indices(batch_size))})
+
+
+def _to_global(batch: dict[str, np.ndarray], sharding: jax.sharding.Sharding, batch_size: int) -> dict[str, jax.Array]:
+    """Host rows → global arrays [batch_size, ...]."""
+    return {
+        name: jax.make_array_from_process_local_data(sharding, value, (batch_size, *value.shape[1:]))
+        for name, value in batch.items()
+    }
+
+
+class TrainIterator:
+    """Endless iterator over global batches; see `train_iterator`."""
+
+    def __init__(self, examples: grain.MapDataset, input_config, sharding: jax.sharding.Sharding, identity: dict[str, Any]):
+        self._examples = examples
+        self._config = input_config
+        self._sharding = sharding
+        self._identity = identity
+        self._rows = _local_rows(sharding, input_config.batch_size)
+        self._next = 0
+        self._on_device: collections.deque[dict[str, jax.Array]] = collections.deque()
+        self._host_batches: grain.DatasetIterator | None = None
+
+    def _read(self) -> grain.DatasetIterator:
+        """Starts the threads or worker processes that read, from the next batch on."""
+        source = _Batches(self._examples, self._config.batch_size, self._rows, self._next)
+        dataset = grain.MapDataset.source(source)
+        if self._config.workers:
+            if not flags.FLAGS.is_parsed():  # Grain reads a flag of its own, also where no program parsed any
+                flags.FLAGS.mark_as_parsed()
+            options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # the processes are the parallelism
+            workers = grain.MultiprocessingOptions(num_workers=self._config.workers, per_worker_buffer_size=1)
+            return iter(dataset.to_iter_dataset(options).mp_prefetch(workers))
+        ahead = max(1, self._config.prefetch)
+        return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)))
+
+    def __iter__(self) -> 'TrainIterator':
+        return self
+
+    def __next__(self) -> dict[str, jax.Array]:
+        """The next batch; the transfer of the `prefetch` batches after it has been started."""
+        if self._host_batches is None:  # only now, so that set_state before the first batch starts no workers in vain
+            self._host_batches = self._read()
+        while len(self._on_device) <= self._config.prefetch:
+            self._on_device.append(_to_global(next(self._host_batches), self._sharding, self._config.batch_size))
+        self._next += 1
+        return self._on_device.popleft()
+
+    def get_state(self) -> dict[str, Any]:
+        """JSON-able, and the same on every host: the next batch's number, and what the order of the batches depends on."""
+        return {'next_batch': self._next, **self._identity}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continues at `state`; hosts and workers may be other in number.
+
+        Raises:
+          ValueError: the state belongs to another order of batches; names the field.
+        """
+        for field, value in self._identity.items():
+            if state.get(field) != value:
+                raise ValueError(f'the checkpoint was made with {field} = {state.get(field)!r}, this run has {value!r}: its '
+                                 'place in the data has no meaning here; restore the field or use another --workdir')
+        self.close()
+        self._next = int(state['next_batch'])
+
+    def close(self) -> None:
+        """Ends the reading threads and worker processes; batches that were read ahead are read again if needed."""
+        self._on_device.clear()
+        if self._host_batches is not None:
+            self._host_batches.close()
+        self._host_batches = None
+
+
+class _Part:
+    """Random access to `length` examples of a source, evenly spread; with `text` False none of them has a caption."""
+
+    def __init__(self, source: records.Source, length: int, text: bool):
+        self._source = source
+        self._length = length
+        self._text = text
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index) -> dict[str, Any]:
+        example = self._source[int(index) * len(self._source) // self._length]
+        return example if self._text else {**example, 'text_exists': np.bool_(False)}
+
+
+def _load(config, records_dir: pathlib.Path, dataset: str, split: str) -> _Part:
+    """All examples of a split; those of config.input.without_text have no caption."""
+    source = records.load_source(pathlib.Path(records_dir) / dataset, split, records.schema_of(config))
+    return _Part(source, len(source), dataset not in config.input.without_text)
+
+
+def _load_share(config, records_dir: pathlib.Path, dataset: str) -> _Part:
+    """The share of the split 'train' that config.input.shares asks for, at least one example."""
+    source, share = _load(config, records_dir, dataset, 'train'), dict(config.input.shares).get(dataset, 1.0)
+    if not 0 < share <= 1:
+        raise ValueError(f'config.input.shares: {dataset!r} has the share {share}; it must be above 0 and at most 1')
+    return _Part(source, max(1, round(share * len(source))), True)
+
+
+def train_iterator(config, records_dir: pathlib.Path, mesh: jax.sharding.Mesh) -> TrainIterator:
+    """The mixture config.input.mixture, shuffled as a whole in every epoch.
+
+    Args:
+      config: its fields seed, sequence, extract and input.
+      records_dir: holds one folder per record set.
+      mesh: the batch is split over it by partitioning.batch_sharding.
+
+    Returns:
+      An endless iterator over dicts of global arrays: latent_mean, latent_std `[B, N, C]`, clip_features `[B, V, 1024]`,
+      sync_features `[B, S, 768]`, text_features `[B, 77, 1024]` in the stored dtype, video_exists, text_exists `[B]` bool;
+      with get_state, set_state and close.
+
+    Raises:
+      FileNotFoundError: a set that is not there.
+      ValueError: a set of another schema, a bad mixture, or fewer examples in an epoch than one batch.
+    """
+    mixture = config.input.mixture
+    for _, repeats in mixture:
+        if not isinstance(repeats, int) or repeats < 1:
+            raise ValueError(f'config.input.mixture: {repeats!r} repeats; they are integers of at least 1')
+    if not mixture:
+        raise ValueError('config.input.mixture is empty; name at least one record set')
+    for field in ('shares', 'without_text'):
+        names = dict(config.input.shares) if field == 'shares' else config.input.without_text
+        unknown = sorted(set(names) - {name for name, _ in mixture})
+        if unknown:
+            raise ValueError(f'config.input.{field} names {", ".join(unknown)}, which config.input.mixture does not have')
+    parts = [(grain.MapDataset.source(_load_share(config, records_dir, name)), repeats) for name, repeats in mixture]
+    examples = grain.MapDataset.concatenate([part.repeat(repeats) for part, repeats in parts])
+    if len(examples) < config.input.batch_size:
+        raise ValueError(f'config.input.batch_size is {config.input.batch_size}, but an epoch of config.input.mixture has only '
+                         f'{len(examples)} examples')
+    partitioning.check_batch_size(mesh, config.input.batch_size, 'config.input.batch_size')
+    identity = {
+        'seed': config.seed,
+        'batch_size': config.input.batch_size,
+        'mixture': [[name, repeats, len(part)] for (name, repeats), (part, _) in zip(mixture, parts)],
+    }
+    seed = int.from_bytes(hashlib.sha256(f'{config.seed} order of the examples'.encode()).digest()[:4], 'big')
+    return TrainIterator(examples.shuffle(seed=seed), config.input, partitioning.batch_sharding(mesh), identity)
+
+
+class ValidationBatches:
+    """The same batches in every pass; see `validation_batches`."""
+
+    def __init__(self, examples: grain.MapDataset, batch_size: int, prefetch: int, sharding: jax.sharding.Sharding):
+        self._examples = examples
+        self._batch_size = batch_size
+        self._prefetch = max(1, prefetch)
+        self._sharding = sharding
+
+    def __len__(self) -> int:
+        return len(self._examples) // self._batch_size
+
+    def __iter__(self) -> Iterator[dict[str, jax.Array]]:
+        source = _Batches(self._examples, self._batch_size, _local_rows(self._sharding, self._batch_size), 0)
+        options = grain.ReadOptions(num_threads=self._prefetch, prefetch_buffer_size=self._prefetch)
+        for batch in grain.MapDataset.source(source)[:len(self)].to_iter_dataset(options):
+            yield _to_global(batch, self._sharding, self._batch_size)
+
+
+def validation_batches(config, records_dir: pathlib.Path, mesh: jax.sharding.Mesh) -> ValidationBatches:
+    """The first config.input.validation_examples of the split 'validation', in whole batches, in the order of the records.
+
+    Returns:
+      Iterable any number of times, with len(); batches as of `train_iterator`. Examples that do not fill a batch are left out.
+
+    Raises:
+      FileNotFoundError, ValueError: as `train_iterator`; also fewer examples than one batch.
+    """
+    source = _load(config, records_dir, config.input.validation, 'validation')
+    count, size = min(len(source), config.input.validation_examples), config.input.validation_batch_size
+    partitioning.check_batch_size(mesh, size, 'config.input.validation_batch_size')
+    if count < size:
+        raise ValueError(f'config.input.validation_batch_size is {size}, but only {count} examples are there: '
+                         f'{config.input.validation!r} has {len(source)} in its split validation and '
+                         f'config.input.validation_examples is {config.input.validation_examples}')
+    examples = grain.MapDataset.source(source)[:count]
+    return ValidationBatches(examples, size, config.input.prefetch, partitioning.batch_sharding(mesh))
+
+
+def read_split(config, records_dir: pathlib.Path, dataset: str, split: str) -> Iterator[dict[str, Any]]:
+    """Examples of one split in the order of the records, numpy, with id, caption and duration_s; for evaluation.
+
+    Raises:
+      FileNotFoundError, ValueError: as records.load_source, at the call.
+    """
+    source = _load(config, records_dir, dataset, split)
+    return (source[index] for index in range(len(source)))
+
+
+def latent_statistics(config, records_dir: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of latent_mean over examples and time, of config.input.statistics' split 'train'.
+
+    Streams; every host reads its share. Sums are float64.
+
+    Returns:
+      (mean [C], std [C]), float32, the population's deviation.
+
+    Raises:
+      ValueError: a channel that never changes.
+    """
+    source = _load(config, records_dir, config.input.statistics, 'train')
+    share = grain.MapDataset.source(source)[jax.process_index()::jax.process_count()]
+    options = grain.ReadOptions(num_threads=_STATISTICS_THREADS, prefetch_buffer_size=_STATISTICS_BUFFER)
+    count, shift = 0, source[0]['latent_mean'].astype(np.float64).mean(axis=0)  # shifted: no cancellation in the squares
+    sums = np.zeros((2, len(shift)))
+    for example in share.to_iter_dataset(options):
+        latents = example['latent_mean'].astype(np.float64) - shift
+        count += len(latents)
+        sums += latents.sum(axis=0), np.square(latents).sum(axis=0)
+    if jax.process_count() > 1:
+        # Bytes, because the gather would round float64 to float32.
+        mine = np.concatenate([[count], sums.ravel()]).view(np.uint8)
+        everyone = np.ascontiguousarray(multihost_utils.process_allgather(mine)).view(np.float64).sum(axis=0)
+        count, sums = everyone[0], everyone[1:].reshape(2, -1)
+    mean = sums[0] / count
+    std = np.sqrt(np.maximum(sums[1] / count - np.square(mean), 0))
+    constant = list(itertools.compress(range(len(std)), std < 1e-8))
+    if constant:
+        raise ValueError(f'{pathlib.Path(records_dir) / config.input.statistics}: latent channels {constant} never change, so '
+                         'that they cannot be normalised; is config.input.statistics the right set?')
+    return (mean + shift).astype(np.float32), std.astype(np.float32)

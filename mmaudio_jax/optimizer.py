@@ -1,0 +1,90 @@
+"""Learning-rate schedules and AdamW over the trained leaves. Source: MMAudio (arXiv 2412.15322), section 4.1."""
+from typing import Any, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mmaudio_jax.models import mmaudio
+
+SCHEDULES = ('step', 'constant', 'polynomial')
+POLYNOMIAL_POWER = 0.9
+
+
+def trained_labels(params: Mapping[str, Any]) -> dict[str, str]:
+    """'frozen' or 'trained' for every top-level entry of `params`; entries of mmaudio.FROZEN are constants of the data."""
+    return {name: 'frozen' if name in mmaudio.FROZEN else 'trained' for name in params}
+
+
+def stop_frozen(params: Mapping[str, Any]) -> dict[str, Any]:
+    """`params` with the gradient cut at the frozen entries, so that they count in no gradient norm."""
+    labels = trained_labels(params)
+    return {name: jax.lax.stop_gradient(value) if labels[name] == 'frozen' else value for name, value in params.items()}
+
+
+def make_schedule(config) -> optax.Schedule:
+    """Learning rate of a step.
+
+    With w = config.warmup_steps and u = step - w, the steps since the end of the warm-up, the rate is
+    config.learning_rate times min(1, (step + 1) / (w + 1)) times
+
+      step        config.schedule_factor to the number of config.schedule_steps that are <= u
+      constant    1
+      polynomial  (1 - u / config.polynomial_steps)^0.9, and 0 from u = config.polynomial_steps on
+
+    Args:
+      config: the section `optimizer` of the configuration.
+
+    Returns:
+      fn(step) -> float32 [], for an int32 step that counts from 0.
+
+    Raises:
+      ValueError: an unknown schedule, or a field that it cannot work with.
+    """
+    if config.schedule not in SCHEDULES:
+        raise ValueError(f'optimizer.schedule is {config.schedule!r}: choose one of {", ".join(SCHEDULES)}')
+    if config.warmup_steps < 0:
+        raise ValueError(f'optimizer.warmup_steps is {config.warmup_steps}: set 0 for none, or a positive number')
+    if config.schedule == 'polynomial' and config.polynomial_steps <= 0:
+        raise ValueError(f'optimizer.polynomial_steps is {config.polynomial_steps}: set the steps until the rate is 0')
+
+    def schedule(step):
+        since = jnp.maximum(step - config.warmup_steps, 0)
+        warmup = jnp.minimum(1.0, (step + 1) / (config.warmup_steps + 1))
+        decay = jnp.float32(1)
+        if config.schedule == 'step':
+            for boundary in config.schedule_steps:
+                decay *= jnp.where(since >= boundary, config.schedule_factor, 1.0)
+        elif config.schedule == 'polynomial':
+            decay = (1 - jnp.minimum(since, config.polynomial_steps) / config.polynomial_steps)**POLYNOMIAL_POWER
+        return jnp.asarray(config.learning_rate * warmup * decay, jnp.float32)
+
+    return schedule
+
+
+def make(config, params: Mapping[str, Any]) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Clipping by global norm, then AdamW, over the trained entries of `params`.
+
+    The weight decay is decoupled, lr * weight_decay * p, and acts on every trained tensor, biases and norm scales too.
+    Entries of mmaudio.FROZEN get zero updates, count in no norm, and have no optimizer state. Moments are float32.
+
+    Args:
+      config: the section `optimizer` of the configuration.
+      params: the parameters, or their shapes; mapping with the official top-level names.
+
+    Returns:
+      (optax transformation on trees like `params`, schedule fn(step) -> lr).
+
+    Raises:
+      ValueError: a trained leaf is not float32, or the schedule is wrong.
+    """
+    labels = trained_labels(params)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if leaf.dtype != jnp.float32:
+            raise ValueError(f'parameter {jax.tree_util.keystr(path)} is {leaf.dtype}: parameters and their moments are '
+                             'float32, whatever model.dtype is; convert it before training')
+    schedule = make_schedule(config)
+    b1, b2 = config.betas
+    adamw = optax.adamw(schedule, b1=b1, b2=b2, eps=config.eps, weight_decay=config.weight_decay)
+    trained = optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+    return optax.partition({'trained': trained, 'frozen': optax.set_to_zero()}, labels), schedule

@@ -1,0 +1,218 @@
+"""Which examples a batch holds, in which order, over hosts, workers, epochs and restarts."""
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from configs import base
+from mmaudio_jax import input_pipeline
+from mmaudio_jax import partitioning
+from mmaudio_jax import records
+from tests import records_test
+
+TRAIN, SOUNDS = 21, 6  # examples; records_test numbers them through, and latent_mean[0, 0] below is that number
+
+
+def write_numbered(folder, first: int, lengths: dict) -> None:
+    """A set whose example k has latent_mean = k in channel 0."""
+    folder.mkdir(parents=True)
+    number = itertools.count(first)
+    for split, length in lengths.items():
+        examples = [records_test.make_example(next(number)) for _ in range(length)]
+        for example in examples:
+            example['latent_mean'][:, 0] = int(example['id'].split('-')[1])
+        path = folder / records.shard_name(folder.name, split, 0, 1)
+        records.write_shard(path, map(records_test.SCHEMA.encode, examples))
+    lengths = {split: [length] for split, length in lengths.items()}
+    records.write_metadata(folder, folder.name, records_test.SCHEMA, lengths, {})
+
+
+@pytest.fixture(name='folder', scope='module')
+def fixture_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('records')
+    write_numbered(folder / 'clips', 0, {'train': TRAIN, 'validation': 11})
+    write_numbered(folder / 'sounds', 100, {'train': SOUNDS})
+    return folder
+
+
+def make_config(**changes):
+    config = base.get_config()
+    config.sequence.duration_s = records_test.SCHEMA.duration_s
+    config.extract.encoder, config.extract.codec = 'pixels', 'pca'
+    config.input.mixture = (('clips', 2), ('sounds', 1))
+    config.input.validation = config.input.statistics = 'clips'
+    config.input.batch_size = config.input.validation_batch_size = 8
+    config.input.workers = 0
+    config.input.update(changes)
+    return config
+
+
+def make_mesh():
+    return partitioning.make_mesh({'data': -1})
+
+
+def numbers(batch) -> list[int]:
+    return np.asarray(batch['latent_mean'][:, 0, 0]).astype(int).tolist()
+
+
+def take(iterator, count: int) -> list[list[int]]:
+    return [numbers(next(iterator)) for _ in range(count)]
+
+
+def test_an_epoch_holds_the_mixture_and_the_next_is_another_order(folder):
+    iterator = input_pipeline.train_iterator(make_config(), folder, make_mesh())
+    batches = (2 * TRAIN + SOUNDS) // 8
+    first, second = take(iterator, batches), take(iterator, batches)
+    counts = np.bincount(np.concatenate(first), minlength=106)
+    assert counts.sum() == 48 == 2 * TRAIN + SOUNDS  # this epoch has no remainder
+    np.testing.assert_array_equal(counts[:TRAIN], 2)
+    np.testing.assert_array_equal(counts[100:], 1)
+    assert first != second and sorted(np.concatenate(first)) == sorted(np.concatenate(second))
+    assert len({n >= 100 for n in first[0] + first[1] + first[2]}) == 2  # mixed, not one set after the other
+    iterator.close()
+
+
+def test_shares_are_spread_over_the_set_and_captions_can_be_left_out(folder):
+    config = make_config(mixture=(('clips', 1), ('sounds', 3)), shares=(('clips', 1 / 3), ), without_text=('sounds', ))
+    iterator = input_pipeline.train_iterator(config, folder, make_mesh())
+    epoch = [next(iterator) for _ in range(3)]
+    seen = sorted({(number, bool(text)) for batch in epoch for number, text in zip(numbers(batch), batch['text_exists'])})
+    with_text = {int(example['id'].split('-')[1]): bool(example['text_exists'])
+                 for example in input_pipeline.read_split(make_config(), folder, 'clips', 'train')}
+    assert seen == [(n, with_text[n]) for n in range(0, TRAIN, 3)] + [(n, False) for n in range(100, 106)]
+    iterator.close()
+
+
+def test_remainder_is_left_out(folder):
+    iterator = input_pipeline.train_iterator(make_config(mixture=(('clips', 1), )), folder, make_mesh())
+    for epoch in range(3):
+        seen = np.concatenate(take(iterator, TRAIN // 8))
+        assert len(set(seen)) == TRAIN // 8 * 8, epoch  # no example twice
+    iterator.close()
+
+
+def test_batches_are_global_arrays_of_the_stored_dtype(folder):
+    mesh = make_mesh()
+    iterator = input_pipeline.train_iterator(make_config(), folder, mesh)
+    batch = next(iterator)
+    assert set(batch) == set(input_pipeline.BATCH_FIELDS)
+    for name, shape in records_test.SCHEMA.shapes.items():
+        assert batch[name].shape == (8, *shape) and batch[name].dtype == np.float16
+        assert batch[name].sharding.is_equivalent_to(partitioning.batch_sharding(mesh), batch[name].ndim)
+    assert batch['video_exists'].dtype == bool
+    expected = [records_test.make_example(n)['video_exists'] for n in numbers(batch)]
+    np.testing.assert_array_equal(batch['video_exists'], expected)
+    iterator.close()
+
+
+@pytest.mark.parametrize('consumed', [0, 1, 5, 6, 17])
+def test_resume_continues_with_the_very_next_batch(folder, consumed):
+    iterator = input_pipeline.train_iterator(make_config(prefetch=3), folder, make_mesh())
+    take(iterator, consumed)
+    state = json.loads(json.dumps(iterator.get_state()))
+    expected = take(iterator, 8)
+    resumed = input_pipeline.train_iterator(make_config(prefetch=1), folder, make_mesh())
+    next(resumed)
+    resumed.set_state(state)
+    assert resumed.get_state() == state
+    assert take(resumed, 8) == expected
+    iterator.close()
+    resumed.close()
+
+
+def test_worker_processes_give_the_same_batches(folder):
+    threads = input_pipeline.train_iterator(make_config(), folder, make_mesh())
+    next(threads)
+    processes = input_pipeline.train_iterator(make_config(workers=2), folder, make_mesh())
+    processes.set_state(threads.get_state())
+    assert take(processes, 6) == take(threads, 6)
+    processes.close()
+    threads.close()
+
+
+@pytest.mark.parametrize('hosts', [2, 4])
+def test_hosts_share_every_batch(folder, monkeypatch, hosts):
+    """Each host reads only its rows; together they are the batch that one host would read."""
+    one = input_pipeline.train_iterator(make_config(), folder, make_mesh())
+    expected = take(one, 8)
+    one.close()
+    share = 8 // hosts
+    parts = []
+    # One process cannot be several; what differs between hosts is only which rows their devices hold.
+    monkeypatch.setattr(input_pipeline, '_to_global', lambda batch, *_: batch)
+    for host in range(hosts):
+        rows = list(range(host * share, (host + 1) * share))
+        monkeypatch.setattr(input_pipeline, '_local_rows', lambda *_, rows=rows: rows)
+        iterator = input_pipeline.train_iterator(make_config(), folder, make_mesh())
+        parts.append(take(iterator, 8))
+        assert iterator.get_state() == {**one.get_state(), 'next_batch': 8}
+        iterator.close()
+    assert [sum(batches, []) for batches in zip(*parts)] == expected
+
+
+def test_local_rows_are_those_of_the_devices():
+    mesh = make_mesh()
+    assert input_pipeline._local_rows(partitioning.batch_sharding(mesh), 16) == list(range(16))
+    assert input_pipeline._local_rows(partitioning.replicated(mesh), 16) == list(range(16))
+
+
+@pytest.mark.parametrize('field, changes', [('seed', {}), ('batch_size', {'batch_size': 16}),
+                                            ('mixture', {'mixture': (('clips', 3), )})])
+def test_state_of_another_order_is_refused(folder, field, changes):
+    state = input_pipeline.train_iterator(make_config(), folder, make_mesh()).get_state()
+    config = make_config(**changes)
+    config.seed += field == 'seed'
+    with pytest.raises(ValueError, match=f'made with {field} ='):
+        input_pipeline.train_iterator(config, folder, make_mesh()).set_state(state)
+
+
+def test_validation_is_the_same_in_every_pass(folder):
+    batches = input_pipeline.validation_batches(make_config(), folder, make_mesh())
+    assert len(batches) == 1
+    assert [numbers(b) for b in batches] == [numbers(b) for b in batches] == [list(range(TRAIN, TRAIN + 8))]
+
+
+def test_read_split_keeps_ids_and_order(folder):
+    examples = list(input_pipeline.read_split(make_config(), folder, 'clips', 'validation'))
+    assert [example['id'] for example in examples] == [f'clip-{n:03d}' for n in range(TRAIN, TRAIN + 11)]
+
+
+def test_latent_statistics_match_numpy(folder):
+    mean, std = input_pipeline.latent_statistics(make_config(), folder)
+    source = records.load_source(folder / 'clips', 'train', records_test.SCHEMA)
+    latents = np.concatenate([source[i]['latent_mean'] for i in range(len(source))]).astype(np.float64)
+    np.testing.assert_allclose(mean, latents.mean(axis=0), atol=1e-6)  # measured: 2e-8
+    np.testing.assert_allclose(std, latents.std(axis=0), rtol=1e-6)  # measured: 3e-8
+    assert mean.dtype == std.dtype == np.float32 and mean.shape == (20, )
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'mixture': (('drums', 1), )}, 'drums: no such record set'),
+    ({'mixture': ()}, 'mixture is empty'),
+    ({'mixture': (('clips', 0), )}, '0 repeats'),
+    ({'shares': (('clips', 1.5), )}, "'clips' has the share 1.5"),
+    ({'without_text': ('drums', )}, 'without_text names drums'),
+    ({'batch_size': 64}, 'has only 48 examples'),
+    ({'batch_size': 12}, 'config.input.batch_size is 12'),
+])
+def test_what_cannot_train_is_refused(folder, changes, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        input_pipeline.train_iterator(make_config(**changes), folder, make_mesh())
+
+
+def test_validation_smaller_than_a_batch_is_refused(folder):
+    with pytest.raises(ValueError, match='validation_batch_size is 16, but only 11 examples'):
+        input_pipeline.validation_batches(make_config(validation_batch_size=16), folder, make_mesh())
+
+
+def test_a_constant_channel_is_refused(tmp_path):
+    records_test.write_set(tmp_path / 'clips', {'train': [1]})
+    folder = tmp_path / 'flat'
+    folder.mkdir()
+    example = records_test.make_example(0)
+    example['latent_mean'][:, 3] = 0.5
+    records.write_shard(folder / records.shard_name('flat', 'train', 0, 1), [records_test.SCHEMA.encode(example)])
+    records.write_metadata(folder, 'flat', records_test.SCHEMA, {'train': [1]}, {})
+    with pytest.raises(ValueError, match=r'latent channels \[3\] never change'):
+        input_pipeline.latent_statistics(make_config(statistics='flat'), tmp_path)
