@@ -30,8 +30,9 @@ from mmaudio_jax import media
 
 VERSION = 1  # of what a seed looks and sounds like; other versions' files are not mixed with these
 NOT_CONTENT = ('workers',)  # fields of config.impacts that do not change the files
-VIDEO_CODEC_OPTIONS = {'preset': 'veryfast', 'crf': '20', 'bf': '0', 'threads': '1'}  # no reordered frames, same bytes every time
+VIDEO_CODEC_OPTIONS = {'preset': 'ultrafast', 'crf': '24', 'threads': '1'}  # no reordered frames, the same bytes every time
 AUDIO_BIT_RATE = 128_000
+AUDIO_CODEC_OPTIONS = {'aac_coder': 'fast'}  # a third of the time of the default, and closer to these sounds (44 to 57 dB)
 PROGRESS_S = 5.0  # between two lines when the output is no terminal
 
 
@@ -80,7 +81,8 @@ def write_clip(job: Job) -> None:
     with media.atomic_file(job.path) as beside, av.open(os.fspath(beside), 'w', format='mp4') as container:
         picture = container.add_stream('libx264', rate=job.fps, width=job.size, height=job.size, pix_fmt='yuv420p',
                                        options=VIDEO_CODEC_OPTIONS)
-        sound = container.add_stream('aac', rate=impacts_sound.SAMPLE_RATE_HZ, layout='mono', bit_rate=AUDIO_BIT_RATE)
+        sound = container.add_stream('aac', rate=impacts_sound.SAMPLE_RATE_HZ, layout='mono', bit_rate=AUDIO_BIT_RATE,
+                                     options=AUDIO_CODEC_OPTIONS)
         frames = _video_packets(picture, impacts_picture.frames(scene, job.size, job.fps))
         sounds = media.encode_sound(sound, waveform, Fraction(0))
         for packet in heapq.merge(frames, sounds, key=lambda packet: packet.dts * packet.time_base):
