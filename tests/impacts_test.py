@@ -57,8 +57,10 @@ def test_captions_name_count_and_order():
     def words(*things):
         return impacts_scene.caption(impacts_scene.Scene(0, 4.0, things, ()))
 
-    assert words(thing('metal', 'rod', [1, 2]), thing('glass', 'cup', [3])) == 'a metal rod strikes twice, then a glass cup once'
-    assert words(thing('wood', 'ball', [3]), thing('stone', 'block', [1])) == 'a stone block strikes once, then a wooden ball once'
+    assert words(thing('metal', 'rod', [1, 2]), thing('glass', 'cup', [3])) == (
+        'a metal rod strikes twice, then a glass cup once')
+    assert words(thing('wood', 'ball', [3]), thing('stone', 'block', [1])) == (
+        'a stone block strikes once, then a wooden ball once')
     assert words(thing('metal', 'rod', [1, 3]), thing('glass', 'cup', [2])) == (
         'a metal rod strikes twice and a glass cup once, by turns')
     assert words(thing('metal', 'rod', [1]), thing('glass', 'cup', [2, 3, 3.5], visible=False)) == (
