@@ -33,7 +33,7 @@ _UNFINISHED = '.orbax-checkpoint-tmp'  # in the name of a folder that Orbax has 
 FREE_FIELDS = (
     'name', 'stages', 'data_dir', 'impacts.workers', 'extract.batch_size', 'extract.workers', 'input.validation',
     'input.validation_batch_size', 'input.validation_examples', 'input.workers', 'input.prefetch', 'model.remat',
-    'ema.snapshot_every', 'ema.synthesis_sigma_rel', 'mesh', 'train', 'sampling', 'generate', 'evaluate')
+    'ema.snapshot_every', 'ema.synthesis_sigma_rel', 'mesh', 'train', 'sampling', 'generate', 'evaluate', 'ablations')
 
 
 class CheckpointError(ValueError):
@@ -302,12 +302,18 @@ def load_ema_snapshots(workdir: pathlib.Path) -> list[ema.Snapshot]:
     return found
 
 
-def load_params(workdir: pathlib.Path, sigma_rel: float, step: int | None = None) -> tuple[Any, dict]:
+def latest_snapshot(workdir: pathlib.Path) -> int:
+    """The last step whose averages are stored; raises CheckpointError when there is none."""
+    return load_ema_snapshots(workdir)[-1].step
+
+
+def load_params(workdir: pathlib.Path, sigma_rel: float | None = None, step: int | None = None) -> tuple[Any, dict]:
     """Weights to sample from: the average of width sigma_rel at a step, synthesised from the stored snapshots.
 
     Args:
       workdir: of a training run; reads ema/.
-      sigma_rel: relative width of the average (EDM2, arXiv 2312.02696, section 3), for example 0.05.
+      sigma_rel: relative width of the average (EDM2, arXiv 2312.02696, section 3), for example 0.05; None for
+        config.ema.synthesis_sigma_rel of the run.
       step: one of the stored ones; None for the last.
 
     Returns:
@@ -319,8 +325,13 @@ def load_params(workdir: pathlib.Path, sigma_rel: float, step: int | None = None
     """
     snapshots = load_ema_snapshots(workdir)
     step = snapshots[-1].step if step is None else step
-    params = ema.synthesize([snapshot for snapshot in snapshots if snapshot.step <= step], sigma_rel, step)
-    return params, json.loads((_ema_folder(workdir) / str(step) / 'config.json').read_text())
+    stored = _snapshot_steps(workdir)
+    if step not in stored:
+        raise CheckpointError(f'no EMA snapshot of step {step} in {_ema_folder(workdir)}; it has those of '
+                              f'{", ".join(map(str, stored))}')
+    config = json.loads((_ema_folder(workdir) / str(step) / 'config.json').read_text())
+    sigma_rel = config['ema']['synthesis_sigma_rel'] if sigma_rel is None else sigma_rel
+    return ema.synthesize([snapshot for snapshot in snapshots if snapshot.step <= step], sigma_rel, step), config
 
 
 def check_snapshots(workdir: pathlib.Path, config: Any) -> None:

@@ -40,7 +40,7 @@ class Counter:
 def _config(**train):
     fields = dict(total_steps=100, checkpoint_every=10, keep_last=2, keep_every=0, log_every=1)
     return ml_collections.ConfigDict({'seed': 1, 'optimizer': {'learning_rate': 1e-3, 'betas': (0.9, 0.95)},
-                                      'train': {**fields, **train}})
+                                      'ema': {'synthesis_sigma_rel': 0.1}, 'train': {**fields, **train}})
 
 
 def _state(value, size=64):
@@ -183,6 +183,9 @@ def test_weights_are_synthesised_from_the_snapshots(tmp_path):
         np.testing.assert_allclose(params['dense']['kernel'], np.full((3, 2), value), rtol=1e-6)
         np.testing.assert_array_equal(params['latent_mean'], np.full((1, 1, 2), 7))
         assert saved == checkpoints.to_json(config)
+    assert checkpoints.latest_snapshot(tmp_path) == 30
+    own_width = checkpoints.load_params(tmp_path, config.ema.synthesis_sigma_rel)[0]
+    np.testing.assert_array_equal(checkpoints.load_params(tmp_path)[0]['dense']['kernel'], own_width['dense']['kernel'])
     with pytest.raises(ValueError, match='no EMA snapshot of step 25'):
         checkpoints.load_params(tmp_path, 0.05, 25)
 
