@@ -1,8 +1,11 @@
-"""A network and a data set so small that a run takes seconds: `python -m tests.tiny_run WORKDIR STEPS` trains it."""
+"""A network and a data set so small that a run takes seconds, and runs in processes of their own that can be killed."""
+import multiprocessing
+import os
 import pathlib
-import sys
+import time
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from configs import base
@@ -80,11 +83,49 @@ def write_records(workdir: pathlib.Path) -> None:
     records_test.write_set(workdir / 'records' / 'bells', lengths)
 
 
-def use_network() -> None:
-    """Replaces MMAudio in the loop."""
-    train.mmaudio.build = lambda model_config, sequence: Network(sequence.latent_channels)
+def build_network(model_config, sequence) -> Network:
+    """Stands in for models.mmaudio.build."""
+    del model_config
+    return Network(sequence.latent_channels)
 
 
-if __name__ == '__main__':
-    use_network()
-    train.train(make_config(total_steps=int(sys.argv[2])), pathlib.Path(sys.argv[1]))
+def _run_in_child(workdir: str, fields: dict, cache: str) -> None:
+    log = os.open(f'{workdir}/output.txt', os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    jax.config.update('jax_compilation_cache_dir', cache)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+    train.mmaudio.build = build_network
+    train.train(make_config(**fields), pathlib.Path(workdir))
+
+
+class Run:
+    """train.train in a child process that is forked from a server in which everything is imported, but no device started."""
+
+    def __init__(self, workdir: pathlib.Path, cache: pathlib.Path, **train_fields):
+        self.output_path = workdir / 'output.txt'
+        self.output_path.unlink(missing_ok=True)
+        context = multiprocessing.get_context('forkserver')
+        context.set_forkserver_preload(['tests.tiny_run'])
+        self.process = context.Process(target=_run_in_child, args=(str(workdir), train_fields, str(cache)))
+        self.process.start()
+
+    def output(self) -> str:
+        """What the run has printed so far."""
+        return self.output_path.read_text() if self.output_path.exists() else ''
+
+    def wait_for(self, text: str) -> None:
+        """Returns when the run has printed the text, or has ended."""
+        while text not in self.output() and self.process.is_alive():
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        """As `kill -9` does."""
+        self.process.kill()
+        self.process.join()
+
+    def finish(self) -> str:
+        """The output of a run that ends with exit code 0."""
+        self.process.join(300)
+        assert self.process.exitcode == 0, self.output()
+        return self.output()
