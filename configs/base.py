@@ -137,7 +137,6 @@ def get_config() -> ml_collections.ConfigDict:
     c.evaluate.onset_delta = 0.3  # the detector's threshold, not the window
     c.evaluate.onset_lag_s = 512 / 22_050  # the detector's lag (one hop), subtracted from its times; 0: the published protocol
     c.evaluate.save_clips = 8  # how many mp4 and spectrograms are written
-    c.evaluate.workers = 2  # processes that turn latents into sound when the codec needs no accelerator, and score
 
     # Several runs side by side (ablations.py): --mode=ablations.
     c.ablations = ml_collections.ConfigDict()

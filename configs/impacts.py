@@ -12,8 +12,8 @@ def get_config():
     c = base.get_config()
     c.name, c.stages = 'impacts', ('impacts', 'extract', 'train', 'evaluate')
     c.sequence.duration_s = 4.0
-    c.extract.update(datasets=(('impacts', 'media/impacts'), ('impacts_sounds', 'media/impacts_sounds')), encoder='pixels', codec='pca',
-                     codec_fit_dataset='impacts')
+    c.extract.update(datasets=(('impacts', 'media/impacts'), ('impacts_sounds', 'media/impacts_sounds')),
+                     encoder='pixels', codec='pca', codec_fit_dataset='impacts')
     c.input.update(mixture=(('impacts', 5), ('impacts_sounds', 1)), validation='impacts', statistics='impacts', batch_size=8,
                    validation_batch_size=8, validation_examples=32, workers=0)
     c.model.update(hidden_size=64, num_heads=1, joint_blocks=2, fused_blocks=2, dtype='float32')
