@@ -4,9 +4,9 @@
     DATA_DIR/media/impacts_sounds/train.jsonl               sounds with a caption and no video (flac)
     DATA_DIR/media/impacts/impacts.json                     what they were made with
 
-One JSON object a line: id, video and audio (path beside the table, or null; audio is null when it is inside the video), caption,
-split, seed, duration_s, onset_times_s (strikes in the picture, or all of a sound), off_screen_onset_times_s, off_screen,
-materials, strikes (time_s, speed, thing) and bytes (size of the file). A table is written when all its files are there.
+One JSON object a line: id, video and audio (path beside the table, or null; audio is null when it is inside the video),
+caption, split, seed, duration_s, onset_times_s (strikes in the picture, or all of a sound), off_screen_onset_times_s,
+off_screen, materials, strikes (time_s, speed, thing) and bytes (of the file). A table appears when all its files are there.
 """
 import concurrent.futures
 from fractions import Fraction
@@ -49,13 +49,16 @@ class Part(NamedTuple):
     """One split of one dataset."""
     dataset: str
     split: str
-    count: int
+    clips: int
     with_video: bool
 
 
 def _parts(settings) -> list[Part]:
-    return [Part('impacts', 'train', settings.train_clips, True), Part('impacts', 'validation', settings.validation_clips, True),
-            Part('impacts', 'test', settings.test_clips, True), Part('impacts_sounds', 'train', settings.train_sounds, False)]
+    """All splits, in the order in which they are rendered."""
+    return [Part('impacts', 'train', settings.train_clips, True),
+            Part('impacts', 'validation', settings.validation_clips, True),
+            Part('impacts', 'test', settings.test_clips, True),
+            Part('impacts_sounds', 'train', settings.train_sounds, False)]
 
 
 def _video_packets(stream, frames: Iterator[np.ndarray]) -> Iterator[av.Packet]:
@@ -85,7 +88,7 @@ def write_clip(job: Job) -> None:
                                      options=AUDIO_CODEC_OPTIONS)
         frames = _video_packets(picture, impacts_picture.frames(scene, job.size, job.fps))
         sounds = media.encode_sound(sound, waveform, Fraction(0))
-        for packet in heapq.merge(frames, sounds, key=lambda packet: packet.dts * packet.time_base):
+        for packet in heapq.merge(frames, sounds, key=media.packet_time):
             container.mux(packet)
 
 
@@ -107,7 +110,7 @@ def _row(part: Part, name: str, job: Job) -> dict[str, Any]:
 def _jobs(part: Part, settings, folder: pathlib.Path) -> dict[str, Job]:
     """The files of a part by id."""
     suffix = 'mp4' if part.with_video else 'flac'
-    names = [f'{part.dataset}_{part.split}_{i:05d}' for i in range(part.count)]
+    names = [f'{part.dataset}_{part.split}_{i:05d}' for i in range(part.clips)]
     key = part.split if part.with_video else f'{part.dataset}/{part.split}'
     return {name: Job(path=str(folder / part.split / f'{name}.{suffix}'),
                       seed=impacts_scene.clip_seed(settings.seed, key, i), duration_s=settings.duration_s,
@@ -144,13 +147,14 @@ def _check_same_settings(path: pathlib.Path, made_with: dict[str, Any]) -> None:
     if not path.is_file():
         return
     before = json.loads(path.read_text())
+    advice = f'choose another workdir, or delete {path.parent} and impacts_sounds beside it'
     if before['version'] != made_with['version']:
         raise ValueError(f'{path.parent} was rendered by version {before["version"]} of impacts, this is version '
-                         f'{made_with["version"]}; delete {path.parent} and impacts_sounds beside it, or choose another workdir')
+                         f'{made_with["version"]}; {advice}')
     for field, value in made_with['config'].items():
         if before['config'].get(field) != value:
-            raise ValueError(f'{path.parent} was rendered with impacts.{field} = {before["config"].get(field)!r}, the configuration '
-                             f'says {value!r}; choose another workdir, or delete that folder and impacts_sounds beside it')
+            raise ValueError(f'{path.parent} was rendered with impacts.{field} = {before["config"].get(field)!r}, '
+                             f'the configuration says {value!r}; {advice}')
 
 
 def _check(settings) -> None:
@@ -167,13 +171,13 @@ def _check(settings) -> None:
 def _die_with_parent() -> None:
     """Lets a worker end when the process that started it was killed, instead of waiting for work for ever."""
     parent = multiprocessing.parent_process()
+    assert parent is not None, 'a worker was started by a process'
 
-    def watch():
-        parent.join()
+    def watch(process):
+        process.join()
         os._exit(1)
 
-    if parent is not None:
-        threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=watch, args=(parent,), daemon=True).start()
 
 
 def _progress(done: int, total: int, started: float, last: bool) -> None:
@@ -225,7 +229,7 @@ def render(config, workdir: pathlib.Path) -> None:
     made_with = {'version': VERSION, 'config': fields}
     _check_same_settings(marker, made_with)
     plan = [(part, root / part.dataset / f'{part.split}.jsonl', _jobs(part, settings, root / part.dataset))
-            for part in _parts(settings) if part.count]
+            for part in _parts(settings) if part.clips]
     missing = [job for _, table, jobs in plan for job in _missing(jobs, table)]
     total = sum(len(jobs) for _, _, jobs in plan)
     if not missing and all(table.is_file() for _, table, _ in plan):
