@@ -15,14 +15,15 @@ import numpy as np
 from mmaudio_jax import media
 
 SPLITS = ('train', 'validation', 'test')
-REQUIRED = {'id': str, 'video': (str, type(None)), 'audio': (str, type(None)), 'caption': str, 'split': str}
+REQUIRED = ('id', 'video', 'audio', 'caption', 'split')
+NULLABLE = ('video', 'audio')
 PEAK = 0.95  # training clips are scaled to it
 SILENT_PEAK = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """One example to extract. Paths are absolute or relative to the working folder; start_s in seconds from the file's start."""
+    """One example to extract. Paths start at the table's folder; start_s in seconds from the file's start."""
     id: str
     video: pathlib.Path | None
     audio: pathlib.Path | None
@@ -41,7 +42,8 @@ def read_table(path: pathlib.Path) -> list[Clip]:
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'{path}: no such clip table; config.extract.datasets names the folder that holds it')
-    clips, lines = [], {}
+    clips: list[Clip] = []
+    lines: dict[str, int] = {}
     for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
         try:
             clip = _parse(json.loads(line), path)
@@ -60,11 +62,12 @@ def _parse(row: Any, path: pathlib.Path) -> Clip:
     """One line of the table at `path`."""
     if not isinstance(row, dict):
         raise ValueError('is not a JSON object')
-    for column, kind in REQUIRED.items():
+    for column in REQUIRED:
         if column not in row:
             raise ValueError(f'has no {column!r}; needed are {", ".join(REQUIRED)}')
-        if not isinstance(row[column], kind):
-            raise ValueError(f'{column!r} is {row[column]!r}, not a string{" or null" if kind is not str else ""}')
+        nullable = column in NULLABLE
+        if not isinstance(row[column], str) and not (nullable and row[column] is None):
+            raise ValueError(f'{column!r} is {row[column]!r}, not a string{" or null" if nullable else ""}')
     start_s = row.get('start_s', 0.0)
     if isinstance(start_s, bool) or not isinstance(start_s, (int, float)) or not 0 <= start_s < float('inf'):
         raise ValueError(f"'start_s' is {start_s!r}, not a time in seconds from 0 on")

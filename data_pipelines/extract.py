@@ -120,7 +120,7 @@ def _is_done(folder: pathlib.Path, schema: records.Schema, made_with: dict[str, 
     for field, value in made_with.items():
         if stored.get(field) != value:
             what = 'other clip tables' if field == 'tables' else 'a codec that was fitted to other clips (codec_fit_dataset)'
-            raise ValueError(f'{folder}: was made with {what}; delete the folder to extract it again, or choose another workdir')
+            raise ValueError(f'{folder}: was made with {what}; delete it to extract the set again, or choose another workdir')
     return True
 
 
@@ -155,7 +155,7 @@ def _waveforms(pool, chosen: list[clips_lib.Clip], request: clips_lib.Request, b
     """The sound of the clips that can be read, in batches `[B, samples]`."""
     batch = []
     for _, loaded in processes.in_order(pool, functools.partial(clips_lib.load, request=request), chosen, 2 * batch_size):
-        if loaded.rejected is None:
+        if loaded.waveform is not None:
             batch.append(loaded.waveform)
         if len(batch) == batch_size:
             yield np.stack(batch)
@@ -196,8 +196,9 @@ class _Extraction:
         _wait_for_all_hosts(f'{self._name} extracted')
         if jax.process_index() == 0:
             kept, rejected = self._finish(shards)
-            note = f'; {rejected} clips rejected, see {self._folder / "rejected.jsonl"}' if rejected else '; no clip rejected'
-            print(f'extract {self._name}: {kept} records in {self._folder}, {time.monotonic() - started:.0f} s{note}', flush=True)
+            note = f'{rejected} clips rejected, see {self._folder / "rejected.jsonl"}' if rejected else 'no clip rejected'
+            took = time.monotonic() - started
+            print(f'extract {self._name}: {kept} records in {self._folder}, {took:.0f} s; {note}', flush=True)
         _wait_for_all_hosts(f'{self._name} finished')
 
     def _shards(self, split: str, table: list[clips_lib.Clip]) -> list[Shard]:
@@ -211,7 +212,7 @@ class _Extraction:
         path = self._progress_folder / 'made_with.json'
         if self._partial.is_dir():
             whole = self._partial / records.METADATA_FILE
-            stored = next((json.loads(file.read_text()) for file in (whole, path) if file.is_file()), {})
+            stored: dict[str, Any] = next((json.loads(file.read_text()) for file in (whole, path) if file.is_file()), {})
             if {**settings, **stored} == settings and stored:
                 return
             print(f'extract {self._name}: unfinished shards of other settings or clips are deleted', flush=True)
