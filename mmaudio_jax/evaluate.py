@@ -112,7 +112,7 @@ def sample(config, model: mmaudio.MMAudio, params: Any, examples: list[dict], se
             negative = np.broadcast_to(params['empty_string_feat'], conditions[2].shape)
         else:
             negative = encoder.encode_text([config.sampling.negative_prompt] * size)
-        noise = sampler.noise(config.sampling.seed, indices, sequence.latent_length, sequence.latent_channels)
+        noise = sampler.noise(config.sampling.seed, indices.tolist(), sequence.latent_length, sequence.latent_channels)
         arrays = [_spread(array, sharding) for array in (noise, *conditions, negative)]
         done.append(partitioning.to_host(run(params, *arrays)))
         print(f'evaluate: sampled {min(start + size, len(examples))} of {len(examples)} clips', flush=True)

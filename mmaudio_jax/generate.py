@@ -33,10 +33,11 @@ def generate(config, workdir: pathlib.Path) -> int:
     inputs = _inputs(config.generate)
     folder = pathlib.Path(config.generate.output or workdir / 'generated')
     if any(video and video.parent.resolve() == folder.resolve() for video in inputs.values()):
-        raise ValueError(f'config.generate.output is the folder of the videos, {folder}: its files would be overwritten; '
+        raise ValueError(f'config.generate.output is the folder of the videos, {folder}: they would be overwritten; '
                          'choose another one')
     folder.mkdir(parents=True, exist_ok=True)
-    pipe = pipeline.Pipeline.from_pretrained(workdir, sigma_rel=config.ema.synthesis_sigma_rel, data_dir=config.data_dir or None)
+    pipe = pipeline.Pipeline.from_pretrained(workdir, sigma_rel=config.ema.synthesis_sigma_rel,
+                                             data_dir=config.data_dir or None)
     mine = list(inputs.items())[jax.process_index()::jax.process_count()]
     failed = 0
     for number, (name, video) in enumerate(mine, 1):

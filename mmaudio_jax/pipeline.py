@@ -144,14 +144,14 @@ class Pipeline:
         if len(lengths) > 1:
             raise ValueError(f'video, prompt and negative_prompt are lists of different lengths: {sorted(lengths)}')
         count = lengths.pop() if lengths else None
-        rows = zip(*(value if isinstance(value, (list, tuple)) else [value] * (count or 1) for value in given))
         if count == 0:
             return []
+        columns = [value if isinstance(value, (list, tuple)) else [value] * (count or 1) for value in given]
         defaults = self.config['sampling']
         settings = sampler.SamplerSettings(solver=defaults['solver'] if solver is None else solver,
                                            num_steps=defaults['num_steps'] if num_steps is None else num_steps,
                                            guidance=defaults['guidance'] if guidance is None else guidance)
-        requests = [self._request(index, *row, duration_s) for index, row in enumerate(rows)]
+        requests = [self._request(index, *row) for index, row in enumerate(zip(*columns, [duration_s] * len(columns[0])))]
         clips: dict[int, Clip] = {}
         for sequence in dict.fromkeys(request.sequence for request in requests):
             alike = [request for request in requests if request.sequence == sequence]
@@ -160,7 +160,7 @@ class Pipeline:
                 clips |= zip((request.index for request in batch), self._generate(batch, settings, seed))
         return clips[0] if count is None else [clips[index] for index in range(count)]
 
-    def _request(self, index: int, video: Path | None, prompt: str, negative_prompt: str, duration_s: float | None) -> _Request:
+    def _request(self, index: int, video: Any, prompt: Any, negative_prompt: Any, duration_s: Any) -> _Request:
         """Checks one clip's arguments and fixes its length."""
         path = None if video is None else pathlib.Path(video)
         if duration_s is None:
@@ -177,7 +177,7 @@ class Pipeline:
         negative = encoder.encode_text([request.negative_prompt for request in batch])
         if settings not in self._samplers:
             self._samplers[settings] = sampler.make_sampler(self._model, settings)
-        noise = sampler.noise(seed, np.array([request.index for request in batch]), sequence.latent_length,
+        noise = sampler.noise(seed, [request.index for request in batch], sequence.latent_length,
                               sequence.latent_channels)
         latents = self._samplers[settings](self._params, noise, clip, sync, text, negative)
         waveforms = decoder.decode(np.asarray(latents))[:, :round(sequence.duration_s * sequence.sample_rate_hz)]
@@ -188,9 +188,9 @@ class Pipeline:
         """CLIP `[1, V, 1024]` and sync `[1, S, 768]` features; the learned empty ones without a video."""
         sequence = request.sequence
         if request.video is None:
-            clip, sync, _ = self._model.apply({'params': self._params}, 1, sequence.clip_length, sequence.sync_length,
-                                              method='empty_features')
-            return np.asarray(clip), np.asarray(sync)
+            empty: Any = self._model.apply({'params': self._params}, 1, sequence.clip_length, sequence.sync_length,
+                                           method='empty_features')
+            return np.asarray(empty[0]), np.asarray(empty[1])
         frames = media.read_frames(request.video, encoder.frame_requests, 0.0, sequence.duration_s)
         return encoder.encode_video(*(stream[None] for stream in frames))
 
@@ -210,8 +210,8 @@ def with_empty_features(model: mmaudio.MMAudio, params: Any,
     """
     names = ('clip_features', 'sync_features', 'text_features')
     shape = batch['clip_features'].shape
-    empty = model.apply({'params': params}, shape[0], shape[1], batch['sync_features'].shape[1], method='empty_features')
+    empty: Any = model.apply({'params': params}, shape[0], shape[1], batch['sync_features'].shape[1], method='empty_features')
     exists = (batch['video_exists'], batch['video_exists'], batch['text_exists'])
-    clip, sync, text = (jnp.where(jnp.asarray(there)[:, None, None], jnp.asarray(batch[name], jnp.float32), missing)
-                        for name, missing, there in zip(names, empty, exists, strict=True))
+    clip, sync, text = [jnp.where(jnp.asarray(there)[:, None, None], jnp.asarray(batch[name], jnp.float32), missing)
+                        for name, missing, there in zip(names, empty, exists, strict=True)]
     return clip, sync, text
