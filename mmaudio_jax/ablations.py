@@ -71,8 +71,11 @@ def summarize(workdir: pathlib.Path, names: Sequence[str], seeds: Sequence[int])
             if path.is_file():
                 runs[str(seed)] = _figures(json.loads(path.read_text()))
         if runs:
-            columns = {key: [figures[key] for figures in runs.values() if figures[key] is not None]
-                       for key in next(iter(runs.values()))}
+            columns: dict[str, list[float]] = {key: [] for key in next(iter(runs.values()))}
+            for figures in runs.values():
+                for key, value in figures.items():
+                    if value is not None:
+                        columns[key].append(value)
             rows[name] = {
                 'runs': runs,
                 'mean': {key: statistics.fmean(values) if values else None for key, values in columns.items()},

@@ -17,7 +17,7 @@ ROOMS = [
     {'encoders', 'codec', 'weights'},
     {'flow_matching', 'optimizer', 'ema', 'partitioning', 'metrics'},
     {'sampler'},
-    {'train_step', 'input_pipeline', 'checkpoints', 'train_log', 'pipeline'},
+    {'train_step', 'input_pipeline', 'checkpoints', 'train_log', 'train_samples', 'pipeline'},
     {'train', 'generate', 'evaluate', 'ablations'},
 ]
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}
