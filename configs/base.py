@@ -33,7 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Feature extraction (data_pipelines/extract.py).
     c.extract = ml_collections.ConfigDict()
-    c.extract.datasets = ()  # (name, clip table) pairs, e.g. ('vggsound', 'media/vggsound/clips.csv'), relative to data_dir
+    c.extract.datasets = ()  # (record set, folder of <split>.jsonl clip tables) pairs, e.g. ('vggsound', 'media/vggsound'), below data_dir
     c.extract.encoder = 'official'  # 'official' (CLIP + Synchformer) or 'pixels' (no weights)
     c.extract.codec = 'official'  # 'official' (VAE + BigVGAN) or 'pca' (no weights)
     c.extract.codec_fit_dataset = ''  # record set whose 'train' split fits the pca codec; '' for the official codec
@@ -142,6 +142,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.ablations = ml_collections.ConfigDict()
     c.ablations.rows = ()  # (name, what follows --config=) pairs, the default first
     c.ablations.seeds = ()  # config.seed of the runs of every row
+    c.ablations.at_once = 1  # runs at a time, each on its share of the cores
 
     c.lock()
     return c

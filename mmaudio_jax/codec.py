@@ -63,7 +63,8 @@ def _overlap_add(frames: jax.Array, hop: int) -> jax.Array:
     batch, length, n_fft = frames.shape
     parts = frames.reshape(batch, length, n_fft // hop, hop)
     last = n_fft // hop - 1
-    return sum(jnp.pad(parts[:, :, i], ((0, 0), (i, last - i), (0, 0))) for i in range(last + 1)).reshape(batch, -1)
+    shifted = [jnp.pad(parts[:, :, i], ((0, 0), (i, last - i), (0, 0))) for i in range(last + 1)]
+    return jnp.sum(jnp.stack(shifted), axis=0).reshape(batch, -1)
 
 
 @functools.partial(jax.jit, static_argnames='rate')
@@ -168,7 +169,8 @@ def _read(path: pathlib.Path, sequence: Sequence) -> tuple[np.ndarray, np.ndarra
             stored = {name: data[name] for name in ('version', 'rate', 'mean', 'components', 'std')}
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f'{path}: not a fitted pca codec ({error}); delete it and run --mode=extract') from error
-    for field, found, wanted in (('version', int(stored['version']), PCA_VERSION), ('rate', str(stored['rate']), sequence.rate)):
+    expected = (('version', int(stored['version']), PCA_VERSION), ('rate', str(stored['rate']), sequence.rate))
+    for field, found, wanted in expected:
         if found != wanted:
             raise ValueError(f'{path}: {field} is {found!r}, not {wanted!r}; delete it and run --mode=extract, or correct '
                              'config.sequence')

@@ -128,7 +128,7 @@ class TrainIterator:
 class _Part:
     """Random access to `length` examples of a source, evenly spread; with `text` False none of them has a caption."""
 
-    def __init__(self, source: records.Source, length: int, text: bool):
+    def __init__(self, source: 'records.Source | _Part', length: int, text: bool):
         self._source = source
         self._length = length
         self._text = text

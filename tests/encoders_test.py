@@ -108,7 +108,7 @@ def test_impacts_are_found_by_a_linear_probe():
         found += (apart.min(axis=0, initial=9) < 0.05).sum()
         extra += (apart.min(axis=1, initial=9) >= 0.05).sum()
         total += len(strikes_s)
-    assert found / total > 0.8 and extra / total < 0.1  # measured: 0.90 and 0, with a linear probe; guessing finds a third
+    assert found / total > 0.8 and extra / total < 0.1  # measured: 0.90 and 0
 
 
 def test_text_features_depend_on_the_text_alone():

@@ -10,6 +10,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'mmaudio_jax'
 # A module may import those of its own row and of the rows above it.
 ROOMS = [
+    {'resampling'},
     {'sequence', 'records', 'media', 'plots'},
     {'mel', 'tokenizer'},
     {'models'},
