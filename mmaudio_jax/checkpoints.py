@@ -197,9 +197,9 @@ class Checkpointer:
             self._set_aside(damaged, step)
             return restored.state, step
         if damaged:
-            step, error = damaged[0]
+            step, reason = damaged[0]
             raise CheckpointError(f'none of the checkpoints in {self._directory} can be read '
-                                  f'(step {step}: {_first_line(error)}); restore the folder from a copy, or rename it '
+                                  f'(step {step}: {_first_line(reason)}); restore the folder from a copy, or rename it '
                                   'to start from the beginning')
         return None
 

@@ -73,7 +73,8 @@ def state_sharding(mesh: Mesh, tree: Any, rules: Sequence[tuple[str, tuple]] = R
             raise ValueError(f'no sharding rule matches the tensor {name} {tuple(leaf.shape)}; '
                              'add one to partitioning.RULES')
         if len(axes) > len(leaf.shape):
-            raise ValueError(f'the sharding rule {axes} has more axes than the tensor {name} {tuple(leaf.shape)} has dimensions')
+            raise ValueError(f'the sharding rule {axes} has more axes than the tensor {name} {tuple(leaf.shape)} '
+                             'has dimensions')
         for dimension, axis in zip(leaf.shape, axes):
             if axis is not None and dimension % mesh.shape[axis]:
                 raise ValueError(f'the mesh axis {axis!r} of size {mesh.shape[axis]} does not divide the dimension {dimension} '

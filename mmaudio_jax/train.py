@@ -1,4 +1,4 @@
-"""The training loop. Its order is the contract of an exact resume: evaluate, save, next batch, step, then log the step before."""
+"""The training loop. An exact resume depends on its order: evaluate, save, next batch, step, then log the step before."""
 import dataclasses
 import functools
 import pathlib
@@ -76,7 +76,8 @@ def _run(config, workdir: pathlib.Path, checkpointer: checkpoints.Checkpointer) 
 
     init = functools.partial(train_step.init_state, config, model, sequence)
     channels = sequence.latent_channels
-    shapes = jax.eval_shape(lambda: init((np.zeros(channels), np.ones(channels)), np.zeros((model.text_length, model.text_width))))
+    empty = np.zeros((model.text_length, model.text_width))
+    shapes = jax.eval_shape(lambda: init((np.zeros(channels), np.ones(channels)), empty))
     shardings = partitioning.state_sharding(mesh, shapes)
     restored = checkpointer.restore_latest(partitioning.abstract(shapes, shardings), iterator, config)
     if restored is None:

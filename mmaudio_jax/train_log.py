@@ -3,7 +3,8 @@
 `logs/metrics.jsonl` has one object a line. Training lines hold means over the steps since the previous training line, and how
 many those were (`steps`), so that every step is in exactly one line, also after a run that was killed goes on.
 """
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from collections.abc import Mapping
 import contextlib
 import json
 import logging
@@ -55,7 +56,8 @@ class TrainLog:
         self._sums: dict[str, float] = {}
         self._steps = 0  # in the open interval
         self._last_step = step
-        self._timed_steps, self._timed_s, self._mark = 0, 0.0, None
+        self._timed_steps, self._timed_s = 0, 0.0
+        self._mark: float | None = None  # when the step before finished
         self._open_line = False
         if self._primary:
             folder.mkdir(parents=True, exist_ok=True)

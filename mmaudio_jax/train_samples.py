@@ -1,5 +1,6 @@
-"""Samples during training: the sound of a few validation clips and its spectrogram, beside what the codec makes of the truth."""
-from collections.abc import Mapping, Sequence as Sequence_
+"""Samples during training: the sound of a few validation clips and its spectrogram, beside the truth through the codec."""
+from collections.abc import Mapping
+from collections.abc import Sequence as Sequence_
 import itertools
 import pathlib
 import re
@@ -47,7 +48,7 @@ def make_sample(config, model, sequence: Sequence, records: pathlib.Path,
     decoder = codec.make(config.extract.codec, sequence, records / 'codec.npz')
     settings = sampler.SamplerSettings(config.sampling.solver, config.sampling.num_steps, config.sampling.guidance)
     sample = sampler.make_sampler(model, settings)
-    noise = sampler.noise(config.sampling.seed, np.arange(len(examples)), sequence.latent_length, sequence.latent_channels)
+    noise = sampler.noise(config.sampling.seed, range(len(examples)), sequence.latent_length, sequence.latent_channels)
     batch = {name: np.stack([np.asarray(example[name]) for example in examples]) for name in _FIELDS}
 
     def write(step: int, state: train_step.TrainState) -> None:
