@@ -142,6 +142,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.ablations = ml_collections.ConfigDict()
     c.ablations.rows = ()  # (name, what follows --config=) pairs, the default first
     c.ablations.seeds = ()  # config.seed of the runs of every row
+    c.ablations.at_once = 1  # runs at a time, each on its share of the cores
 
     c.lock()
     return c

@@ -1,15 +1,19 @@
 """--mode=ablations: rows × seeds as runs of their own, and the table of what came out, with mean and spread.
 
-Each run is the command `python run.py --config=ROW --workdir=WORKDIR/ROW/seed_N` with all its stages. They share the media
-and records of the first one, and resume where they stopped, as any run does.
+Each run is the command `python run.py --config=ROW --workdir=WORKDIR/ROW/seed_N` with all its stages. The first one makes
+the media and records, which the others share, config.ablations.at_once of them at a time. They resume where they stopped.
 """
 from collections.abc import Mapping
 from collections.abc import Sequence
+import concurrent.futures
 import json
+import os
 import pathlib
+import queue
 import statistics
 import subprocess
 import sys
+import threading
 from typing import Any
 
 _OWN_FLAGS = ('--config=', '--workdir=', '--mode=', '--config.ablations.')
@@ -21,38 +25,70 @@ def run(config, workdir: pathlib.Path) -> int:
     --config.FIELD=VALUE flags of this command reach every run.
 
     Args:
-      config: its fields ablations.rows, ablations.seeds and data_dir.
+      config: its fields ablations.rows, ablations.seeds, ablations.at_once and data_dir.
       workdir: holds one folder a row; also media/ and records/ when config.data_dir is ''.
 
     Returns:
       0, or 1 when a run failed: the others are done, and the next call tries it again.
 
     Raises:
-      ValueError: no rows or seeds, or two rows of one name.
+      ValueError: no rows or seeds, two rows of one name, or no run at once.
     """
     rows, seeds = config.ablations.rows, config.ablations.seeds
     if not rows or not seeds:
         raise ValueError('config.ablations has no rows or no seeds; the built-in table is '
                          '--config=configs/ablations/table.py')
+    if config.ablations.at_once < 1:
+        raise ValueError(f'config.ablations.at_once is {config.ablations.at_once}; it must be at least 1')
     names = [name for name, _ in rows]
     if len(set(names)) < len(names):
         raise ValueError(f'config.ablations.rows has two rows of one name: {", ".join(names)}')
     data = pathlib.Path(config.data_dir or workdir).absolute()
-    failed = []
-    for seed in seeds:  # seed by seed, so that an interrupted table has every row
-        for name, file in rows:
-            folder = workdir / name / f'seed_{seed}'
-            command = [sys.executable, sys.argv[0], f'--config={file}', f'--workdir={folder}', f'--config.seed={seed}',
-                       f'--config.data_dir={data}', *_passed_on(sys.argv[1:])]
-            print(f'ablations: {name}, seed {seed}: {" ".join(command[1:])}', flush=True)
-            if subprocess.run(command, check=False).returncode:
-                failed.append(f'{name}, seed {seed}')
-                print(f'ablations: FAILED: {name}, seed {seed}', file=sys.stderr, flush=True)
+    # Seed by seed, so that an interrupted table has every row.
+    (first, *others) = [(name, file, seed) for seed in seeds for name, file in rows]
+    cores: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
+    writing = threading.Lock()
+    for share in _shares(config.ablations.at_once):
+        cores.put(share)
+
+    def finish(name: str, file: str, seed: int) -> str:
+        """Runs one row and seed on its share of the cores; '' or what failed."""
+        share = cores.get()
+        succeeded = _run_one(name, file, seed, workdir, data, share)
+        cores.put(share)
+        with writing:
             _write(workdir, summarize(workdir, names, seeds))
+        return '' if succeeded else f'{name}, seed {seed}'
+
+    results = [finish(*first)]
+    with concurrent.futures.ThreadPoolExecutor(config.ablations.at_once) as pool:
+        results += pool.map(lambda one: finish(*one), others)
+    failed = [result for result in results if result]
     print(table(summarize(workdir, names, seeds)), flush=True)
     if failed:
         print(f'ablations: failed: {"; ".join(failed)}; the same command tries again', file=sys.stderr, flush=True)
     return 1 if failed else 0
+
+
+def _run_one(name: str, file: str, seed: int, workdir: pathlib.Path, data: pathlib.Path, cores: set[int]) -> bool:
+    folder = workdir / name / f'seed_{seed}'
+    command = [sys.executable, sys.argv[0], f'--config={file}', f'--workdir={folder}', f'--config.seed={seed}',
+               f'--config.data_dir={data}', *_passed_on(sys.argv[1:])]
+    print(f'ablations: {name}, seed {seed}: {" ".join(command[1:])}', flush=True)
+    # Small networks gain little from many cores: one run on each share of them gets more done.
+    place = (lambda: os.sched_setaffinity(0, cores)) if cores else None
+    succeeded = subprocess.run(command, check=False, preexec_fn=place).returncode == 0
+    if not succeeded:
+        print(f'ablations: FAILED: {name}, seed {seed}', file=sys.stderr, flush=True)
+    return succeeded
+
+
+def _shares(at_once: int) -> list[set[int]]:
+    """The cores of this process dealt out to `at_once` runs; empty sets (no binding) where that is not possible."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
+    if at_once == 1 or len(cores) < at_once:
+        return [set() for _ in range(at_once)]
+    return [set(cores[place::at_once]) for place in range(at_once)]
 
 
 def summarize(workdir: pathlib.Path, names: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:

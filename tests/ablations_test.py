@@ -56,6 +56,18 @@ def test_runs_all_and_summarises(fake):
         workdir / 'ablations.md').read_text()
 
 
+def test_runs_at_once_give_the_same_table(fake):
+    summaries = []
+    for at_once in (1, 2):
+        workdir = fake / f'out{at_once}'
+        workdir.mkdir()
+        config = _config()
+        config.ablations.at_once = at_once
+        assert ablations.run(config, workdir) == 0
+        summaries.append((workdir / 'ablations.json').read_text())
+    assert summaries[0] == summaries[1]
+
+
 def test_a_failing_run_is_reported_and_the_others_are_done(fake, capfd):
     workdir = fake / 'out'
     workdir.mkdir()
