@@ -53,7 +53,7 @@ def test_round_trip_keeps_spectrum_and_onsets(fitted):
 def test_a_clip_is_the_same_in_any_batch(fitted):
     _, waveforms, pca = fitted
     mean, _ = pca.encode(waveforms[:3])
-    np.testing.assert_allclose(pca.decode(mean)[2], pca.decode(mean[2:])[0], atol=1e-4)  # measured: 0
+    np.testing.assert_allclose(pca.decode(mean)[2], pca.decode(mean[2:])[0], atol=1e-3)  # measured: 4e-5 (16k), 1.0e-4 (44k)
 
 
 def test_components_are_the_principal_ones(fitted):
@@ -63,8 +63,8 @@ def test_components_are_the_principal_ones(fitted):
     values = np.linalg.svd(frames - frames.mean(axis=0), compute_uv=False)[:sequence.latent_channels]
     mean, _ = pca.encode(waveforms)
     scores = mean.reshape(-1, sequence.latent_channels).astype(np.float64)
-    np.testing.assert_allclose(np.sqrt(np.square(scores).sum(axis=0)), values, rtol=1e-4)  # measured: 2e-6
-    np.testing.assert_allclose(scores.mean(axis=0), 0, atol=1e-4)  # measured: 3e-6
+    np.testing.assert_allclose(np.sqrt(np.square(scores).sum(axis=0)), values, rtol=1e-6)  # measured: 5e-8
+    np.testing.assert_allclose(scores.mean(axis=0), 0, atol=3e-6)  # measured: 4e-7
 
 
 def test_any_length_is_decoded(fitted):
