@@ -1,5 +1,4 @@
 """python run.py --config=configs/impacts.py --workdir=DIR [--mode=MODE] [--config.FIELD=VALUE ...].
-
 Without --mode the stages of config.stages run in order, each skipped when its result is there."""
 import os
 import pathlib
@@ -7,6 +6,7 @@ import sys
 
 from absl import app
 from absl import flags
+from absl import logging
 from ml_collections import config_flags
 
 MODES = ('impacts', 'extract', 'train', 'evaluate', 'generate', 'ablations')
@@ -43,6 +43,7 @@ def run_mode(mode: str, config, workdir: pathlib.Path) -> int:
 def main(argv: list[str]) -> None:
     """Dispatches; every error of the user's is one line on stderr and exit code 1."""
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # before jax: its compiler's chatter is not the user's
+    logging.set_verbosity(logging.ERROR)
     try:
         if len(argv) > 1:
             raise ValueError(f'unexpected argument {argv[1]!r}; flags look like --mode=train')
@@ -52,8 +53,7 @@ def main(argv: list[str]) -> None:
         workdir = pathlib.Path(str(_WORKDIR.value))
         workdir.mkdir(parents=True, exist_ok=True)
         for mode in [_MODE.value] if _MODE.value else _CONFIG.value.stages:
-            code = run_mode(mode, _CONFIG.value, workdir)
-            if code:
+            if code := run_mode(mode, _CONFIG.value, workdir):
                 sys.exit(code)
     except (ValueError, OSError) as error:
         if _TRACEBACK.value:

@@ -33,7 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Feature extraction (data_pipelines/extract.py).
     c.extract = ml_collections.ConfigDict()
-    c.extract.datasets = ()  # (name, clip table) pairs, e.g. ('vggsound', 'media/vggsound/clips.csv'), relative to data_dir
+    c.extract.datasets = ()  # (record set, folder of <split>.jsonl clip tables) pairs, e.g. ('vggsound', 'media/vggsound'), below data_dir
     c.extract.encoder = 'official'  # 'official' (CLIP + Synchformer) or 'pixels' (no weights)
     c.extract.codec = 'official'  # 'official' (VAE + BigVGAN) or 'pca' (no weights)
     c.extract.codec_fit_dataset = ''  # record set whose 'train' split fits the pca codec; '' for the official codec
@@ -46,6 +46,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.input = ml_collections.ConfigDict()
     # (record set, integer repeats an epoch); the split 'train' of each is used.
     c.input.mixture = (('vggsound', 5), ('audiocaps', 1), ('audioset_sl', 1), ('bbc', 1), ('freesound', 1), ('clotho', 1))
+    c.input.shares = ()  # (record set, share) pairs: training uses only that share of the set's examples, evenly spread
+    c.input.without_text = ()  # record sets whose captions are left out, in training and in evaluation
     c.input.validation = 'vggsound'  # its split 'validation'
     c.input.statistics = 'vggsound'  # latent mean and std are measured on its split 'train'
     c.input.batch_size = 512  # over all devices
@@ -135,6 +137,12 @@ def get_config() -> ml_collections.ConfigDict:
     c.evaluate.onset_delta = 0.3  # the detector's threshold, not the window
     c.evaluate.onset_lag_s = 512 / 22_050  # the detector's lag (one hop), subtracted from its times; 0: the published protocol
     c.evaluate.save_clips = 8  # how many mp4 and spectrograms are written
+
+    # Several runs side by side (ablations.py): --mode=ablations.
+    c.ablations = ml_collections.ConfigDict()
+    c.ablations.rows = ()  # (name, what follows --config=) pairs, the default first
+    c.ablations.seeds = ()  # config.seed of the runs of every row
+    c.ablations.at_once = 1  # runs at a time, each on its share of the cores
 
     c.lock()
     return c

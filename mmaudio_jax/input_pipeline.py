@@ -125,8 +125,34 @@ class TrainIterator:
         self._host_batches = None
 
 
-def _load(config, records_dir: pathlib.Path, dataset: str, split: str) -> records.Source:
-    return records.load_source(pathlib.Path(records_dir) / dataset, split, records.schema_of(config))
+class _Part:
+    """Random access to `length` examples of a source, evenly spread; with `text` False none of them has a caption."""
+
+    def __init__(self, source: 'records.Source | _Part', length: int, text: bool):
+        self._source = source
+        self._length = length
+        self._text = text
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index) -> dict[str, Any]:
+        example = self._source[int(index) * len(self._source) // self._length]
+        return example if self._text else {**example, 'text_exists': np.bool_(False)}
+
+
+def _load(config, records_dir: pathlib.Path, dataset: str, split: str) -> _Part:
+    """All examples of a split; those of config.input.without_text have no caption."""
+    source = records.load_source(pathlib.Path(records_dir) / dataset, split, records.schema_of(config))
+    return _Part(source, len(source), dataset not in config.input.without_text)
+
+
+def _load_share(config, records_dir: pathlib.Path, dataset: str) -> _Part:
+    """The share of the split 'train' that config.input.shares asks for, at least one example."""
+    source, share = _load(config, records_dir, dataset, 'train'), dict(config.input.shares).get(dataset, 1.0)
+    if not 0 < share <= 1:
+        raise ValueError(f'config.input.shares: {dataset!r} has the share {share}; it must be above 0 and at most 1')
+    return _Part(source, max(1, round(share * len(source))), True)
 
 
 def train_iterator(config, records_dir: pathlib.Path, mesh: jax.sharding.Mesh) -> TrainIterator:
@@ -152,7 +178,12 @@ def train_iterator(config, records_dir: pathlib.Path, mesh: jax.sharding.Mesh) -
             raise ValueError(f'config.input.mixture: {repeats!r} repeats; they are integers of at least 1')
     if not mixture:
         raise ValueError('config.input.mixture is empty; name at least one record set')
-    parts = [(grain.MapDataset.source(_load(config, records_dir, name, 'train')), repeats) for name, repeats in mixture]
+    for field in ('shares', 'without_text'):
+        names = dict(config.input.shares) if field == 'shares' else config.input.without_text
+        unknown = sorted(set(names) - {name for name, _ in mixture})
+        if unknown:
+            raise ValueError(f'config.input.{field} names {", ".join(unknown)}, which config.input.mixture does not have')
+    parts = [(grain.MapDataset.source(_load_share(config, records_dir, name)), repeats) for name, repeats in mixture]
     examples = grain.MapDataset.concatenate([part.repeat(repeats) for part, repeats in parts])
     if len(examples) < config.input.batch_size:
         raise ValueError(f'config.input.batch_size is {config.input.batch_size}, but an epoch of config.input.mixture has only '

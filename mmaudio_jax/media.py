@@ -59,10 +59,6 @@ class FrameRequest:
     width: int
     fit: Literal['squash', 'crop']
 
-    def length(self, duration_s: float) -> int:
-        """Frames in duration_s seconds."""
-        return int(self.fps * duration_s)
-
 
 @dataclasses.dataclass(frozen=True)
 class MediaInfo:
@@ -231,7 +227,7 @@ def read_frames(path: Path, requests: Sequence[FrameRequest], start_s: float, du
       MediaError: unreadable, no video stream, no frames, or the stream ends early by a sample period or more. If by less, its
         last frame is repeated.
     """
-    lengths = [request.length(duration_s) for request in requests]
+    lengths = [int(request.fps * duration_s) for request in requests]
     results = [np.empty((length, request.height, request.width, 3), np.uint8) for request, length in zip(requests, lengths)]
     done = [0] * len(requests)
     periods = [1 / _exact(request.fps) for request in requests]
@@ -355,11 +351,7 @@ def probe(path: Path) -> MediaInfo:
 
 
 def duration_s(path: Path) -> float:
-    """Length of the video stream, or of the sound when there is no video, in seconds.
-
-    Raises:
-      MediaError: as probe.
-    """
+    """Length of the video stream, or of the sound when there is no video, in seconds. Raises MediaError as probe does."""
     return probe(path).duration_s
 
 
@@ -376,8 +368,7 @@ def _checked(path: Path, waveform: np.ndarray) -> np.ndarray:
 def write_audio(path: Path, waveform: np.ndarray, sample_rate_hz: int) -> None:
     """Writes float [samples], clipped to [-1, 1], as 16-bit flac or wav (by the suffix); whole or not at all.
 
-    Raises:
-      MediaError: another suffix, not a finite waveform, disk full, no such folder.
+    Raises MediaError for another suffix, a waveform that is not finite, a full disk, a missing folder.
     """
     suffix = pathlib.Path(path).suffix.lower()
     if suffix not in SOUND_FORMATS:
@@ -399,6 +390,11 @@ def encode_sound(stream, waveform: np.ndarray, start: Fraction) -> Iterator[av.P
         frame.sample_rate, frame.pts, frame.time_base = context.sample_rate, first + at, Fraction(1, context.sample_rate)
         yield from stream.encode(frame)
     yield from stream.encode(None)
+
+
+def packet_time(packet: av.Packet) -> Fraction:
+    """Decoding time in seconds, by which the packets of several streams are interleaved."""
+    return (packet.dts or 0) * packet.time_base
 
 
 def _packets(source, stream) -> Iterator[av.Packet]:
@@ -448,7 +444,6 @@ def mux(video_path: Path, waveform: np.ndarray, sample_rate_hz: int, out_path: P
             picture = out.add_stream_from_template(stream)
             sound = out.add_stream(codec, rate=sample_rate_hz, layout='mono', bit_rate=AUDIO_BIT_RATE)
             sounds = encode_sound(sound, waveform, _origin(source, video_path))
-            packets = heapq.merge(_packets(source, stream), sounds, key=lambda packet: (packet.dts or 0) * packet.time_base)
-            for packet in packets:
+            for packet in heapq.merge(_packets(source, stream), sounds, key=packet_time):
                 packet.stream = sound if packet.stream is sound else picture
                 out.mux(packet)

@@ -1,5 +1,6 @@
 """Where every tensor lives: the mesh, and rules from parameter names to shardings. The only file that names mesh axes."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from collections.abc import Sequence
 import math
 import re
 from typing import Any
@@ -44,7 +45,8 @@ def make_mesh(mesh_config: Mapping[str, int]) -> Mesh:
     shape = tuple(sizes[name] for name in AXES)
     if math.prod(shape) != devices:
         wanted = ' x '.join(f'{name} {sizes[name]}' for name in AXES)
-        raise ValueError(f'config.mesh ({wanted}) does not cover the {devices} devices; set one axis to -1 to take what is left')
+        raise ValueError(f'config.mesh ({wanted}) does not cover the {devices} devices; '
+                         'set one axis to -1 to take what is left')
     return Mesh(mesh_utils.create_device_mesh(shape), AXES)
 
 
@@ -68,9 +70,11 @@ def state_sharding(mesh: Mesh, tree: Any, rules: Sequence[tuple[str, tuple]] = R
             return NamedSharding(mesh, PartitionSpec())
         axes = next((axes for pattern, axes in rules if re.search(pattern, name)), None)
         if axes is None:
-            raise ValueError(f'no sharding rule matches the tensor {name} {tuple(leaf.shape)}; add one to partitioning.RULES')
+            raise ValueError(f'no sharding rule matches the tensor {name} {tuple(leaf.shape)}; '
+                             'add one to partitioning.RULES')
         if len(axes) > len(leaf.shape):
-            raise ValueError(f'the sharding rule {axes} has more axes than the tensor {name} {tuple(leaf.shape)} has dimensions')
+            raise ValueError(f'the sharding rule {axes} has more axes than the tensor {name} {tuple(leaf.shape)} '
+                             'has dimensions')
         for dimension, axis in zip(leaf.shape, axes):
             if axis is not None and dimension % mesh.shape[axis]:
                 raise ValueError(f'the mesh axis {axis!r} of size {mesh.shape[axis]} does not divide the dimension {dimension} '
@@ -100,7 +104,8 @@ def check_batch_size(mesh: Mesh, batch_size: int, field: str) -> None:
 
 def abstract(tree: Any, shardings: Any) -> Any:
     """Shapes, dtypes and shardings of a tree without its values: what a restore needs."""
-    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, shardings)
+    shape = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return jax.tree.map(shape, tree, shardings)
 
 
 def to_host(array: Any) -> np.ndarray:

@@ -145,6 +145,7 @@ def write_shard(path: pathlib.Path, records: Iterable[bytes]) -> None:
         for record in records:
             writer.write(record)
         writer.close()
+        _count(partial)
         with open(partial, 'rb') as file:
             os.fsync(file.fileno())
         partial.rename(path)
@@ -184,7 +185,9 @@ def write_metadata(folder: pathlib.Path, name: str, schema: Schema, shard_length
                                        description=f'Audio-visual features for MMAudio ({schema.encoder}, {schema.codec}).',
                                        check_data=False)  # its check needs TensorFlow
     text = json.dumps({**schema.metadata(), 'made_with': dict(made_with)}, indent=1)
-    (folder / METADATA_FILE).write_text(text + '\n')
+    partial = folder / f'.{METADATA_FILE}'
+    partial.write_text(text + '\n')
+    partial.rename(folder / METADATA_FILE)  # last: a folder with this file is whole
 
 
 def read_metadata(folder: pathlib.Path) -> dict[str, Any]:

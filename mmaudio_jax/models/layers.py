@@ -34,20 +34,24 @@ def conv1d(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolution along the tokens as one matrix product, zero padded to the same length.
 
     `inputs` `[B, N, I]`, `kernel` `[taps, I, O]` with an odd number of taps, result `[B, N, O]` in the dtype of `inputs`.
-    The shifts are taken on the narrower side: of the inputs before the product, or of its results after it.
+    The shifts are taken on the narrower side: of the inputs before the product, or of its results after it. Written so
+    that the gradient is made of the same two forms (slices instead of the split would make it quadratic in the taps).
     """
     taps, width, features = kernel.shape
-    if taps == 1:
-        return inputs @ kernel[0]
-    length, pad = inputs.shape[1], taps // 2
+    batch, length, _ = inputs.shape
+    offsets = range(-(taps // 2), taps // 2 + 1)
     if width <= features:
-        padded = jnp.pad(inputs, ((0, 0), (pad, pad), (0, 0)))
-        shifted = jnp.concatenate([padded[:, tap:tap + length] for tap in range(taps)], axis=-1)
-        return shifted @ kernel.reshape(taps * width, features)
-    products = inputs @ kernel.transpose(1, 0, 2).reshape(width, taps * features)
-    padded = jnp.pad(products, ((0, 0), (pad, pad), (0, 0)))
-    parts = [padded[:, tap:tap + length, tap * features:(tap + 1) * features] for tap in range(taps)]
-    return sum(parts[1:], parts[0])
+        shifted = jnp.concatenate([_shift(inputs, offset) for offset in offsets], axis=-1).reshape(batch * length, -1)
+        return (shifted @ kernel.reshape(taps * width, features)).reshape(batch, length, features)
+    products = inputs.reshape(batch * length, width) @ kernel.transpose(1, 0, 2).reshape(width, taps * features)
+    parts = jnp.split(products.reshape(batch, length, -1), taps, axis=-1)
+    shifted = [_shift(part, offset) for part, offset in zip(parts, offsets)]
+    return sum(shifted[1:], shifted[0])
+
+
+def _shift(tokens: jax.Array, offset: int) -> jax.Array:
+    """tokens[:, n + offset] at place n, zeros beyond the ends: `[B, N, D]`."""
+    return jax.lax.pad(tokens, jnp.zeros((), tokens.dtype), ((0, 0, 0), (-offset, offset, 0), (0, 0, 0)))
 
 
 class Conv(nn.Module):

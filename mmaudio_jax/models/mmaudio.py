@@ -3,6 +3,7 @@
 Letters: B batch, N audio latents, V CLIP frames, S sync tokens, T text tokens, D width, C latent channels.
 Source: MMAudio (arXiv 2412.15322), section 3, and the released checkpoints (version 1 and 2).
 """
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -11,22 +12,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmaudio_jax import sequence as seq
 from mmaudio_jax.models import layers
 from mmaudio_jax.models import mmdit
 
 FROZEN = ('latent_mean', 'latent_std', 'empty_string_feat')  # top-level parameters that are never trained
-SYNC_TOKENS_PER_SEGMENT = 8  # positions of sync_pos_emb
 
 _SMALL = {'hidden_size': 448, 'num_heads': 7, 'joint_blocks': 4, 'fused_blocks': 8, 'version': 1}
 _MEDIUM = {'hidden_size': 896, 'num_heads': 14, 'joint_blocks': 4, 'fused_blocks': 8, 'version': 1}
 _LARGE = {'hidden_size': 896, 'num_heads': 14, 'joint_blocks': 7, 'fused_blocks': 14, 'version': 1}
-_FEATURES = {'clip_width': 1024, 'sync_width': 768, 'text_width': 1024, 'text_length': 77}
+_FEATURES = {
+    'clip_width': seq.CLIP_WIDTH,
+    'sync_width': seq.SYNC_WIDTH,
+    'text_width': seq.CLIP_WIDTH,
+    'text_length': seq.TEXT_LENGTH
+}
 VARIANTS: dict[str, dict[str, int]] = {
-    'small_16k': {**_SMALL, **_FEATURES, 'latent_channels': 20},
-    'small_44k': {**_SMALL, **_FEATURES, 'latent_channels': 40},
-    'medium_44k': {**_MEDIUM, **_FEATURES, 'latent_channels': 40},
-    'large_44k': {**_LARGE, **_FEATURES, 'latent_channels': 40},
-    'large_44k_v2': {**_LARGE, **_FEATURES, 'latent_channels': 40, 'version': 2},
+    'small_16k': {**_SMALL, **_FEATURES, 'latent_channels': seq.AUDIO_RATES['16k'].latent_channels},
+    'small_44k': {**_SMALL, **_FEATURES, 'latent_channels': seq.AUDIO_RATES['44k'].latent_channels},
+    'medium_44k': {**_MEDIUM, **_FEATURES, 'latent_channels': seq.AUDIO_RATES['44k'].latent_channels},
+    'large_44k': {**_LARGE, **_FEATURES, 'latent_channels': seq.AUDIO_RATES['44k'].latent_channels},
+    'large_44k_v2': {**_LARGE, **_FEATURES, 'latent_channels': seq.AUDIO_RATES['44k'].latent_channels, 'version': 2},
 }
 _CHOICES = {
     'version': (1, 2),
@@ -142,7 +148,7 @@ class MMAudio(nn.Module):
         self.clip_input_proj = InputProjection(width, 1, 3 if conv else 1, on_matrices, self.dtype)
         self.text_input_proj = InputProjection(width, 1, 1, on_matrices, self.dtype)
         if self.sync_fusion != 'none':
-            self.sync_pos_emb = self.param('sync_pos_emb', zeros, (1, 1, SYNC_TOKENS_PER_SEGMENT, self.sync_width))
+            self.sync_pos_emb = self.param('sync_pos_emb', zeros, (1, 1, seq.SYNC_TOKENS_PER_SEGMENT, self.sync_width))
             self.sync_input_proj = InputProjection(width, 7, 3 if conv else 1, on_convs, self.dtype)
         self.clip_cond_proj = layers.linear(width, self.dtype)
         self.text_cond_proj = layers.linear(width, self.dtype)
@@ -164,11 +170,11 @@ class MMAudio(nn.Module):
             if getattr(self, field) not in choices:
                 raise ValueError(f'model.{field} is {getattr(self, field)!r}; it must be one of {choices}')
         if self.hidden_size % (2 * self.num_heads):
-            raise ValueError(f'model.hidden_size {self.hidden_size} must be a multiple of twice model.num_heads {self.num_heads}: '
-                             'every head has an even number of channels')
+            raise ValueError(f'model.hidden_size {self.hidden_size} must be a multiple of twice model.num_heads '
+                             f'{self.num_heads}: every head has an even number of channels')
         if self.joint_blocks < 1 or self.fused_blocks < 0:
-            raise ValueError(f'model.joint_blocks {self.joint_blocks} must be at least 1 (the block that reads the conditions) and '
-                             f'model.fused_blocks {self.fused_blocks} at least 0')
+            raise ValueError(f'model.joint_blocks {self.joint_blocks} must be at least 1 (the block that reads the conditions) '
+                             f'and model.fused_blocks {self.fused_blocks} at least 0')
 
     def preprocess_conditions(self, clip: jax.Array, sync: jax.Array, text: jax.Array, latent_length: int) -> Conditions:
         """Features `[B, V, 1024]`, `[B, S, 768]`, `[B, T, 1024]` to Conditions for `latent_length` = N latents.
@@ -181,7 +187,7 @@ class MMAudio(nn.Module):
         clip_global, text_global = self.clip_cond_proj(clip.mean(1)), self.text_cond_proj(text.mean(1))
         at_latents = jnp.zeros((clip.shape[0], 1, self.hidden_size), self.dtype)
         if self.sync_fusion != 'none':
-            segments = sync.shape[1] // SYNC_TOKENS_PER_SEGMENT
+            segments = sync.shape[1] // seq.SYNC_TOKENS_PER_SEGMENT
             tokens = self.sync_input_proj(sync + jnp.tile(self.sync_pos_emb[0], (1, segments, 1)))
             if self.sync_fusion == 'modulate':
                 at_latents = tokens[:, upsampling_indices(tokens.shape[1], latent_length)]
@@ -190,12 +196,12 @@ class MMAudio(nn.Module):
         return Conditions(clip=clip, sync=at_latents, text=text, clip_global=clip_global, text_global=text_global)
 
     def _check_features(self, clip, sync, text):
-        for name, array, width in (('clip', clip, self.clip_width), ('sync', sync, self.sync_width), ('text', text,
-                                                                                                       self.text_width)):
+        features = (('clip', clip, self.clip_width), ('sync', sync, self.sync_width), ('text', text, self.text_width))
+        for name, array, width in features:
             if array.ndim != 3 or array.shape[-1] != width:
                 raise ValueError(f'{name} features of shape {array.shape} must be [batch, length, {width}]')
-        if sync.shape[1] % SYNC_TOKENS_PER_SEGMENT:
-            raise ValueError(f'{sync.shape[1]} sync tokens are not a whole number of segments of {SYNC_TOKENS_PER_SEGMENT}')
+        if sync.shape[1] % seq.SYNC_TOKENS_PER_SEGMENT:
+            raise ValueError(f'{sync.shape[1]} sync tokens are not a whole number of segments of {seq.SYNC_TOKENS_PER_SEGMENT}')
 
     def velocity(self, latents: jax.Array, t: jax.Array, conditions: Conditions) -> jax.Array:
         """d latents / d t `[B, N, C]` float32 at normalised latents `[B, N, C]` and times t `[B]` (0 noise, 1 data)."""
@@ -239,7 +245,7 @@ class MMAudio(nn.Module):
         return latents * self.latent_std + self.latent_mean
 
 
-def build(model_config: Any, sequence: Any) -> MMAudio:
+def build(model_config: Mapping[str, Any], sequence: seq.Sequence) -> MMAudio:
     """The network of a configuration.
 
     Args:

@@ -68,7 +68,8 @@ def from_params(params: Mapping[str, Any], model: mmaudio.MMAudio) -> dict[str, 
       ValueError: names every missing, unexpected and misshapen leaf.
     """
     found = {'/'.join(path): tuple(np.shape(leaf)) for path, leaf in traverse_util.flatten_dict(dict(params)).items()}
-    _compare({'/'.join(path): shape for path, shape in _abstract(model).items()}, found, 'the parameters are not this network\'s')
+    expected = {'/'.join(path): shape for path, shape in _abstract(model).items()}
+    _compare(expected, found, 'the parameters are not this network\'s')
     return {name: np.ascontiguousarray(array, np.float32) for name, array in _export(params, model)}
 
 
@@ -80,14 +81,15 @@ def _compare(expected: Mapping[str, tuple], found: Mapping[str, tuple], message:
         if found[name] != expected[name]
     ]
     if problems:
-        raise ValueError('\n'.join([f'{message} ({len(problems)} tensors); check the model variant and its fields:', *problems]))
+        heading = f'{message} ({len(problems)} tensors); check the model variant and its fields:'
+        raise ValueError('\n'.join([heading, *problems]))
 
 
 def _abstract(model: mmaudio.MMAudio) -> dict[tuple[str, ...], tuple[int, ...]]:
     """Path → shape of every parameter of `model`."""
-    inputs = ((1, 8, model.latent_channels), (1,), (1, 8, model.clip_width), (1, 8, model.sync_width), (1, model.text_length,
-                                                                                                       model.text_width))
-    variables = jax.eval_shape(model.init, jax.random.key(0), *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in inputs))
+    features = ((1, 8, model.clip_width), (1, 8, model.sync_width), (1, model.text_length, model.text_width))
+    inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 8, model.latent_channels), (1,), *features)]
+    variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(variables['params']).items()}
 
 

@@ -1,0 +1,19 @@
+"""MMAudio L-44k, 1 030.00 M parameters.
+
+    python run.py --config=configs/l_44k.py --workdir=DIR
+
+Set config.extract.datasets to your clip tables and add --mode=extract for the features first; the official encoders are needed.
+Cost: 300 000 steps of 512 clips; its authors advise eight 80 GB H100s. Not run by us.
+Expected (the paper, VGGSound test): FD PaSST 60.60, FD PANNs 4.72, IS 17.40, IB 33.22, DeSync 0.442.
+"""
+from configs import base
+
+
+def get_config():
+    """The run."""
+    c = base.get_config()
+    c.name = 'l_44k'
+    c.sequence.rate = '44k'
+    c.model.variant = 'large_44k'
+    c.input.mixture = (('vggsound', 3), *c.input.mixture[1:])
+    return c

@@ -1,0 +1,14 @@
+"""MMAudio S-16k, 157.28 M parameters: the defaults of base.py.
+
+    python run.py --config=configs/s_16k.py --workdir=DIR
+
+Set config.extract.datasets to your clip tables and add --mode=extract for the features first; the official encoders are needed.
+Cost: 300 000 steps of 512 clips; its authors advise two 80 GB H100s. Not run by us.
+Expected (the paper, VGGSound test): FD PaSST 70.19, FD PANNs 5.22, IS 14.44, IB 29.13, DeSync 0.483.
+"""
+from configs import base
+
+
+def get_config():
+    """The run."""
+    return base.get_config()

@@ -1,0 +1,157 @@
+"""--mode=ablations: rows × seeds as runs of their own, and the table of what came out, with mean and spread.
+
+Each run is the command `python run.py --config=ROW --workdir=WORKDIR/ROW/seed_N` with all its stages. The first one makes
+the media and records, which the others share, config.ablations.at_once of them at a time. They resume where they stopped.
+"""
+from collections.abc import Mapping
+from collections.abc import Sequence
+import concurrent.futures
+import json
+import os
+import pathlib
+import queue
+import statistics
+import subprocess
+import sys
+import threading
+from typing import Any
+
+_OWN_FLAGS = ('--config=', '--workdir=', '--mode=', '--config.ablations.')
+
+
+def run(config, workdir: pathlib.Path) -> int:
+    """Runs what is missing of config.ablations and writes workdir/ablations.json and ablations.md after every run.
+
+    --config.FIELD=VALUE flags of this command reach every run.
+
+    Args:
+      config: its fields ablations.rows, ablations.seeds, ablations.at_once and data_dir.
+      workdir: holds one folder a row; also media/ and records/ when config.data_dir is ''.
+
+    Returns:
+      0, or 1 when a run failed: the others are done, and the next call tries it again.
+
+    Raises:
+      ValueError: no rows or seeds, two rows of one name, or no run at once.
+    """
+    rows, seeds = config.ablations.rows, config.ablations.seeds
+    if not rows or not seeds:
+        raise ValueError('config.ablations has no rows or no seeds; the built-in table is '
+                         '--config=configs/ablations/table.py')
+    if config.ablations.at_once < 1:
+        raise ValueError(f'config.ablations.at_once is {config.ablations.at_once}; it must be at least 1')
+    names = [name for name, _ in rows]
+    if len(set(names)) < len(names):
+        raise ValueError(f'config.ablations.rows has two rows of one name: {", ".join(names)}')
+    data = pathlib.Path(config.data_dir or workdir).absolute()
+    # Seed by seed, so that an interrupted table has every row.
+    (first, *others) = [(name, file, seed) for seed in seeds for name, file in rows]
+    cores: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
+    writing = threading.Lock()
+    for share in _shares(config.ablations.at_once):
+        cores.put(share)
+
+    def finish(name: str, file: str, seed: int) -> str:
+        """Runs one row and seed on its share of the cores; '' or what failed."""
+        share = cores.get()
+        succeeded = _run_one(name, file, seed, workdir, data, share)
+        cores.put(share)
+        with writing:
+            _write(workdir, summarize(workdir, names, seeds))
+        return '' if succeeded else f'{name}, seed {seed}'
+
+    results = [finish(*first)]
+    with concurrent.futures.ThreadPoolExecutor(config.ablations.at_once) as pool:
+        results += pool.map(lambda one: finish(*one), others)
+    failed = [result for result in results if result]
+    print(table(summarize(workdir, names, seeds)), flush=True)
+    if failed:
+        print(f'ablations: failed: {"; ".join(failed)}; the same command tries again', file=sys.stderr, flush=True)
+    return 1 if failed else 0
+
+
+def _run_one(name: str, file: str, seed: int, workdir: pathlib.Path, data: pathlib.Path, cores: set[int]) -> bool:
+    folder = workdir / name / f'seed_{seed}'
+    command = [sys.executable, sys.argv[0], f'--config={file}', f'--workdir={folder}', f'--config.seed={seed}',
+               f'--config.data_dir={data}', *_passed_on(sys.argv[1:])]
+    print(f'ablations: {name}, seed {seed}: {" ".join(command[1:])}', flush=True)
+    # Small networks gain little from many cores: one run on each share of them gets more done.
+    place = (lambda: os.sched_setaffinity(0, cores)) if cores else None
+    succeeded = subprocess.run(command, check=False, preexec_fn=place).returncode == 0
+    if not succeeded:
+        print(f'ablations: FAILED: {name}, seed {seed}', file=sys.stderr, flush=True)
+    return succeeded
+
+
+def _shares(at_once: int) -> list[set[int]]:
+    """The cores of this process dealt out to `at_once` runs; empty sets (no binding) where that is not possible."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
+    if at_once == 1 or len(cores) < at_once:
+        return [set() for _ in range(at_once)]
+    return [set(cores[place::at_once]) for place in range(at_once)]
+
+
+def summarize(workdir: pathlib.Path, names: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+    """Figures of the runs that are there, at the window that their reports quote.
+
+    Returns:
+      {'seeds', 'rows': {name: {'runs': {seed: figures}, 'mean': figures, 'spread': figures}}}; figures are f1 and
+      average_precision of the generated sound (mean over clips), median_error_ms, shuffled_f1 (the control) and codec_f1.
+      `spread` is the sample standard deviation over seeds, None with fewer than two.
+    """
+    rows = {}
+    for name in names:
+        runs = {}
+        for seed in seeds:
+            path = workdir / name / f'seed_{seed}' / 'report.json'
+            if path.is_file():
+                runs[str(seed)] = _figures(json.loads(path.read_text()))
+        if runs:
+            columns: dict[str, list[float]] = {key: [] for key in next(iter(runs.values()))}
+            for figures in runs.values():
+                for key, value in figures.items():
+                    if value is not None:
+                        columns[key].append(value)
+            rows[name] = {
+                'runs': runs,
+                'mean': {key: statistics.fmean(values) if values else None for key, values in columns.items()},
+                'spread': {key: statistics.stdev(values) if len(values) > 1 else None for key, values in columns.items()},
+            }
+    return {'seeds': list(seeds), 'rows': rows}
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """The summary as Markdown, mean ± spread."""
+    lines = ['| run | seeds | onset F1 | AP | median error ms | shuffled F1 | codec F1 |', '|---|---|---|---|---|---|---|']
+    digits = {'f1': 3, 'average_precision': 3, 'median_error_ms': 1, 'shuffled_f1': 3, 'codec_f1': 3}
+    for name, row in summary['rows'].items():
+        cells = []
+        for key, places in digits.items():
+            mean, spread = row['mean'][key], row['spread'][key]
+            cell = '' if mean is None else f'{mean:.{places}f}'
+            cells.append(cell if spread is None else f'{cell} ± {spread:.{places}f}')
+        lines.append(f'| {name} | {len(row["runs"])} | {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
+def _figures(report: Mapping[str, Any]) -> dict[str, float | None]:
+    rows = report['onsets'][f'{report["quoted_window_s"]:g}']
+    return {
+        'f1': rows['generated']['macro']['f1'],
+        'average_precision': rows['generated']['macro']['average_precision'],
+        'median_error_ms': rows['generated']['median_error_ms'],
+        'shuffled_f1': rows['shuffled']['macro']['f1'] if 'shuffled' in rows else None,
+        'codec_f1': rows['codec']['macro']['f1'],
+    }
+
+
+def _passed_on(arguments: Sequence[str]) -> list[str]:
+    """The flags of this command that its runs get too."""
+    return [argument for argument in arguments if argument.startswith('--') and not argument.startswith(_OWN_FLAGS)]
+
+
+def _write(workdir: pathlib.Path, summary: Mapping[str, Any]) -> None:
+    for name, text in (('ablations.json', json.dumps(summary, indent=1) + '\n'), ('ablations.md', table(summary) + '\n')):
+        partial = workdir / f'.{name}.partial'
+        partial.write_text(text)
+        partial.replace(workdir / name)

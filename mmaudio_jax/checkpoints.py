@@ -1,0 +1,393 @@
+"""Checkpoints: state, EMA, data iterator and config saved as one, restored exactly; snapshots of the averages for sampling.
+
+A checkpoint is a folder `checkpoints/<step>` that Orbax writes beside and renames when whole, in the background.
+`ema/<step>` holds the averages of one step, and is renamed when whole too. Orbax decides at every step whether to save, so
+that a preemption notice (SIGTERM, or the one that JAX passes between hosts) saves too.
+"""
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+import contextlib
+import dataclasses
+import json
+import pathlib
+import shutil
+import signal
+import threading
+from typing import Any
+
+from flax import traverse_util
+import jax
+from jax.experimental import multihost_utils
+import ml_collections
+import numpy as np
+import orbax.checkpoint as ocp
+
+from mmaudio_jax import ema
+from mmaudio_jax import partitioning
+
+_SIGMA_REL = 'sigma_rel_'  # then its value: the name of a stored average
+_UNFINISHED = '.orbax-checkpoint-tmp'  # in the name of a folder that Orbax has not renamed yet
+
+# Fields that may differ between the run that saved and the run that resumes: they change no number that training computes.
+FREE_FIELDS = (
+    'name', 'stages', 'data_dir', 'impacts.workers', 'extract.batch_size', 'extract.workers', 'input.validation',
+    'input.validation_batch_size', 'input.validation_examples', 'input.workers', 'input.prefetch', 'model.remat',
+    'ema.snapshot_every', 'ema.synthesis_sigma_rel', 'mesh', 'train', 'sampling', 'generate', 'evaluate', 'ablations')
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be written, read, or continued with this config; the message says what to do."""
+
+
+class Preemption:
+    """Turns SIGTERM into a flag while the `with` block runs, so that the loop saves and ends.
+
+    With several processes JAX's own service passes the notice on, so that all of them save the same step; then nothing
+    is installed here.
+    """
+
+    def __init__(self):
+        self.noticed = False
+        self._previous = None
+
+    def __enter__(self):
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, self._notice)
+        return self
+
+    def __exit__(self, *exception):
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def _notice(self, signum, frame):
+        self.noticed = True
+
+
+@dataclasses.dataclass
+class _SaveDecision(ocp.checkpoint_managers.SaveDecisionPolicy):
+    """Save every n steps, at the last step, and when a preemption was noticed."""
+    every: int
+    last: int
+    preempted: Callable[[], bool]
+
+    def should_save(self, step, previous_steps, *, context) -> bool:
+        del previous_steps
+        regular = step.step > 0 and self.every > 0 and step.step % self.every == 0
+        return regular or step.step == self.last or context.reached_preemption or self.preempted()
+
+
+class Checkpointer:
+    """The checkpoints of one workdir.
+
+    Args:
+      workdir: holds checkpoints/.
+      train_config: config.train: total_steps, checkpoint_every, keep_last, keep_every.
+      preempted: says whether this process was told to end; asked at every step.
+    """
+
+    def __init__(self, workdir: pathlib.Path, train_config: Any, preempted: Callable[[], bool] = lambda: False):
+        self._directory = pathlib.Path(workdir).absolute() / 'checkpoints'
+        self._preempted = preempted
+        self._report_unfinished()
+        keep: list = [ocp.checkpoint_managers.LatestN(train_config.keep_last)]
+        if train_config.keep_every:
+            keep.append(ocp.checkpoint_managers.EveryNSteps(train_config.keep_every))
+        self._manager = ocp.CheckpointManager(self._directory, options=ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(keep),
+            save_decision_policy=_SaveDecision(train_config.checkpoint_every, train_config.total_steps, preempted),
+            cleanup_tmp_directories=True, enable_should_save_is_saving_in_progress_check=False))
+        self._in_flight: int | None = None  # the step that is being written in the background
+
+    @property
+    def directory(self) -> pathlib.Path:
+        """workdir/checkpoints."""
+        return self._directory
+
+    def check(self, config: Any) -> None:
+        """Raises CheckpointError, naming the field, when the newest readable checkpoint is of another config."""
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                saved = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore())).config
+            except Exception:  # damaged: restore_latest says so
+                continue
+            check_config(saved, to_json(config), self._directory / str(step))
+            return
+
+    def latest_step(self) -> int | None:
+        """The newest whole checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def preempted(self, step: int) -> bool:
+        """Whether the run was told to end. Every process must ask at every step: JAX agrees on one step for all."""
+        return self._manager.reached_preemption(step) or self._preempted()
+
+    def should_save(self, step: int) -> bool:
+        """Orbax's decision for this step; False for a step that is saved already."""
+        return self._manager.should_save(step)
+
+    def save(self, step: int, state: Any, iterator: Any, config: Any, *, force: bool = False) -> bool:
+        """Starts to write a checkpoint and returns as soon as the state may be donated.
+
+        Args:
+          step: number of finished optimisation steps.
+          state: pytree of arrays, finite (the caller has checked).
+          iterator: its get_state() gives JSON-able data, the same on every process; its next batch is that of step + 1.
+          config: the run's ConfigDict.
+          force: save also when Orbax would not at this step.
+
+        Returns:
+          Whether a save was started.
+
+        Raises:
+          CheckpointError: this save or the previous one could not be written. Earlier checkpoints are as they were.
+        """
+        if step == self.latest_step() or not (force or self.should_save(step)):
+            return False
+        self.wait()
+        self._in_flight = step
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(to_json(config)),
+                                  iterator=ocp.args.JsonSave(iterator.get_state()))
+        with self._explained():
+            self._manager.save(step, args=args, force=True)
+        return True
+
+    def wait(self) -> None:
+        """Blocks until everything is on disk; raises CheckpointError when it could not be written."""
+        with self._explained():
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for what is being written and ends the background threads."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def restore_latest(self, abstract_state: Any, iterator: Any, config: Any) -> tuple[Any, int] | None:
+        """The newest checkpoint that can be read; the data iterator is set to it.
+
+        A folder that is damaged is passed over with a message and renamed to `<step>.damaged`.
+
+        Args:
+          abstract_state: tree of jax.ShapeDtypeStruct with shardings (partitioning.abstract).
+          iterator: set by set_state() with what get_state() gave.
+          config: the run's config; it must equal the saved one but for FREE_FIELDS.
+
+        Returns:
+          (state, step), or None when there is no checkpoint.
+
+        Raises:
+          CheckpointError: another config (names the field), or no checkpoint is readable.
+          ValueError: the records changed, so that the iterator cannot continue.
+        """
+        damaged: list[tuple[int, Exception]] = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                saved = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore())).config
+                check_config(saved, to_json(config), self._directory / str(step))
+                restored = self._manager.restore(step, args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract_state), iterator=ocp.args.JsonRestore()))
+            except CheckpointError:
+                raise
+            except Exception as error:  # whatever a damaged file makes Orbax, TensorStore or JSON raise
+                damaged.append((step, error))
+                continue
+            iterator.set_state(restored.iterator)
+            self._set_aside(damaged, step)
+            return restored.state, step
+        if damaged:
+            step, reason = damaged[0]
+            raise CheckpointError(f'none of the checkpoints in {self._directory} can be read '
+                                  f'(step {step}: {_first_line(reason)}); restore the folder from a copy, or rename it '
+                                  'to start from the beginning')
+        return None
+
+    def _report_unfinished(self) -> None:
+        for folder in sorted(self._directory.glob(f'*{_UNFINISHED}*')):
+            if jax.process_index() == 0:
+                print(f'checkpoint {folder.name.split(".")[0]} in {self._directory} was not finished when its run stopped: '
+                      'skipped')
+
+    def _set_aside(self, damaged: list[tuple[int, Exception]], used: int) -> None:
+        for step, error in damaged:
+            if jax.process_index() == 0:
+                print(f'checkpoint {step} in {self._directory} is damaged ({_first_line(error)}): '
+                      f'renamed to {step}.damaged, continuing from step {used}')
+                folder = self._directory / str(step)
+                folder.rename(_unused(self._directory / f'{step}.damaged'))
+        if damaged:
+            multihost_utils.sync_global_devices('damaged checkpoints renamed')
+            self._manager.reload()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns what Orbax raises into a CheckpointError that says what is still there."""
+        try:
+            yield
+        except Exception as error:
+            whole = sorted(int(entry.name) for entry in self._directory.iterdir() if entry.name.isdigit())
+            kept = f'the checkpoint of step {whole[-1]} is intact' if whole else 'there is no earlier one'
+            raise CheckpointError(
+                f'the checkpoint of step {self._in_flight} could not be written to {self._directory} ({_first_line(error)}); '
+                f'{kept}. Free some disk space or repair the folder, then run the same command again') from error
+
+
+class _StoredTensor:
+    """A tensor in an .npz file, read when numpy asks for it: many snapshots of a large network do not fit in memory."""
+
+    def __init__(self, file: np.lib.npyio.NpzFile, name: str):
+        self._file, self._name = file, name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._file[self._name].shape
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(self._file[self._name], dtype)
+
+
+def save_ema_snapshot(workdir: pathlib.Path, step: int, averages: Mapping[float, Any], config: Any) -> None:
+    """Writes `ema/<step>`: the averaged parameters of each sigma_rel and the config. Does nothing when it is there.
+
+    Args:
+      workdir: of the run.
+      step: number of updates that the averages have seen.
+      averages: sigma_rel -> tree of dicts of float32 arrays; every process must call.
+      config: the run's ConfigDict.
+
+    Raises:
+      CheckpointError: the folder could not be written; nothing is left of it.
+    """
+    folder = _ema_folder(workdir) / str(step)
+    if folder.exists():
+        return
+    partial = folder.with_name(f'.{step}.partial')
+    host = {sigma_rel: traverse_util.flatten_dict(jax.tree.map(partitioning.to_host, params), sep='/')
+            for sigma_rel, params in averages.items()}
+    if jax.process_index() != 0:
+        return
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for sigma_rel, tensors in host.items():
+            np.savez(partial / f'{_SIGMA_REL}{sigma_rel:g}.npz', allow_pickle=False, **tensors)
+        (partial / 'config.json').write_text(json.dumps(to_json(config), indent=1))
+        partial.rename(folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(f'the EMA snapshot {folder} could not be written ({_first_line(error)}). '
+                              'Free some disk space or repair the folder, then run the same command again') from error
+
+
+def has_ema_snapshot(workdir: pathlib.Path, step: int) -> bool:
+    """Whether the averages of that step are stored."""
+    return step in _snapshot_steps(workdir)
+
+
+def load_ema_snapshots(workdir: pathlib.Path) -> list[ema.Snapshot]:
+    """Every stored average in workdir/ema by step; the leaves are read from the files when they are used.
+
+    Raises:
+      CheckpointError: there is none.
+    """
+    found = []
+    for step in _snapshot_steps(workdir):
+        for path in sorted((_ema_folder(workdir) / str(step)).glob(f'{_SIGMA_REL}*.npz')):
+            file = np.load(path)
+            tree = traverse_util.unflatten_dict({name: _StoredTensor(file, name) for name in file.files}, sep='/')
+            found.append(ema.Snapshot(ema.sigma_rel_to_gamma(float(path.stem.removeprefix(_SIGMA_REL))), step, tree))
+    if not found:
+        raise CheckpointError(f'no trained weights in {_ema_folder(workdir)}: train first (--mode=train), or check --workdir')
+    return found
+
+
+def latest_snapshot(workdir: pathlib.Path) -> int:
+    """The last step whose averages are stored; raises CheckpointError when there is none."""
+    return load_ema_snapshots(workdir)[-1].step
+
+
+def load_params(workdir: pathlib.Path, sigma_rel: float | None = None, step: int | None = None) -> tuple[Any, dict]:
+    """Weights to sample from: the average of width sigma_rel at a step, synthesised from the stored snapshots.
+
+    Args:
+      workdir: of a training run; reads ema/.
+      sigma_rel: relative width of the average (EDM2, arXiv 2312.02696, section 3), for example 0.05; None for
+        config.ema.synthesis_sigma_rel of the run.
+      step: one of the stored ones; None for the last.
+
+    Returns:
+      (params as a tree of float32 numpy arrays, the config of that run as a plain dict).
+
+    Raises:
+      CheckpointError: there is no snapshot.
+      ValueError: the step is not stored, or sigma_rel is out of range.
+    """
+    snapshots = load_ema_snapshots(workdir)
+    step = snapshots[-1].step if step is None else step
+    stored = _snapshot_steps(workdir)
+    if step not in stored:
+        raise CheckpointError(f'no EMA snapshot of step {step} in {_ema_folder(workdir)}; it has those of '
+                              f'{", ".join(map(str, stored))}')
+    config = json.loads((_ema_folder(workdir) / str(step) / 'config.json').read_text())
+    sigma_rel = config['ema']['synthesis_sigma_rel'] if sigma_rel is None else sigma_rel
+    return ema.synthesize([snapshot for snapshot in snapshots if snapshot.step <= step], sigma_rel, step), config
+
+
+def check_snapshots(workdir: pathlib.Path, config: Any) -> None:
+    """Raises CheckpointError when workdir/ema holds averages of a run with another config: they must not be mixed."""
+    for step in _snapshot_steps(workdir):
+        folder = _ema_folder(workdir) / str(step)
+        check_config(json.loads((folder / 'config.json').read_text()), to_json(config), folder)
+
+
+def check_config(saved: Mapping[str, Any], current: Mapping[str, Any], source: pathlib.Path) -> None:
+    """Raises CheckpointError naming the first field, outside FREE_FIELDS, in which two plain configs differ."""
+    difference = _first_difference(saved, current, '')
+    if difference is not None:
+        name, was, now = difference
+        raise CheckpointError(f'config.{name} is {now}, but {source} was made with {was}. Set it back to continue that run, '
+                              'or start a new one with another --workdir')
+
+
+def to_json(config: Any) -> dict:
+    """A ConfigDict as plain JSON data: tuples become lists, unset placeholders None."""
+    plain = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+    return json.loads(json.dumps(plain))
+
+
+_MISSING = 'not set'
+
+
+def _first_difference(saved: Any, current: Any, name: str) -> tuple[str, Any, Any] | None:
+    if name in FREE_FIELDS:
+        return None
+    if isinstance(saved, Mapping) and isinstance(current, Mapping):
+        for key in dict.fromkeys([*current, *saved]):
+            inner = f'{name}.{key}' if name else key
+            difference = _first_difference(saved.get(key, _MISSING), current.get(key, _MISSING), inner)
+            if difference is not None:
+                return difference
+        return None
+    return None if saved == current else (name, saved, current)
+
+
+def _ema_folder(workdir: pathlib.Path) -> pathlib.Path:
+    return pathlib.Path(workdir).absolute() / 'ema'
+
+
+def _snapshot_steps(workdir: pathlib.Path) -> list[int]:
+    return sorted(int(entry.name) for entry in _ema_folder(workdir).glob('*') if entry.name.isdigit())
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f'{type(error).__name__}: {text[0][:200]}' if text else type(error).__name__
+
+
+def _unused(path: pathlib.Path) -> pathlib.Path:
+    number, candidate = 1, path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f'{path.name}{number}')
+    return candidate

@@ -1,0 +1,251 @@
+"""--mode=evaluate: sounds for a split, their onsets against the truth, and the controls that keep the figures honest.
+
+    generated                what the network makes of each clip's video and caption, decoded
+    shuffled                 the same sounds against the truth of other clips: what timing by chance scores
+    codec                    the codec's own reconstruction of the true latents: the ceiling of anything generated with it
+    truth                    the true sound: the ceiling of the onset detector (it also hears what is off screen)
+"""
+from collections.abc import Mapping
+import hashlib
+import itertools
+import json
+import pathlib
+import platform
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmaudio_jax import checkpoints
+from mmaudio_jax import codec
+from mmaudio_jax import encoders
+from mmaudio_jax import input_pipeline
+from mmaudio_jax import media
+from mmaudio_jax import metrics
+from mmaudio_jax import partitioning
+from mmaudio_jax import pipeline
+from mmaudio_jax import plots
+from mmaudio_jax import sampler
+from mmaudio_jax.models import mmaudio
+from mmaudio_jax.sequence import Sequence
+
+REPORT_VERSION = 1
+ROWS = ('generated', 'shuffled', 'codec', 'truth')
+SHUFFLE_SEED = 0  # of the control: always the same pairs, so that runs compare
+_FIELDS = ('clip_features', 'sync_features', 'text_features', 'video_exists', 'text_exists')
+_PACKAGES = (jax, np)
+_WITHOUT_INFLUENCE = ('name', 'stages', 'data_dir', 'generate', 'ablations', 'mesh')  # sections that change no figure
+Row = Mapping[str, Any]
+
+
+def evaluate(config, workdir: pathlib.Path) -> None:
+    """Samples config.evaluate.dataset's split, scores it, prints the table and writes workdir/report.json.
+
+    The batches are split over all devices; every process samples, the first one decodes, scores and writes. Clips to look at
+    are in workdir/generated/<split>. A report of the same config and weights is left as it is; any other is replaced.
+
+    Args:
+      config: the whole configuration, of the run in workdir but for what training does not depend on.
+      workdir: of a training run.
+
+    Raises:
+      ValueError: no trained network, one of another config, or a split without onset times.
+      FileNotFoundError: records, codec or the table of the split are missing.
+    """
+    started = time.monotonic()
+    data = pathlib.Path(config.data_dir or workdir)
+    step = checkpoints.latest_snapshot(workdir)
+    identity = _identity(config, step)
+    path = workdir / 'report.json'
+    if _matches(path, identity):
+        print(f'evaluate: {path} is of step {step} and this config, nothing to do', flush=True)
+        return
+    params, trained = checkpoints.load_params(workdir, config.ema.synthesis_sigma_rel, step)
+    checkpoints.check_config(trained, checkpoints.to_json(config), workdir / 'ema')
+    examples = _examples(config, data / 'records')
+    rows = _rows(data / 'media' / config.evaluate.dataset, config.evaluate.split, [example['id'] for example in examples])
+    sequence = Sequence(config.sequence.rate, config.sequence.duration_s)
+    latents = sample(config, mmaudio.build(config.model, sequence), params, examples, sequence)
+    sampled = time.monotonic()
+    if jax.process_index() != 0:
+        return
+    sounds = _sounds(config, data, examples, rows, latents, sequence)
+    scores, onsets = score(config.evaluate, sounds, [row['onset_times_s'] for row in rows], sequence)
+    _save_clips(config, workdir, data, rows, sounds, onsets, sequence)
+    report = {
+        **identity, 'workdir_step': step, 'sigma_rel': config.ema.synthesis_sigma_rel,
+        'dataset': config.evaluate.dataset, 'split': config.evaluate.split, 'clips': len(examples),
+        'seeds': {'training': config.seed, 'sampling': config.sampling.seed, 'shuffle': SHUFFLE_SEED},
+        'quoted_window_s': config.evaluate.onset_windows_s[0], 'onsets': scores,
+        'seconds': {'sampling': round(sampled - started, 1), 'total': round(time.monotonic() - started, 1)},
+        'devices': f'{jax.device_count()} {jax.devices()[0].device_kind}',
+        'versions': {'python': platform.python_version(), **{module.__name__: module.__version__ for module in _PACKAGES}},
+        'config': checkpoints.to_json(config),
+    }
+    partial = path.with_name('.report.json.partial')
+    partial.write_text(json.dumps(report, indent=1) + '\n')
+    partial.replace(path)
+    print(table(report), flush=True)
+    print(f'evaluate: {len(examples)} clips in {report["seconds"]["total"]:.0f} s; every figure is in {path}', flush=True)
+
+
+def sample(config, model: mmaudio.MMAudio, params: Any, examples: list[dict], sequence: Sequence) -> np.ndarray:
+    """Latents of the examples, float32 `[len(examples), N, C]`; batches over all devices, the last one filled up.
+
+    Example i has the noise of (config.sampling.seed, i), whatever the batch size and the number of devices.
+    """
+    mesh = partitioning.make_mesh(config.mesh)
+    size = config.sampling.batch_size
+    partitioning.check_batch_size(mesh, size, 'config.sampling.batch_size')
+    settings = sampler.SamplerSettings(config.sampling.solver, config.sampling.num_steps, config.sampling.guidance)
+    run = sampler.make_sampler(model, settings, mesh)
+    params = jax.device_put(params, partitioning.state_sharding(mesh, params))
+    sharding = partitioning.batch_sharding(mesh)
+    encoder = encoders.make(config.extract.encoder, sequence) if config.sampling.negative_prompt else None
+    done = []
+    for start in range(0, len(examples), size):
+        indices = np.minimum(np.arange(start, start + size), len(examples) - 1)
+        batch = {name: np.stack([np.asarray(examples[index][name]) for index in indices]) for name in _FIELDS}
+        conditions = pipeline.with_empty_features(model, params, batch)
+        if encoder is None:
+            negative = np.broadcast_to(params['empty_string_feat'], conditions[2].shape)
+        else:
+            negative = encoder.encode_text([config.sampling.negative_prompt] * size)
+        noise = sampler.noise(config.sampling.seed, indices.tolist(), sequence.latent_length, sequence.latent_channels)
+        arrays = [_spread(array, sharding) for array in (noise, *conditions, negative)]
+        done.append(partitioning.to_host(run(params, *arrays)))
+        print(f'evaluate: sampled {min(start + size, len(examples))} of {len(examples)} clips', flush=True)
+    return np.concatenate(done)[:len(examples)]
+
+
+def score(options, sounds: Mapping[str, list[np.ndarray]], truths: list[list[float]],
+          sequence: Sequence) -> tuple[dict[str, dict], dict[str, list[metrics.Onsets]]]:
+    """Onset scores of every row and window, and the onsets that were found.
+
+    Args:
+      options: config.evaluate.
+      sounds: 'generated', 'codec' and 'truth' to one waveform [samples] a clip.
+      truths: true onsets of each clip, seconds.
+      sequence: rate and duration of the waveforms.
+
+    Returns:
+      ({window in seconds as text: {row: metrics.aggregate}}, {sound: onsets of each clip}). With a single clip there is
+      nothing to shuffle, and that row is left out.
+    """
+    onsets = {name: [metrics.detect_onsets(waveform, sequence.sample_rate_hz, options.onset_delta, options.onset_lag_s)
+                     for waveform in waveforms] for name, waveforms in sounds.items()}
+    truths = [[time_s for time_s in truth if time_s < sequence.duration_s] for truth in truths]
+    others = [truths[other] for other in derangement(len(truths), SHUFFLE_SEED)]
+    pairs = {name: (found, truths) for name, found in onsets.items()}
+    if others:
+        pairs['shuffled'] = (onsets['generated'], others)
+    scores = {f'{window:g}': {name: metrics.aggregate([metrics.score_onsets(found, truth, window)
+                                                       for found, truth in zip(*pairs[name], strict=True)])
+                              for name in ROWS if name in pairs} for window in options.onset_windows_s}
+    return scores, onsets
+
+
+def derangement(count: int, seed: int) -> list[int]:
+    """A permutation of range(count) that leaves nothing in its place (one cycle, Sattolo 1986); [] when there is none."""
+    if count < 2:
+        return []
+    generator, items = np.random.default_rng(seed), list(range(count))
+    for last in range(count - 1, 0, -1):
+        other = int(generator.integers(last))
+        items[last], items[other] = items[other], items[last]
+    return items
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The onset scores as Markdown: the mean over clips of each rate, the median error over all matched onsets."""
+    lines = ['| sound | window ± s | F1 | accuracy | precision | AP | median error ms |', '|---|---|---|---|---|---|---|']
+    for window, rows in report['onsets'].items():
+        for name, row in rows.items():
+            rates = [f'{row["macro"][key]:.3f}' for key in ('f1', 'accuracy', 'precision', 'average_precision')]
+            error = '' if row['median_error_ms'] is None else f'{row["median_error_ms"]:.1f}'
+            lines.append(f'| {name} | {window} | {" | ".join(rates)} | {error} |')
+    return '\n'.join(lines)
+
+
+def _identity(config, step: int) -> dict[str, Any]:
+    """What a report depends on."""
+    plain = checkpoints.to_json(config)
+    counted = {name: value for name, value in plain.items() if name not in _WITHOUT_INFLUENCE}
+    digest = hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
+    return {'report_version': REPORT_VERSION, 'fingerprint': digest, 'step': step}
+
+
+def _matches(path: pathlib.Path, identity: Mapping[str, Any]) -> bool:
+    try:
+        report = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return all(report.get(name) == value for name, value in identity.items())
+
+
+def _examples(config, records_dir: pathlib.Path) -> list[dict]:
+    """The examples to evaluate, at most config.evaluate.max_clips of them."""
+    split = input_pipeline.read_split(config, records_dir, config.evaluate.dataset, config.evaluate.split)
+    return list(itertools.islice(split, config.evaluate.max_clips or None))
+
+
+def _rows(folder: pathlib.Path, split: str, ids: list[str]) -> list[Row]:
+    """The table's entries of the clips `ids`, with their true onsets."""
+    path = folder / f'{split}.jsonl'
+    if not path.is_file():
+        raise FileNotFoundError(f'{path}: the table with the true onset times is missing; --mode=impacts makes that of impacts')
+    by_id = {}
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        row = json.loads(line)
+        if 'onset_times_s' not in row:
+            raise ValueError(f'{path}:{number}: no onset_times_s; onsets can only be scored against known ones')
+        by_id[row['id']] = row
+    missing = [name for name in ids if name not in by_id]
+    if missing:
+        raise ValueError(f'{path} has no entry for {missing[0]!r} and {len(missing) - 1} other records: '
+                         'extract again (--mode=extract), or restore the table')
+    return [by_id[name] for name in ids]
+
+
+def _sounds(config, data: pathlib.Path, examples: list[dict], rows: list[Row], latents: np.ndarray,
+            sequence: Sequence) -> dict[str, list[np.ndarray]]:
+    """One waveform [samples] a clip of each kind, cut to the duration."""
+    decoder = codec.make(config.extract.codec, sequence, data / 'records' / 'codec.npz')
+    samples, size = round(sequence.duration_s * sequence.sample_rate_hz), config.sampling.batch_size
+
+    def decode(stacked):
+        parts = [decoder.decode(stacked[start:start + size]) for start in range(0, len(stacked), size)]
+        return [np.asarray(waveform)[:samples] for part in parts for waveform in part]
+
+    folder = data / 'media' / config.evaluate.dataset
+    true_latents = np.stack([np.asarray(example['latent_mean'], np.float32) for example in examples])
+    return {
+        'generated': decode(latents),
+        'codec': decode(true_latents),
+        'truth': [media.read_audio(folder / (row['audio'] or row['video']), sequence.sample_rate_hz, row.get('start_s', 0.0),
+                                   sequence.duration_s) for row in rows],
+    }
+
+
+def _save_clips(config, workdir: pathlib.Path, data: pathlib.Path, rows: list[Row], sounds: Mapping[str, list[np.ndarray]],
+                onsets: Mapping[str, list[metrics.Onsets]], sequence: Sequence) -> None:
+    """The first clips as mp4 with the new sound, and as spectrograms with the true and the found onsets."""
+    folder = workdir / 'generated' / config.evaluate.split
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, row in enumerate(rows[:config.evaluate.save_clips]):
+        generated = sounds['generated'][index]
+        if row['video'] and not row.get('start_s', 0.0):  # a later part of a video cannot be copied without its beginning
+            video = data / 'media' / config.evaluate.dataset / row['video']
+            media.mux(video, generated, sequence.sample_rate_hz, folder / f'{row["id"]}.mp4')
+        else:
+            media.write_audio(folder / f'{row["id"]}.flac', generated, sequence.sample_rate_hz)
+        titles = {f'generated: {row["caption"]}': generated, 'true sound': sounds['truth'][index]}
+        marks = {'true onsets': row['onset_times_s'], 'found in the generated sound': onsets['generated'][index].times_s}
+        plots.spectrogram(folder / f'{row["id"]}.png', titles, sequence.sample_rate_hz, marks)
+
+
+def _spread(array: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    """A whole array, the same on every process, split over the devices of all of them."""
+    host = np.asarray(array)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])

@@ -1,0 +1,156 @@
+"""Noise → audio latents: the flow's ODE from t = 0 (noise) to t = 1 (data), under classifier-free guidance.
+
+Letters: B batch, N audio latents, V CLIP frames, S sync tokens, T text tokens, C latent channels.
+Source: MMAudio (arXiv 2412.15322), sections 3.1 and 4; Euler with 25 steps and strength 4.5 is the paper's sampler.
+"""
+from collections.abc import Callable
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+import diffrax
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import numpy as np
+
+from mmaudio_jax import partitioning
+from mmaudio_jax.models.mmaudio import MMAudio
+
+SOLVERS = ('euler', 'midpoint', 'dopri5')
+DOPRI5_TOLERANCE = 1e-4  # absolute and relative; normalised latents have unit deviation
+DOPRI5_MAX_STEPS = 4096
+
+Velocity = Callable[[jax.Array, jax.Array], jax.Array]  # (latents [B, N, C], t, a scalar) -> [B, N, C]
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerSettings:
+    """How latents are sampled: the fields of config.sampling that concern the solver.
+
+    Attributes:
+      solver: 'euler' or 'midpoint' with equal steps, or 'dopri5', adaptive for each example.
+      num_steps: equal steps; for 'dopri5' its reciprocal is the first step tried.
+      guidance: w of w · v(conditioned) + (1 − w) · v(empty); 1 or less takes the conditioned velocity alone.
+
+    Raises:
+      ValueError: an unknown solver or no step.
+    """
+    solver: str
+    num_steps: int
+    guidance: float
+
+    def __post_init__(self):
+        if self.solver not in SOLVERS:
+            raise ValueError(f'sampling.solver {self.solver!r} is not one of {", ".join(SOLVERS)}')
+        if self.num_steps < 1:
+            raise ValueError(f'sampling.num_steps is {self.num_steps}; it must be at least 1')
+
+
+def noise(seed: int, indices: Sequence[int], latent_length: int, latent_channels: int) -> jax.Array:
+    """Standard normal latents `[B, N, C]` float32, a function of (`seed`, index) alone: not of the batch around it."""
+    keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(jnp.asarray(indices, jnp.uint32))
+    return jax.vmap(lambda key: jax.random.normal(key, (latent_length, latent_channels)))(keys)
+
+
+def guide(conditioned: jax.Array, empty: jax.Array, guidance: float) -> jax.Array:
+    """Classifier-free guidance: w · `conditioned` + (1 − w) · `empty`."""
+    return guidance * conditioned + (1 - guidance) * empty
+
+
+def integrate(velocity: Velocity, initial: jax.Array, settings: SamplerSettings) -> jax.Array:
+    """Solves dx/dt = velocity(x, t) from x(0) = `initial` to x(1) with equal steps, as one scan.
+
+    Euler: x ← x + h v(x, t). Midpoint: x ← x + h v(x + h/2 v(x, t), t + h/2).
+    """
+    edges = np.linspace(0, 1, settings.num_steps + 1).astype(np.float32)
+
+    def euler(x, step):
+        start, size = step
+        return x + size * velocity(x, start), None
+
+    def midpoint(x, step):
+        start, size = step
+        middle = x + size / 2 * velocity(x, start)
+        return x + size * velocity(middle, start + size / 2), None
+
+    body = {'euler': euler, 'midpoint': midpoint}[settings.solver]
+    return jax.lax.scan(body, initial, (edges[:-1], np.diff(edges)))[0]
+
+
+def integrate_adaptive(velocity: Velocity, initial: jax.Array, settings: SamplerSettings) -> jax.Array:
+    """The same by Dormand and Prince's 5(4) pair with step sizes from the error estimate."""
+    solution = diffrax.diffeqsolve(diffrax.ODETerm(lambda t, x, _: velocity(x, jnp.asarray(t, jnp.float32))),
+                                   diffrax.Dopri5(), t0=0.0, t1=1.0, dt0=1.0 / settings.num_steps, y0=initial,
+                                   stepsize_controller=diffrax.PIDController(rtol=DOPRI5_TOLERANCE, atol=DOPRI5_TOLERANCE),
+                                   max_steps=DOPRI5_MAX_STEPS)
+    return solution.ys[0]
+
+
+def make_sampler(model: MMAudio, settings: SamplerSettings, mesh: Mesh | None = None) -> Callable[..., jax.Array]:
+    """The jitted sampler: fn(params, noise, clip, sync, text, negative_text) → un-normalised latents `[B, N, C]` float32.
+
+    Its arguments: noise `[B, N, C]` (see `noise`), clip `[B, V, 1024]`, sync `[B, S, 768]`, text `[B, T, 1024]`, and
+    negative_text `[B, T, 1024]`, or None for the empty string. Conditions are computed once; each evaluation of the guided
+    velocity is one call of the network on 2 B examples.
+
+    Args:
+      model: the network.
+      settings: solver, steps and guidance.
+      mesh: splits the batch over its devices; B must then be a multiple of their number. None: the default device.
+    """
+    guided = settings.guidance > 1
+
+    def conditions_of(params, latent_length, clip, sync, text, negative_text):
+        features = (clip, sync, text)
+        if guided:
+            lengths = (clip.shape[0], clip.shape[1], sync.shape[1])
+            empty = model.apply({'params': params}, *lengths, method='empty_features')
+            if negative_text is not None:
+                empty = (*empty[:2], negative_text)
+            # Both versions of an example side by side: on a mesh they stay on its device.
+            features = jax.tree.map(lambda a, b: _flat(jnp.stack([a, b], axis=1)), features, empty)
+        return model.apply({'params': params}, *features, latent_length, method='preprocess_conditions')
+
+    def velocity_of(params, conditions):
+
+        def velocity(latents, t):
+            if not guided:
+                return model.apply({'params': params}, latents, jnp.full(latents.shape[0], t), conditions, method='velocity')
+            both = _flat(jnp.stack([latents, latents], axis=1))
+            both = model.apply({'params': params}, both, jnp.full(both.shape[0], t), conditions, method='velocity')
+            both = both.reshape(-1, 2, *both.shape[1:])
+            return guide(both[:, 0], both[:, 1], settings.guidance)
+
+        return velocity
+
+    def sample(params, initial, clip, sync, text, negative_text):
+        conditions = conditions_of(params, initial.shape[1], clip, sync, text, negative_text)
+        if settings.solver == 'dopri5':  # vmap gives each example its own step sizes
+            copies = 2 if guided else 1
+            split = jax.tree.map(lambda c: c.reshape(-1, copies, *c.shape[1:]), conditions)
+            latents = jax.vmap(lambda x, c: integrate_adaptive(velocity_of(params, c), x[None], settings)[0])(initial, split)
+        else:
+            latents = integrate(velocity_of(params, conditions), initial, settings)
+        return model.apply({'params': params}, latents, method='unnormalize')
+
+    if mesh is None:
+        return jax.jit(sample)
+    batch = partitioning.batch_sharding(mesh)
+    return _checked(jax.jit(sample, in_shardings=(None, *[batch] * 5), out_shardings=batch), mesh.size)
+
+
+def _flat(pairs: jax.Array) -> jax.Array:
+    """`[B, 2, …]` → `[2 B, …]`."""
+    return pairs.reshape(-1, *pairs.shape[2:])
+
+
+def _checked(sampler: Callable[..., jax.Array], devices: int) -> Callable[..., jax.Array]:
+
+    def checked(params: Any, initial: jax.Array, *features: jax.Array | None) -> jax.Array:
+        if initial.shape[0] % devices:
+            raise ValueError(f'a batch of {initial.shape[0]} cannot be split over {devices} devices: choose a multiple '
+                             '(sampling.batch_size), or fill the batch up and cut the result')
+        return sampler(params, initial, *features)
+
+    return checked

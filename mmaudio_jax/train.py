@@ -1,0 +1,208 @@
+"""The training loop. An exact resume depends on its order: evaluate, save, next batch, step, then log the step before."""
+import dataclasses
+import functools
+import pathlib
+from typing import Any, Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmaudio_jax import checkpoints
+from mmaudio_jax import encoders
+from mmaudio_jax import input_pipeline
+from mmaudio_jax import optimizer
+from mmaudio_jax import partitioning
+from mmaudio_jax import train_log
+from mmaudio_jax import train_samples
+from mmaudio_jax import train_step
+from mmaudio_jax.models import mmaudio
+from mmaudio_jax.sequence import Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What stays the same during a run: data, network, compiled steps, files."""
+    config: Any
+    workdir: pathlib.Path
+    mesh: jax.sharding.Mesh
+    iterator: Any
+    checkpointer: checkpoints.Checkpointer
+    log: train_log.TrainLog
+    step: Callable  # (state, batch) -> (state, metrics); the state is donated
+    validation_loss: Callable  # params -> float
+    sample: Callable  # (step, state) -> None
+
+
+def train(config, workdir: pathlib.Path) -> None:
+    """Trains to config.train.total_steps, from the newest checkpoint in the workdir or from the beginning.
+
+    Writes checkpoints/, ema/, logs/ and samples/. A second call does what is missing: nothing, when all steps are done.
+
+    Args:
+      config: the run's ConfigDict (configs/base.py).
+      workdir: folder of the run; config.data_dir, or the workdir itself, holds records/.
+
+    Raises:
+      CheckpointError: the checkpoint is of another config (names the field), or the disk is full.
+      NonFiniteError: loss, gradient or state is not finite; the last checkpoint is untouched.
+      SystemExit: with code 0, after a preemption notice (SIGTERM) and a save.
+    """
+    train_log.silence()
+    workdir = pathlib.Path(workdir)
+    with checkpoints.Preemption() as preemption:
+        checkpointer = checkpoints.Checkpointer(workdir, config.train, lambda: preemption.noticed)
+        try:
+            checkpointer.check(config)
+            done = checkpointer.latest_step() or 0
+            if done >= config.train.total_steps and checkpoints.has_ema_snapshot(workdir, done):
+                print(f'training: all {done} steps are done (config.train.total_steps), in {checkpointer.directory}')
+                return
+            preempted = _run(config, workdir, checkpointer)
+        finally:
+            checkpointer.close()
+    if preempted:
+        raise SystemExit(0)
+
+
+def _run(config, workdir: pathlib.Path, checkpointer: checkpoints.Checkpointer) -> bool:
+    """Prepares everything and runs the loop; whether it ended because of a preemption notice."""
+    mesh = partitioning.make_mesh(config.mesh)
+    partitioning.check_batch_size(mesh, config.input.batch_size, 'config.input.batch_size')
+    sequence = Sequence(**config.sequence)
+    model = mmaudio.build(config.model, sequence)
+    records = pathlib.Path(config.data_dir or workdir) / 'records'
+    iterator = input_pipeline.train_iterator(config, records, mesh)
+
+    init = functools.partial(train_step.init_state, config, model, sequence)
+    channels = sequence.latent_channels
+    empty = np.zeros((model.text_length, model.text_width))
+    shapes = jax.eval_shape(lambda: init((np.zeros(channels), np.ones(channels)), empty))
+    shardings = partitioning.state_sharding(mesh, shapes)
+    restored = checkpointer.restore_latest(partitioning.abstract(shapes, shardings), iterator, config)
+    if restored is None:
+        checkpoints.check_snapshots(workdir, config)
+        statistics = input_pipeline.latent_statistics(config, records)
+        empty_string_feat = np.asarray(encoders.make(config.extract.encoder, sequence).encode_text([''])[0])
+        state, step = jax.jit(lambda: init(statistics, empty_string_feat), out_shardings=shardings)(), 0
+    else:
+        state, step = restored
+    tx, schedule = optimizer.make(config.optimizer, shapes.params)
+    log = train_log.TrainLog(workdir, config, step)
+    log.say(_opening(config, mesh, shapes.params, step))
+    job = Job(config=config, workdir=workdir, mesh=mesh, iterator=iterator, checkpointer=checkpointer, log=log,
+              step=jax.jit(train_step.make_train_step(config, model, tx, schedule), donate_argnums=0,
+                           in_shardings=(shardings, partitioning.batch_sharding(mesh)),
+                           out_shardings=(shardings, partitioning.replicated(mesh))),
+              validation_loss=_validation(config, model, records, mesh),
+              sample=train_samples.make_sample(config, model, sequence, records, workdir))
+    try:
+        return _loop(job, state, step)
+    except train_log.NonFiniteError as error:
+        checkpointer.close()
+        good = checkpointer.latest_step()
+        kept = f'the checkpoint of step {good} is untouched' if good is not None else 'there is no checkpoint yet'
+        raise train_log.NonFiniteError(f'training stopped: {error}; {kept}. Lower config.optimizer.learning_rate or clip_norm, '
+                                       'or look for damaged records, and start again in another --workdir') from error
+    finally:
+        log.close()
+        iterator.close()
+
+
+def _loop(job: Job, state: train_step.TrainState, step: int) -> bool:
+    """Steps until total_steps or a preemption notice; whether it was the latter.
+
+    `pending` is the step whose metrics are still on the device: they are read after the next step was sent off, so that the
+    device never waits for the host, and before anything is kept of the state.
+    """
+    pending: tuple[int, Any] | None = None
+    while True:
+        preempted = job.checkpointer.preempted(step)
+        last = step >= job.config.train.total_steps
+        save = job.checkpointer.should_save(step)
+        evaluate = not preempted and _evaluation_is_due(job.config, step, last)
+        if save or evaluate:
+            with job.log.pause():
+                if pending:
+                    job.log.add(*pending)
+                    pending = None
+                _check_finite(state, step)
+                if evaluate:
+                    _evaluate(job, state, step, last)
+                if save:
+                    job.log.close_interval()
+                    job.log.settle()
+                    job.checkpointer.save(step, state, job.iterator, job.config)
+        if last or preempted:
+            job.checkpointer.wait()
+            job.log.say(_closing(job, step, preempted and not last))
+            return preempted
+        batch = next(job.iterator)
+        state, metrics = job.step(state, batch)
+        if pending:
+            job.log.add(*pending)
+        step += 1
+        pending = (step, metrics)
+
+
+def _evaluate(job: Job, state: train_step.TrainState, step: int, last: bool) -> None:
+    """Validation loss, samples and the EMA snapshot that are due at this step; each does nothing when its result is there."""
+    config = job.config
+    if (last or _due(step, config.train.validate_every)) and not job.log.has(step, 'validation_loss'):
+        loss = job.validation_loss(state.params)
+        job.log.write(step, {'validation_loss': loss})
+        job.log.say(f'step {step}: validation loss {loss:.4f}')
+    if last or _due(step, config.train.sample_every):
+        job.sample(step, state)
+    if last or _due(step, config.ema.snapshot_every):
+        averages = dict(zip(state.ema.sigma_rels, state.ema.averages, strict=True))
+        checkpoints.save_ema_snapshot(job.workdir, step, averages, config)
+
+
+def _evaluation_is_due(config, step: int, last: bool) -> bool:
+    every = (config.train.validate_every, config.train.sample_every, config.ema.snapshot_every)
+    return last or any(_due(step, n) for n in every)
+
+
+def _due(step: int, every: int) -> bool:
+    return step > 0 and every > 0 and step % every == 0
+
+
+def _validation(config, model, records: pathlib.Path, mesh: jax.sharding.Mesh) -> Callable[[Any], float]:
+    """fn(params) -> mean loss over config.input.validation_examples examples, with the same noise and times at every call."""
+    batches = input_pipeline.validation_batches(config, records, mesh)
+    size = config.input.validation_batch_size
+    step = jax.jit(train_step.make_validation_step(config, model))
+
+    def loss(params) -> float:
+        losses = []
+        for number, batch in enumerate(batches):
+            indices = number * size + np.arange(size, dtype=np.int32)
+            losses.append(partitioning.to_host(step(params, batch, indices)))
+        return float(np.mean(losses, dtype=np.float64))
+    return loss
+
+
+def _check_finite(state: train_step.TrainState, step: int) -> None:
+    """Raises NonFiniteError when a number of the state is not finite: such a state is never kept."""
+    floats = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    if not all(jax.device_get([_is_finite(leaf) for leaf in floats])):
+        raise train_log.NonFiniteError(f'a parameter or an average is not finite after step {step}')
+
+
+@jax.jit
+def _is_finite(tensor: jax.Array) -> jax.Array:  # one tensor a call: compiled once a shape, not once for hundreds of tensors
+    return jnp.isfinite(tensor).all()
+
+
+def _opening(config, mesh: jax.sharding.Mesh, params: Any, step: int) -> str:
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    start = f'continuing from step {step}' if step else 'from the beginning'
+    return (f'training {config.name} {start}: {count / 1e6:.2f} M parameters, batches of {config.input.batch_size} on '
+            f'{mesh.size} {jax.default_backend()} device{"s" if mesh.size > 1 else ""}')
+
+
+def _closing(job: Job, step: int, preempted: bool) -> str:
+    if preempted:
+        return f'told to stop: saved step {step} in {job.checkpointer.directory}; the same command continues from there'
+    return f'trained {step} steps; checkpoints in {job.checkpointer.directory}'

@@ -1,0 +1,97 @@
+"""Samples during training: the sound of a few validation clips and its spectrogram, beside the truth through the codec."""
+from collections.abc import Mapping
+from collections.abc import Sequence as Sequence_
+import itertools
+import pathlib
+import re
+import shutil
+from typing import Any, Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmaudio_jax import codec
+from mmaudio_jax import input_pipeline
+from mmaudio_jax import media
+from mmaudio_jax import partitioning
+from mmaudio_jax import plots
+from mmaudio_jax import sampler
+from mmaudio_jax import train_step
+from mmaudio_jax.sequence import Sequence
+
+_FIELDS = ('latent_mean', 'clip_features', 'sync_features', 'text_features', 'video_exists', 'text_exists')
+
+
+def make_sample(config, model, sequence: Sequence, records: pathlib.Path,
+                workdir: pathlib.Path) -> Callable[[int, train_step.TrainState], None]:
+    """fn(step, state) that writes workdir/samples/<step>: a FLAC file and a PNG for each clip.
+
+    The clips are the first config.train.sample_clips of config.input.validation's split 'validation'. The weights are the
+    stored average whose width is nearest to config.ema.synthesis_sigma_rel; the negative prompt is ''. A folder that is
+    there is left as it is. No samples are made when train.sample_every or train.sample_clips is 0.
+
+    Args:
+      config: the run's ConfigDict.
+      model: models.mmaudio.MMAudio.
+      sequence: lengths of the clips.
+      records: folder of the record sets and of codec.npz.
+      workdir: of the run.
+
+    Raises:
+      FileNotFoundError, ValueError: the validation set or the codec's file is not there; before training rather than during it.
+    """
+    if not config.train.sample_every or not config.train.sample_clips:
+        return lambda step, state: None
+    examples = list(itertools.islice(input_pipeline.read_split(config, records, config.input.validation, 'validation'),
+                                     config.train.sample_clips))
+    decoder = codec.make(config.extract.codec, sequence, records / 'codec.npz')
+    settings = sampler.SamplerSettings(config.sampling.solver, config.sampling.num_steps, config.sampling.guidance)
+    sample = sampler.make_sampler(model, settings)
+    noise = sampler.noise(config.sampling.seed, range(len(examples)), sequence.latent_length, sequence.latent_channels)
+    batch = {name: np.stack([np.asarray(example[name]) for example in examples]) for name in _FIELDS}
+
+    def write(step: int, state: train_step.TrainState) -> None:
+        folder = workdir / 'samples' / str(step)
+        if folder.exists():
+            return
+        params = _average(state, config.ema.synthesis_sigma_rel)
+        clip, sync, text = _conditions(model, params, batch)
+        negative = jnp.broadcast_to(params['empty_string_feat'], text.shape)
+        latents = partitioning.to_host(sample(params, noise, clip, sync, text, negative))
+        if jax.process_index() == 0:
+            truth = batch['latent_mean'].astype(np.float32)
+            _write_clips(folder, examples, decoder.decode(latents), decoder.decode(truth), sequence)
+    return write
+
+
+def _average(state: train_step.TrainState, sigma_rel: float) -> Any:
+    """The running average whose width is nearest to sigma_rel."""
+    nearest = min(range(len(state.ema.sigma_rels)), key=lambda index: abs(state.ema.sigma_rels[index] - sigma_rel))
+    return state.ema.averages[nearest]
+
+
+def _conditions(model, params: Any, batch: Mapping[str, np.ndarray]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Features of the batch, float32; what an example does not have is replaced by the learned empty features."""
+    names = ('clip_features', 'sync_features', 'text_features')
+    clip_shape, sync_shape = batch['clip_features'].shape, batch['sync_features'].shape
+    empty = model.apply({'params': params}, clip_shape[0], clip_shape[1], sync_shape[1], method='empty_features')
+    exists = (batch['video_exists'], batch['video_exists'], batch['text_exists'])
+    clip, sync, text = (jnp.where(there[:, None, None], batch[name].astype(np.float32), missing)
+                        for name, missing, there in zip(names, empty, exists, strict=True))
+    return clip, sync, text
+
+
+def _write_clips(folder: pathlib.Path, examples: Sequence_[Mapping[str, Any]], sounds: np.ndarray, truths: np.ndarray,
+                 sequence: Sequence) -> None:
+    """One FLAC and one PNG a clip; the folder is renamed when all are written."""
+    partial = folder.with_name(f'.{folder.name}.partial')
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    samples = round(sequence.duration_s * sequence.sample_rate_hz)
+    for number, (example, sound, truth) in enumerate(zip(examples, np.asarray(sounds), np.asarray(truths), strict=True)):
+        name = f'{number:02d}_' + re.sub(r'[^\w.-]+', '_', str(example['id']))[:80]
+        media.write_audio(partial / f'{name}.flac', sound[:samples], sequence.sample_rate_hz)
+        rows = {f'generated: {example["caption"]}': sound[:samples], 'truth, through the codec': truth[:samples]}
+        plots.spectrogram(partial / f'{name}.png', rows, sequence.sample_rate_hz)
+    partial.rename(folder)

@@ -1,0 +1,89 @@
+"""The runner: every row and seed once, what is there stays, and mean and spread by hand."""
+import json
+import sys
+
+import pytest
+
+from configs.ablations import table
+from mmaudio_jax import ablations
+
+# Stands for run.py: writes a report, unless it is there or this row is told to fail; logs every call.
+FAKE = '''
+import json, pathlib, sys
+flags = dict(argument[2:].split('=', 1) for argument in sys.argv[1:])
+folder = pathlib.Path(flags['workdir'])
+with open(pathlib.Path(__file__).with_name('calls'), 'a') as log:
+    log.write(json.dumps(flags) + chr(10))
+if (pathlib.Path(__file__).with_name('broken')).exists() and 'no_rope' in flags['config']:
+    sys.exit(1)
+folder.mkdir(parents=True, exist_ok=True)
+f1 = 0.9 + 0.01 * int(flags['config.seed'])
+row = lambda value, error: {'macro': {'f1': value, 'average_precision': value}, 'median_error_ms': error}
+rows = {'generated': row(f1, 10.0), 'shuffled': row(0.2, None), 'codec': row(1.0, 5.0)}
+(folder / 'report.json').write_text(json.dumps({'quoted_window_s': 0.1, 'onsets': {'0.1': rows}}))
+'''
+
+
+@pytest.fixture(name='fake')
+def fixture_fake(tmp_path, monkeypatch):
+    script = tmp_path / 'run.py'
+    script.write_text(FAKE)
+    monkeypatch.setattr(sys, 'argv', [str(script), '--mode=ablations', '--config=table.py', '--workdir=w',
+                                      '--config.train.total_steps=7', '--config.ablations.seeds=(0,2)'])
+    return tmp_path
+
+
+def _config(**changes):
+    config = table.get_config()
+    config.ablations.update(rows=config.ablations.rows[:3], seeds=(0, 2), **changes)
+    return config
+
+
+def test_runs_all_and_summarises(fake):
+    workdir = fake / 'out'
+    workdir.mkdir()
+    assert ablations.run(_config(), workdir) == 0
+    calls = [json.loads(line) for line in (fake / 'calls').read_text().splitlines()]
+    assert [(call['config'].split('/')[-1], call['config.seed']) for call in calls] == [
+        (file, seed) for seed in '02' for file in ('impacts_long.py', 'no_sync.py:impacts_long', 'no_rope.py:impacts_long')]
+    assert {call['config.data_dir'] for call in calls} == {str(workdir)}
+    assert all(call['config.train.total_steps'] == '7' and 'config.ablations.seeds' not in call for call in calls)
+    summary = json.loads((workdir / 'ablations.json').read_text())
+    assert summary['rows']['default']['mean']['f1'] == pytest.approx(0.91)
+    assert summary['rows']['default']['spread']['f1'] == pytest.approx(0.02 / 2**0.5)
+    assert summary['rows']['default']['mean']['median_error_ms'] == 10.0
+    assert '| no_rope | 2 | 0.910 ± 0.014 | 0.910 ± 0.014 | 10.0 ± 0.0 | 0.200 ± 0.000 | 1.000 ± 0.000 |' in (
+        workdir / 'ablations.md').read_text()
+
+
+def test_runs_at_once_give_the_same_table(fake):
+    summaries = []
+    for at_once in (1, 2):
+        workdir = fake / f'out{at_once}'
+        workdir.mkdir()
+        config = _config()
+        config.ablations.at_once = at_once
+        assert ablations.run(config, workdir) == 0
+        summaries.append((workdir / 'ablations.json').read_text())
+    assert summaries[0] == summaries[1]
+
+
+def test_a_failing_run_is_reported_and_the_others_are_done(fake, capfd):
+    workdir = fake / 'out'
+    workdir.mkdir()
+    (fake / 'broken').touch()
+    assert ablations.run(_config(), workdir) == 1
+    rows = json.loads((workdir / 'ablations.json').read_text())['rows']
+    assert list(rows) == ['default', 'no_sync']
+    assert 'failed: no_rope, seed 0; no_rope, seed 2' in capfd.readouterr().err
+
+
+def test_wrong_tables_are_refused(fake):
+    with pytest.raises(ValueError, match='no rows or no seeds'):
+        config = _config()
+        config.ablations.seeds = ()
+        ablations.run(config, fake)
+    with pytest.raises(ValueError, match='two rows'):
+        config = _config()
+        config.ablations.rows = (('a', 'x'), ('a', 'y'))
+        ablations.run(config, fake)

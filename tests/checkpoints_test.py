@@ -1,0 +1,215 @@
+import pathlib
+import signal
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import pytest
+
+from mmaudio_jax import checkpoints
+from mmaudio_jax import partitioning
+
+
+@flax.struct.dataclass
+class State:
+    step: jax.Array
+    params: dict
+    opt_state: tuple
+
+
+class Counter:
+    """An iterator whose state is how far it came."""
+
+    def __init__(self):
+        self.position = 0
+
+    def __next__(self):
+        self.position += 1
+        return self.position
+
+    def get_state(self):
+        return {'position': self.position}
+
+    def set_state(self, state):
+        self.position = state['position']
+
+
+def _config(**train):
+    fields = dict(total_steps=100, checkpoint_every=10, keep_last=2, keep_every=0, log_every=1)
+    return ml_collections.ConfigDict({'seed': 1, 'optimizer': {'learning_rate': 1e-3, 'betas': (0.9, 0.95)},
+                                      'ema': {'synthesis_sigma_rel': 0.1}, 'train': {**fields, **train}})
+
+
+def _state(value, size=64):
+    params = {'dense': {'kernel': jnp.full((size, 4), value, jnp.float32)}, 'bias': jnp.full(4, value, jnp.float32)}
+    return State(jnp.int32(value), params, optax.adamw(1e-3).init(params))
+
+
+def _abstract(state):
+    mesh = partitioning.make_mesh({'data': -1})
+    return partitioning.abstract(jax.eval_shape(lambda: state), partitioning.state_sharding(mesh, state))
+
+
+def _saved(folder, steps, **train):
+    """A workdir with checkpoints of the given steps, step in every value and in the iterator."""
+    config, iterator = _config(**train), Counter()
+    checkpointer = checkpoints.Checkpointer(folder, config.train)
+    for step in steps:
+        iterator.position = step
+        checkpointer.save(step, _state(step), iterator, config, force=True)
+    checkpointer.close()
+    return config
+
+
+def _restore(folder, config, size=64):
+    iterator = Counter()
+    checkpointer = checkpoints.Checkpointer(folder, config.train)
+    try:
+        return checkpointer.restore_latest(_abstract(_state(0, size)), iterator, config), iterator
+    finally:
+        checkpointer.close()
+
+
+def test_state_and_iterator_come_back(tmp_path):
+    config = _saved(tmp_path, [10])
+    (state, step), iterator = _restore(tmp_path, config)
+    assert step == 10 and next(iterator) == 11
+    jax.tree.map(np.testing.assert_array_equal, state, _state(10))
+    assert jax.tree.structure(state) == jax.tree.structure(_state(10))
+    assert state.params['dense']['kernel'].sharding.is_fully_replicated
+
+
+def test_nothing_saved_is_none(tmp_path):
+    assert _restore(tmp_path, _config())[0] is None
+
+
+def test_the_state_may_be_donated_while_it_is_written(tmp_path):
+    config = _config()
+    state = _state(3, 300_000)
+    overwrite = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 - 1, tree), donate_argnums=0)
+    checkpointer = checkpoints.Checkpointer(tmp_path, config.train)
+    checkpointer.save(3, state, Counter(), config, force=True)
+    for _ in range(3):
+        state = overwrite(state)
+    checkpointer.close()
+    jax.tree.map(np.testing.assert_array_equal, _restore(tmp_path, config, 300_000)[0][0], _state(3, 300_000))
+
+
+def test_keeps_the_last_k_and_every_nth(tmp_path):
+    _saved(tmp_path, range(10, 80, 10), keep_last=2, keep_every=30)
+    assert sorted(int(p.name) for p in (tmp_path / 'checkpoints').iterdir()) == [30, 60, 70]
+
+
+def test_orbax_decides_by_interval_last_step_and_preemption(tmp_path):
+    told = []
+    checkpointer = checkpoints.Checkpointer(tmp_path, _config(total_steps=25).train, lambda: bool(told))
+    assert [step for step in range(26) if checkpointer.should_save(step)] == [10, 20, 25]
+    told.append(True)
+    assert checkpointer.should_save(7) and checkpointer.preempted(7)
+    checkpointer.close()
+
+
+def test_sigterm_becomes_a_flag_and_the_handler_is_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with checkpoints.Preemption() as preemption:
+        assert not preemption.noticed
+        signal.raise_signal(signal.SIGTERM)
+        assert preemption.noticed
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def _truncate(folder: pathlib.Path):
+    largest = max((p for p in folder.rglob('*') if p.is_file()), key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:100])
+
+
+@pytest.mark.parametrize('damage', [
+    _truncate,
+    lambda folder: [p.unlink() for p in (folder / 'state').rglob('*') if p.is_file()],
+    lambda folder: (folder / 'config' / 'metadata').write_text('{"seed": '),
+    lambda folder: (folder / 'iterator' / 'metadata').write_text(''),
+], ids=['truncated', 'no state', 'half a config', 'empty iterator'])
+def test_damaged_checkpoint_is_passed_over_with_a_message(tmp_path, capsys, damage):
+    config = _saved(tmp_path, [10, 20])
+    damage(tmp_path / 'checkpoints' / '20')
+    (state, step), iterator = _restore(tmp_path, config)
+    assert step == 10 and iterator.position == 10 and int(state.step) == 10
+    assert 'checkpoint 20' in (message := capsys.readouterr().out) and 'continuing from step 10' in message
+    assert (tmp_path / 'checkpoints' / '20.damaged').exists()
+    _saved(tmp_path, [20])
+    assert _restore(tmp_path, config)[0][1] == 20
+
+
+def test_unfinished_checkpoint_is_skipped_with_a_message(tmp_path, capsys):
+    config = _saved(tmp_path, [10, 20])
+    folder = tmp_path / 'checkpoints'
+    (folder / '20').rename(folder / '20.orbax-checkpoint-tmp')
+    assert _restore(tmp_path, config)[0][1] == 10
+    assert 'checkpoint 20' in (message := capsys.readouterr().out) and 'not finished' in message
+
+
+def test_no_readable_checkpoint_is_an_error_not_a_fresh_start(tmp_path):
+    config = _saved(tmp_path, [10])
+    _truncate(tmp_path / 'checkpoints' / '10')
+    with pytest.raises(checkpoints.CheckpointError, match='none of the checkpoints in .* can be read'):
+        _restore(tmp_path, config)
+    assert (tmp_path / 'checkpoints' / '10').exists()
+
+
+def test_another_config_is_an_error_that_names_the_field(tmp_path):
+    config = _saved(tmp_path, [10])
+    config.train.total_steps, config.train.log_every = 200, 5
+    assert _restore(tmp_path, config)[0][1] == 10
+    config.optimizer.learning_rate = 2e-3
+    with pytest.raises(checkpoints.CheckpointError, match='config.optimizer.learning_rate is 0.002, but .* made with 0.001'):
+        _restore(tmp_path, config)
+
+
+def _averages(step):
+    full = lambda shape, value: np.full(shape, value, np.float32)
+    tree = lambda value: {'dense': {'kernel': full((3, 2), value)}, 'latent_mean': full((1, 1, 2), 7)}
+    return {0.05: tree(step), 0.1: tree(step / 2)}
+
+
+def test_weights_are_synthesised_from_the_snapshots(tmp_path):
+    config = _config()
+    for step in (10, 20, 30):
+        checkpoints.save_ema_snapshot(tmp_path, step, _averages(step), config)
+    for sigma_rel, step, value in ((0.05, None, 30), (0.1, 20, 10)):  # a stored average comes back as it is
+        params, saved = checkpoints.load_params(tmp_path, sigma_rel, step)
+        np.testing.assert_allclose(params['dense']['kernel'], np.full((3, 2), value), rtol=1e-6)
+        np.testing.assert_array_equal(params['latent_mean'], np.full((1, 1, 2), 7))
+        assert saved == checkpoints.to_json(config)
+    assert checkpoints.latest_snapshot(tmp_path) == 30
+    own_width = checkpoints.load_params(tmp_path, config.ema.synthesis_sigma_rel)[0]
+    np.testing.assert_array_equal(checkpoints.load_params(tmp_path)[0]['dense']['kernel'], own_width['dense']['kernel'])
+    with pytest.raises(ValueError, match='no EMA snapshot of step 25'):
+        checkpoints.load_params(tmp_path, 0.05, 25)
+
+
+def test_snapshot_is_whole_or_absent(tmp_path, monkeypatch):
+    config = _config()
+    checkpoints.save_ema_snapshot(tmp_path, 10, _averages(10), config)
+    checkpoints.save_ema_snapshot(tmp_path, 10, _averages(99), config)  # there already: not written again
+    np.testing.assert_allclose(checkpoints.load_params(tmp_path, 0.05)[0]['dense']['kernel'], np.full((3, 2), 10))
+    monkeypatch.setattr(np, 'savez', lambda *args, **kwargs: (_ for _ in ()).throw(OSError(28, 'No space left on device')))
+    with pytest.raises(checkpoints.CheckpointError, match='No space left'):
+        checkpoints.save_ema_snapshot(tmp_path, 20, _averages(20), config)
+    assert [p.name for p in (tmp_path / 'ema').iterdir()] == ['10']
+
+
+def test_snapshots_of_another_config_are_refused(tmp_path):
+    config = _config()
+    checkpoints.save_ema_snapshot(tmp_path, 10, _averages(10), config)
+    checkpoints.check_snapshots(tmp_path, config)
+    config.seed = 2
+    with pytest.raises(checkpoints.CheckpointError, match='config.seed is 2'):
+        checkpoints.check_snapshots(tmp_path, config)
+
+
+def test_no_weights_says_train_first(tmp_path):
+    with pytest.raises(checkpoints.CheckpointError, match='train first'):
+        checkpoints.load_params(tmp_path, 0.05)

@@ -1,0 +1,201 @@
+"""Extraction of a small rendered set: what the records hold, what is skipped, refused and resumed."""
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from configs import base
+from data_pipelines import clips
+from data_pipelines import extract
+from data_pipelines import impacts
+from mmaudio_jax import codec
+from mmaudio_jax import encoders
+from mmaudio_jax import input_pipeline
+from mmaudio_jax import media
+from mmaudio_jax import records
+from mmaudio_jax.sequence import Sequence
+
+ROOT = pathlib.Path(__file__).parents[1]
+SEQUENCE = Sequence('16k', 1.0)
+TRAIN, TEST, SOUNDS = 7, 2, 3
+
+
+def make_config(**changes):
+    config = base.get_config()
+    config.sequence.duration_s = SEQUENCE.duration_s
+    config.extract.update(datasets=(('clips', 'media/clips'), ('sounds', 'media/sounds')), encoder='pixels', codec='pca',
+                          codec_fit_dataset='clips', batch_size=2, clips_per_shard=3, workers=1)
+    config.extract.update(changes)
+    return config
+
+
+def render(workdir: pathlib.Path) -> None:
+    """media/clips with one broken, one silent and one short file in train; media/sounds."""
+    rows: dict[str, list[dict]] = {'clips/train': [], 'clips/test': [], 'sounds/train': []}
+    for seed in range(TRAIN + TEST + SOUNDS):
+        part = 'clips/train' if seed < TRAIN else 'clips/test' if seed < TRAIN + TEST else 'sounds/train'
+        folder = workdir / 'media' / part.split('/', maxsplit=1)[0]
+        folder.mkdir(parents=True, exist_ok=True)
+        sound = part.startswith('sounds')
+        name = f'{seed:02d}.{"flac" if sound else "mp4"}'
+        impacts.write_clip(impacts.Job(str(folder / name), seed, 1.1, 0 if sound else 64, 25))
+        rows[part].append({'id': f'{seed:02d}', 'video': None if sound else name, 'audio': name if sound else None,
+                           'caption': '' if seed == 1 else f'thing {seed}', 'split': part.split('/')[1]})
+    folder = workdir / 'media' / 'clips'
+    (folder / 'broken.mp4').write_bytes((folder / '00.mp4').read_bytes()[:500])
+    media.write_audio(folder / 'silent.wav', np.zeros(20_000), 16_000)
+    media.write_audio(folder / 'short.wav', np.ones(10_000) / 2, 16_000)
+    for place, name in ((1, 'broken.mp4'), (4, 'silent.wav'), (5, 'short.wav')):
+        video = name if name.endswith('mp4') else None
+        rows['clips/train'].insert(place, {'id': name, 'video': video, 'audio': None if video else name, 'caption': 'no use',
+                                           'split': 'train'})
+    for part, lines in rows.items():
+        path = workdir / 'media' / f'{part}.jsonl'
+        path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+
+
+@pytest.fixture(name='workdir', scope='module')
+def fixture_workdir(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('extract')
+    render(workdir)
+    extract.extract(make_config(), workdir)
+    return workdir
+
+
+def load(workdir, name: str, split: str) -> list[dict]:
+    source = records.load_source(workdir / 'records' / name, split, records.schema_of(make_config()))
+    return [source[i] for i in range(len(source))]
+
+
+def test_records_are_in_the_order_of_the_table(workdir):
+    assert [example['id'] for example in load(workdir, 'clips', 'train')] == [f'{i:02d}' for i in range(TRAIN)]
+    assert [example['caption'] for example in load(workdir, 'clips', 'test')] == ['thing 7', 'thing 8']
+    examples = load(workdir, 'clips', 'train')
+    assert [bool(example['text_exists']) for example in examples] == [True, False] + [True] * 5
+    assert all(example['video_exists'] for example in examples)
+
+
+def test_features_are_those_of_each_clip_alone(workdir):
+    """Batches, padding and rejected neighbours change nothing."""
+    encoder = encoders.make('pixels', SEQUENCE)
+    pca = codec.make('pca', SEQUENCE, workdir / 'records' / 'codec.npz')
+    request = clips.Request(encoder.frame_requests, 1.0, 16_000, SEQUENCE.waveform_length)
+    table = {clip.id: clip for clip in clips.read_table(workdir / 'media' / 'clips' / 'train.jsonl')}
+    for example in load(workdir, 'clips', 'train'):
+        loaded = clips.load(table[example['id']], request)
+        mean, std = pca.encode(loaded.waveform[None])
+        clip, sync = encoder.encode_video(*(stream[None] for stream in loaded.frames))
+        expected = {'latent_mean': mean, 'latent_std': std, 'clip_features': clip, 'sync_features': sync,
+                    'text_features': encoder.encode_text([table[example['id']].caption])}
+        for name, value in expected.items():
+            np.testing.assert_allclose(example[name].astype(np.float32), value[0], rtol=1e-3, atol=1e-3)  # float16
+
+
+def test_sounds_have_no_video(workdir):
+    for example in load(workdir, 'sounds', 'train'):
+        assert not example['video_exists'] and example['text_exists']
+        assert not example['clip_features'].any() and not example['sync_features'].any()
+        assert example['latent_mean'].any()
+
+
+def test_rejected_clips_are_listed_with_their_reason(workdir):
+    lines = (workdir / 'records' / 'clips' / 'rejected.jsonl').read_text().splitlines()
+    rejected = {row['id']: row['reason'] for row in map(json.loads, lines)}
+    assert list(rejected) == ['broken.mp4', 'silent.wav', 'short.wav']
+    for name, reason in (('broken.mp4', 'damaged'), ('silent.wav', 'silent (peak'), ('short.wav', 'ends at')):
+        assert reason in rejected[name]
+
+
+def test_a_second_run_does_nothing(workdir, capsys):
+    before = {path: path.stat().st_mtime_ns for path in (workdir / 'records').rglob('*')}
+    extract.extract(make_config(), workdir)
+    assert {path: path.stat().st_mtime_ns for path in (workdir / 'records').rglob('*')} == before
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 and 'nothing to extract' in lines[0]
+
+
+def test_statistics_can_be_taken(workdir):
+    config = make_config()
+    config.input.statistics = 'clips'
+    mean, std = input_pipeline.latent_statistics(config, workdir / 'records')
+    assert mean.shape == std.shape == (20, ) and (std > 0).all()
+
+
+@pytest.mark.parametrize('changes, field', [({'feature_dtype': 'bfloat16'}, 'feature_dtype'),
+                                            ({'codec_fit_dataset': 'sounds'}, 'codec_fit_dataset'),
+                                            ({'codec_fit_dataset': ''}, 'codec_fit_dataset'),
+                                            ({'datasets': ()}, 'datasets is empty'),
+                                            ({'encoder': 'none'}, 'config.extract.encoder'),
+                                            ({'datasets': (('clips', 'media/none'), )}, 'media/none/train.jsonl')])
+def test_other_settings_are_refused(workdir, changes, field):
+    with pytest.raises((ValueError, FileNotFoundError), match=field):
+        extract.extract(make_config(**changes), workdir)
+
+
+def test_other_clips_are_refused(workdir):
+    path = workdir / 'media' / 'clips' / 'test.jsonl'
+    before = path.read_text()
+    try:
+        path.write_text(before.splitlines()[0] + '\n')
+        with pytest.raises(ValueError, match='records/clips: was made with other clip tables'):
+            extract.extract(make_config(), workdir)
+    finally:
+        path.write_text(before)
+
+
+def test_a_split_without_usable_clips_is_an_error(tmp_path):
+    render_one = {'id': 'a', 'video': None, 'audio': 'a.wav', 'caption': '', 'split': 'train'}
+    folder = tmp_path / 'media' / 'clips'
+    folder.mkdir(parents=True)
+    media.write_audio(folder / 'a.wav', np.sin(np.arange(20_000) / 9), 16_000)
+    (folder / 'train.jsonl').write_text(json.dumps(render_one))
+    (folder / 'test.jsonl').write_text(json.dumps({**render_one, 'audio': 'none.wav', 'split': 'test'}))
+    with pytest.raises(ValueError, match='no clip of clips, split test, can be used; the first: .*none.wav: no such file'):
+        extract.extract(make_config(datasets=(('clips', 'media/clips'), )), tmp_path)
+    assert not (tmp_path / 'records' / 'clips').exists()
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_records(workdir, tmp_path):
+    """kill -9 whenever another shard is finished, three times; no shard is made twice, and the records are those of one run."""
+    (tmp_path / 'media').symlink_to(workdir / 'media')
+    code = ('import pathlib, sys; from data_pipelines import extract; from tests.extract_test import make_config\n'
+            "if __name__ == '__main__': extract.extract(make_config(), pathlib.Path(sys.argv[1]))")
+    (tmp_path / 'run.py').write_text(code)
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    finished: dict[pathlib.Path, int] = {}
+
+    def changed() -> dict[pathlib.Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / 'records').glob('.*.partial/progress/*-*.json')}
+
+    for kill in (True, True, True, False):
+        process = subprocess.Popen([sys.executable, tmp_path / 'run.py', tmp_path], env=environment, stdout=subprocess.DEVNULL)
+        while kill and process.poll() is None:
+            if set(changed()) - set(finished):
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+            time.sleep(0.01)
+        process.wait()
+        assert (process.returncode == 0) != kill
+        if kill:
+            assert finished.items() <= changed().items()
+            finished = changed()
+    assert len(finished) >= 3
+    # Not compared byte by byte: how memory is aligned can move a sum by one rounding of float32.
+    for name, split in (('clips', 'train'), ('clips', 'test'), ('sounds', 'train')):
+        for example, expected in zip(load(tmp_path, name, split), load(workdir, name, split), strict=True):
+            for field, value in expected.items():
+                if field in records.FEATURES:
+                    ours = example[field].astype(np.float32)
+                    np.testing.assert_allclose(ours, value.astype(np.float32), rtol=1e-3, atol=1e-3)
+                else:
+                    assert example[field] == value
+    ids = [[json.loads(line)['id'] for line in (folder / 'records' / 'clips' / 'rejected.jsonl').read_text().splitlines()]
+           for folder in (tmp_path, workdir)]
+    assert ids[0] == ids[1]

@@ -1,0 +1,118 @@
+"""A run that was stopped, killed or preempted and goes on ends bit for bit where an undisturbed run ends."""
+import json
+import os
+import pathlib
+import random
+import re
+import signal
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from tests import tiny_run
+
+STEPS = 12
+KILLS = int(os.environ.get('MMAUDIO_JAX_KILLS', '4'))  # more by hand: 4 take about 15 s
+pytestmark = pytest.mark.filterwarnings('ignore:Sharding info not provided')
+
+
+@pytest.fixture(name='records', scope='module')
+def fixture_records(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('data')
+    tiny_run.write_records(folder)
+    return folder
+
+
+@pytest.fixture(name='cache', scope='module')
+def fixture_cache(tmp_path_factory):
+    return tmp_path_factory.mktemp('compiled')
+
+
+def new_workdir(parent: pathlib.Path, records: pathlib.Path, name: str) -> pathlib.Path:
+    (parent / name).mkdir()
+    (parent / name / 'records').symlink_to(records / 'records')
+    return parent / name
+
+
+def saved(workdir: pathlib.Path, step: int = STEPS) -> dict:
+    """Every tensor of a checkpoint as numpy, and the state of its iterator."""
+    with ocp.CheckpointManager(workdir / 'checkpoints') as manager:
+        metadata = manager.item_metadata(step)['state']
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
+        restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=as_numpy),
+                                                                 iterator=ocp.args.JsonRestore()))
+    tensors = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(restored.state)}
+    assert any('params' in name for name in tensors) and any('ema' in name for name in tensors)
+    return {**tensors, 'iterator': restored.iterator}
+
+
+def assert_equal_ends(one: pathlib.Path, other: pathlib.Path) -> None:
+    """The last checkpoints, the stored averages and the logged steps agree bit for bit."""
+    first, second = saved(one), saved(other)
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+    for path in sorted((one / 'ema').glob('*/*.npz')):
+        with np.load(path) as a, np.load(other / path.relative_to(one)) as b:
+            assert a.files == b.files and all(np.array_equal(a[name], b[name]) for name in a.files)
+    for folder in (one, other):
+        lines = [json.loads(line) for line in (folder / 'logs' / 'metrics.jsonl').read_text().splitlines()]
+        counted = [(line['step'], line['steps']) for line in lines if 'loss' in line]
+        assert sum(steps for _, steps in counted) == STEPS  # every step is in exactly one line
+        assert [step for step, _ in counted] == np.cumsum([steps for _, steps in counted]).tolist()
+        validated = [line['step'] for line in lines if 'validation_loss' in line]
+        assert validated == sorted(set(validated)) and {4, 8, 12} <= set(validated)
+
+
+@pytest.fixture(name='undisturbed', scope='module')
+def fixture_undisturbed(tmp_path_factory, records, cache):
+    workdir = new_workdir(tmp_path_factory.mktemp('undisturbed'), records, 'run')
+    tiny_run.Run(workdir, cache).finish()
+    return workdir
+
+
+@pytest.mark.parametrize('stop', [6, 5])  # at a regular checkpoint, and between two
+def test_stop_and_go_on_equals_one_run(tmp_path, records, cache, undisturbed, stop):
+    workdir = new_workdir(tmp_path, records, 'run')
+    tiny_run.Run(workdir, cache, total_steps=stop).finish()
+    assert f'from step {stop}:' in tiny_run.Run(workdir, cache).finish()
+    assert_equal_ends(undisturbed, workdir)
+
+
+def run_with_kills(workdir: pathlib.Path, cache: pathlib.Path, kills: int) -> list[int | None]:
+    """Kills the run that often: in the preparation, while it steps, or while it writes; then lets it end. Where each began."""
+    rng, began = random.Random(kills), []
+    for _ in range(kills):
+        run = tiny_run.Run(workdir, cache)
+        run.wait_for(rng.choice(['training', '\nstep', '\nstep', '\nstep']))
+        time.sleep(rng.random() * rng.choice([0.02, 0.2, 1.0]))
+        run.kill()
+        began.append(first_step(run.output()))
+    began.append(first_step(tiny_run.Run(workdir, cache).finish()))
+    return began
+
+
+def first_step(output: str) -> int | None:
+    """Where a run went on; None when there was nothing left to do."""
+    found = re.search(r'from (step (\d+)|the beginning):', output)
+    return int(found[2] or 0) if found else None
+
+
+def test_killed_run_ends_like_an_undisturbed_one(tmp_path, records, cache, undisturbed):
+    workdir = new_workdir(tmp_path, records, 'run')
+    print('began at', run_with_kills(workdir, cache, KILLS))
+    assert_equal_ends(undisturbed, workdir)
+
+
+def test_sigterm_saves_and_exits_zero(tmp_path, records, cache, undisturbed):
+    workdir = new_workdir(tmp_path, records, 'run')
+    run = tiny_run.Run(workdir, cache)
+    run.wait_for('step 2/')
+    os.kill(run.process.pid, signal.SIGTERM)
+    assert 'told to stop: saved step' in run.finish()
+    step = max(int(folder.name) for folder in (workdir / 'checkpoints').iterdir())
+    assert step < STEPS and first_step(tiny_run.Run(workdir, cache).finish()) == step
+    assert_equal_ends(undisturbed, workdir)

@@ -1,0 +1,124 @@
+"""The solvers against closed forms, guidance against its algebra, seeds against their batch, the mesh against one device."""
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmaudio_jax import partitioning
+from mmaudio_jax import sampler
+from mmaudio_jax.models import mmaudio
+
+N, V, S, T = 10, 4, 8, 3
+EULER = sampler.SamplerSettings(solver='euler', num_steps=3, guidance=4.5)
+
+
+@pytest.fixture(scope='module')
+def network():
+    """A network of a few thousand parameters, none of them zero, and features for eight examples."""
+    model = mmaudio.MMAudio(latent_channels=2, hidden_size=4, num_heads=1, joint_blocks=1, fused_blocks=0, version=1,
+                            sync_fusion='modulate', rope='aligned', mlp='linear', dtype=jnp.float32, remat='none', clip_width=3,
+                            sync_width=5, text_width=6, text_length=T)
+    features = tuple(np.random.RandomState(0).standard_normal((8, length, width)).astype(np.float32)
+                     for length, width in ((V, 3), (S, 5), (T, 6), (T, 6)))
+    latents = sampler.noise(0, range(8), N, 2)
+    params = jax.jit(model.init)(jax.random.key(0), latents, jnp.zeros(8), *features[:3])['params']
+    random = np.random.RandomState(1)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.3 * random.standard_normal(leaf.shape).astype(np.float32), params)
+    return model, params, latents, features
+
+
+def velocity(model, params, latents, t, features):
+    return model.apply({'params': params}, latents, jnp.full(len(latents), t, jnp.float32), *features)
+
+
+@pytest.mark.parametrize('solver, order', [('euler', 1), ('midpoint', 2)])
+def test_order(solver, order):
+    """dx/dt = x (1 + t), x(1) = x(0) e^1.5: halving the step divides the error by 2^order."""
+    errors = []
+    for steps in (32, 64):
+        settings = sampler.SamplerSettings(solver=solver, num_steps=steps, guidance=1.0)
+        result = sampler.integrate(lambda x, t: x * (1 + t), jnp.ones((1, 1, 1)), settings)
+        errors.append(abs(float(result.squeeze()) - np.exp(1.5)))
+    np.testing.assert_allclose(np.log2(errors[0] / errors[1]), order, atol=0.1)  # measured ORDER
+
+
+def test_adaptive_solver():
+    settings = sampler.SamplerSettings(solver='dopri5', num_steps=4, guidance=1.0)
+    result = sampler.integrate_adaptive(lambda x, t: x * (1 + t), jnp.ones((1, 1, 1)), settings)
+    np.testing.assert_allclose(result.squeeze(), np.exp(1.5), atol=1e-4)  # measured DOPRI
+
+
+def test_two_euler_steps_with_guidance_are_the_formula(network):
+    model, params, latents, features = network
+    settings = sampler.SamplerSettings(solver='euler', num_steps=2, guidance=3.0)
+    empty = (*model.apply({'params': params}, 8, V, S, method='empty_features')[:2], features[3])
+    x = latents
+    for t in (0.0, 0.5):
+        x = x + 0.5 * (3.0 * velocity(model, params, x, t, features[:3]) - 2.0 * velocity(model, params, x, t, empty))
+    expected = x * params['latent_std'] + params['latent_mean']
+    result = sampler.make_sampler(model, settings)(params, latents, *features)
+    np.testing.assert_allclose(result, expected, atol=2e-5 * np.std(expected))  # measured FORMULA
+
+
+@pytest.mark.parametrize('guidance', [0.5, 1.0])
+def test_weak_guidance_is_the_condition_alone(network, guidance):
+    model, params, latents, features = network
+    settings = sampler.SamplerSettings(solver='euler', num_steps=1, guidance=guidance)
+    expected = (latents + velocity(model, params, latents, 0.0, features[:3])) * params['latent_std'] + params['latent_mean']
+    result = sampler.make_sampler(model, settings)(params, latents, *features)
+    np.testing.assert_allclose(result, expected, atol=2e-5 * np.std(expected))  # measured ALONE
+
+
+def test_no_negative_text_is_the_empty_string(network):
+    model, params, latents, features = network
+    sample = sampler.make_sampler(model, EULER)
+    empty_string = np.broadcast_to(params['empty_string_feat'], features[3].shape)
+    np.testing.assert_array_equal(sample(params, latents, *features[:3], None),
+                                  sample(params, latents, *features[:3], empty_string))
+    assert np.abs(sample(params, latents, *features) - sample(params, latents, *features[:3], None)).max() > 0.01
+
+
+@pytest.mark.parametrize('solver', sampler.SOLVERS)
+def test_solvers_agree_and_do_not_mix_examples(network, solver):
+    """Every solver nears fine midpoint steps, and an example's result does not depend on its batch."""
+    model, params, latents, features = network
+    sample = sampler.make_sampler(model, sampler.SamplerSettings(solver=solver, num_steps=200 if solver == 'euler' else 20,
+                                                                 guidance=2.0))
+    fine = sampler.make_sampler(model, sampler.SamplerSettings(solver='midpoint', num_steps=100, guidance=2.0))
+    expected = fine(params, latents, *features)
+    result = sample(params, latents, *features)
+    bound = {'euler': 5e-2, 'midpoint': 5e-2, 'dopri5': 5e-3}[solver]
+    np.testing.assert_allclose(result, expected, atol=bound * np.std(expected))  # measured AGREE
+    part = sample(params, latents[2:4], *(feature[2:4] for feature in features))
+    np.testing.assert_allclose(part, result[2:4], atol=1e-5 * np.std(expected))  # measured PART
+
+
+def test_noise_depends_on_seed_and_index_alone():
+    np.testing.assert_array_equal(sampler.noise(3, [5, 1], N, 2)[1], sampler.noise(3, [0, 4, 1], N, 2)[2])
+    assert np.abs(sampler.noise(3, [1], N, 2) - sampler.noise(4, [1], N, 2)).max() > 0.1
+    many = sampler.noise(0, range(100), 50, 4)
+    assert abs(float(many.mean())) < 0.03 and abs(float(many.std()) - 1) < 0.03  # 20 000 values: 4 deviations of their mean
+
+
+@pytest.mark.parametrize('solver', ['euler', 'dopri5'])
+def test_mesh_gives_the_same(network, solver):
+    model, params, latents, features = network
+    settings = dataclasses.replace(EULER, solver=solver)
+    mesh = partitioning.make_mesh({'data': -1})
+    sample = sampler.make_sampler(model, settings, mesh)
+    expected = sampler.make_sampler(model, settings)(params, latents, *features)
+    result = sample(params, latents, *features)
+    assert len(result.sharding.device_set) == jax.device_count()
+    np.testing.assert_allclose(result, expected, atol=1e-5 * np.std(expected))  # measured MESH
+    if jax.device_count() > 1:
+        with pytest.raises(ValueError, match='batch of 3 cannot be split'):
+            sample(params, latents[:3], *(feature[:3] for feature in features))
+
+
+@pytest.mark.parametrize('field, value, message', [('solver', 'heun', 'sampling.solver'),
+                                                   ('num_steps', 0, 'sampling.num_steps')])
+def test_settings_are_checked(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(EULER, **{field: value})

@@ -1,0 +1,144 @@
+"""What the loop writes, says and refuses. That a run resumes exactly is held by resume_test."""
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import soundfile
+
+from mmaudio_jax import checkpoints
+from mmaudio_jax import codec
+from mmaudio_jax import train
+from mmaudio_jax import train_log
+from mmaudio_jax import train_step
+from mmaudio_jax.sequence import Sequence
+from tests import tiny_run
+
+
+@pytest.fixture(name='compiled', scope='module', autouse=True)
+def fixture_compiled(tmp_path_factory):
+    """One compilation for all runs of this file."""
+    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update('jax_compilation_cache_dir', str(tmp_path_factory.mktemp('compiled')))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+    yield
+    jax.config.update('jax_compilation_cache_dir', before[0])
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', before[1])
+
+
+@pytest.fixture(name='workdir')
+def fixture_workdir(tmp_path, monkeypatch):
+    tiny_run.write_records(tmp_path)
+    monkeypatch.setattr(train.mmaudio, 'build', tiny_run.build_network)
+    return tmp_path
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / 'logs' / 'metrics.jsonl').read_text().splitlines()]
+
+
+def steps_of(folder):
+    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
+
+
+def test_run_writes_everything_and_a_second_one_does_nothing(workdir, capfd):
+    config = tiny_run.make_config(total_steps=6, sample_every=6)
+    sequence = Sequence(**config.sequence)
+    sounds = np.random.default_rng(0).normal(size=(4, sequence.waveform_length)).astype(np.float32) / 10
+    codec.fit_pca([sounds], sequence, workdir / 'records' / 'codec.npz')
+    train.train(config, workdir)
+    printed = capfd.readouterr()
+    assert printed.err == ''
+    text = printed.out.splitlines()
+    assert text[0] == 'training tiny from the beginning: 0.26 M parameters, batches of 8 on 8 cpu devices'
+    assert [line.split('  loss')[0] for line in text if '  loss' in line] == ['step 2/6', 'step 3/6', 'step 4/6', 'step 6/6']
+    assert text[-1] == f'trained 6 steps; checkpoints in {workdir / "checkpoints"}' and len(text) == 8
+    assert steps_of(workdir / 'checkpoints') == [3, 6] and steps_of(workdir / 'ema') == [4, 6]
+    assert [(line['step'], line['steps']) for line in lines(workdir) if 'loss' in line] == [(2, 2), (3, 1), (4, 1), (6, 2)]
+    assert any((workdir / 'logs').glob('events.*'))
+    params, saved = checkpoints.load_params(workdir)
+    assert saved['name'] == 'tiny' and params['latent_mean'].shape == (1, 1, 20)
+    sample, rate = soundfile.read(workdir / 'samples' / '6' / '00_clip-024.flac')
+    assert rate == 16_000 and len(sample) == 16_000 and np.abs(sample).max() > 0
+    assert len(list((workdir / 'samples' / '6').iterdir())) == 4
+    train.train(config, workdir)
+    assert capfd.readouterr().out.splitlines() == [
+        f'training: all 6 steps are done (config.train.total_steps), in {workdir / "checkpoints"}']
+
+
+def break_at(monkeypatch, at: int, what: str):
+    """The step number `at` gives a loss or parameters that are not a number."""
+    make = train_step.make_train_step
+
+    def broken(*args):
+        step = make(*args)
+
+        def run(state, batch):
+            state, metrics = step(state, batch)
+            spoil = jnp.where(state.step == at, jnp.nan, 0.0)
+            if what == 'loss':
+                return state, {**metrics, 'loss': metrics['loss'] + spoil}
+            return state.replace(params=jax.tree.map(lambda leaf: leaf + spoil, state.params)), metrics
+        return run
+    monkeypatch.setattr(train_step, 'make_train_step', broken)
+
+
+@pytest.mark.parametrize('at, what, message', [
+    (6, 'loss', 'loss is nan at step 6 .*; the checkpoint of step 3 is untouched'),  # when step 6 would have been saved
+    (6, 'params', 'a parameter or an average is not finite after step 6; the checkpoint of step 3 is untouched'),
+    (2, 'params', 'loss is nan at step 3 .*; there is no checkpoint yet'),
+])
+def test_run_stops_when_it_is_no_longer_finite(workdir, monkeypatch, at, what, message):
+    break_at(monkeypatch, at, what)
+    with pytest.raises(train_log.NonFiniteError, match=message):
+        train.train(tiny_run.make_config(total_steps=9), workdir)
+    expected = [] if at == 2 else [3]
+    assert steps_of(workdir / 'checkpoints') == expected
+    assert all(np.isfinite(value) for line in lines(workdir) for value in line.values())
+
+
+def test_resuming_with_another_config_names_the_field(workdir):
+    train.train(tiny_run.make_config(total_steps=3), workdir)
+    config = tiny_run.make_config(total_steps=6)
+    config.optimizer.weight_decay = 0.1
+    with pytest.raises(checkpoints.CheckpointError, match='config.optimizer.weight_decay is 0.1, but .* made with 1e-06'):
+        train.train(config, workdir)
+
+
+def test_too_few_validation_examples_are_an_error_before_the_first_step(workdir):
+    config = tiny_run.make_config(total_steps=4)
+    config.input.validation_batch_size = 16
+    with pytest.raises(ValueError, match='validation_batch_size is 16, but only 8 examples'):
+        train.train(config, workdir)
+    assert not lines(workdir)
+
+
+def test_log_after_a_resume_has_every_step_once(tmp_path):
+    config = tiny_run.make_config(log_every=2)
+    metrics = {'loss': jnp.float32(1), 'grad_norm': jnp.float32(2), 'learning_rate': jnp.float32(3)}
+    log = train_log.TrainLog(tmp_path, config, 0)
+    for step in range(1, 8):
+        log.add(step, metrics)
+    log.write(6, {'validation_loss': 0.5})
+    log.close()
+    with (tmp_path / 'logs' / 'metrics.jsonl').open('a') as file:
+        file.write('{"step": 8, "lo')  # killed while it wrote
+    log = train_log.TrainLog(tmp_path, config, 5)
+    assert not log.has(6, 'validation_loss') and log.has(4, 'loss')
+    for step in range(6, 9):
+        log.add(step, metrics)
+    log.close()
+    assert [(line['step'], line['steps']) for line in lines(tmp_path)] == [(2, 2), (4, 2), (6, 1), (8, 2)]
+
+
+@pytest.mark.parametrize('seconds, text', [(0.2, '1 s'), (59, '59 s'), (250, '4 min 10 s'), (11_100, '3 h 05 min'),
+                                           (200_000, '2 d 7 h')])
+def test_durations_read_well(seconds, text):
+    assert train_log.duration(seconds) == text
+
+
+def test_progress_line():
+    values = {'loss': 0.81234, 'steps_per_s': 6.7, 'examples_per_s': 53.6}
+    assert train_log.progress_line(1325, 3000, values) == (
+        'step 1 325/3 000  loss 0.8123  6.7 steps/s  53.6 examples/s  4 min 10 s left')
