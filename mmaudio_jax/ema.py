@@ -89,7 +89,7 @@ def update(state: EMAState, params: Any) -> EMAState:
         # 1 - beta directly: after many steps it is tiny, and float32 would lose it in the difference.
         rate = -jnp.expm1((1 + sigma_rel_to_gamma(sigma_rel)) / 2 * jnp.log1p(-2 / (s + 2)))
         averages.append(jax.tree.map(lambda a, p, rate=rate: jnp.where(count == 1, p, a + rate * (p - a)), average, params))
-    return state.replace(count=count, averages=tuple(averages))
+    return EMAState(count=count, averages=tuple(averages), sigma_rels=state.sigma_rels)
 
 
 def synthesize(snapshots: Sequence[tuple[float, int, Any]], target_sigma_rel: float, target_step: int) -> Any:

@@ -1,0 +1,121 @@
+"""Evaluation of a split, with its controls: what the report says, what is skipped, and what is refused."""
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from mmaudio_jax import checkpoints
+from mmaudio_jax import evaluate
+from mmaudio_jax.models import mmaudio
+from mmaudio_jax.sequence import Sequence
+from tests import trained_run
+
+
+@pytest.fixture(name='small_network', scope='module', autouse=True)
+def fixture_small_network():
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        trained_run.use_network(monkeypatch)
+        yield
+
+
+@pytest.fixture(name='evaluated', scope='module')
+def fixture_evaluated(tmp_path_factory, small_network):
+    workdir = tmp_path_factory.mktemp('run')
+    config = trained_run.make(workdir, with_split=True)
+    evaluate.evaluate(config, workdir)
+    return config, workdir
+
+
+def test_report_has_every_figure_and_control(evaluated):
+    config, workdir = evaluated
+    report = json.loads((workdir / 'report.json').read_text())
+    assert list(report['onsets']) == ['0.1', '0.05', '0.3'] and report['quoted_window_s'] == 0.1
+    for rows in report['onsets'].values():
+        assert list(rows) == ['generated', 'shuffled', 'codec', 'truth']
+        for row in rows.values():
+            assert row['clips'] + row['clips_without_truth'] == trained_run.CLIPS
+        assert rows['truth']['clips_without_truth'] == 1
+        assert rows['truth']['truths'] == trained_run.CLIPS - 1  # the onset at 5 s is not in a clip of 1 s
+    assert (report['step'], report['clips'], report['seeds']['sampling']) == (10, trained_run.CLIPS, 42)
+    assert report['config'] == checkpoints.to_json(config)
+    assert not list(workdir.glob('.*partial'))
+    assert len(evaluate.table(report).splitlines()) == 2 + 3 * 4
+
+
+def test_clips_to_look_at(evaluated):
+    _, workdir = evaluated
+    names = sorted(path.name for path in (workdir / 'generated' / 'test').iterdir())
+    assert names == ['clip_0.mp4', 'clip_0.png', 'clip_1.mp4', 'clip_1.png']
+
+
+def test_a_second_run_does_nothing_and_a_changed_one_does(evaluated, capsys):
+    config, workdir = evaluated
+    before = (workdir / 'report.json').stat().st_mtime_ns
+    evaluate.evaluate(config, workdir)
+    assert (workdir / 'report.json').stat().st_mtime_ns == before and 'nothing to do' in capsys.readouterr().out
+    config.evaluate.onset_windows_s = (0.2, )
+    try:
+        evaluate.evaluate(config, workdir)
+    finally:
+        config.evaluate.onset_windows_s = (0.1, 0.05, 0.3)
+    assert list(json.loads((workdir / 'report.json').read_text())['onsets']) == ['0.2']
+    evaluate.evaluate(config, workdir)
+
+
+def test_sampling_depends_neither_on_batches_nor_on_devices(evaluated):
+    config, workdir = evaluated
+    sequence = Sequence(config.sequence.rate, config.sequence.duration_s)
+    model = mmaudio.build(config.model, sequence)
+    params, _ = checkpoints.load_params(workdir)
+    examples = evaluate._examples(config, workdir / 'records')
+    one = evaluate.sample(config, model, params, examples, sequence)
+    more = trained_run.make_config()
+    more.sampling.batch_size = 16
+    np.testing.assert_allclose(one, evaluate.sample(more, model, params, examples, sequence), atol=5e-5)  # measured 1.8e-5
+    assert one.shape == (trained_run.CLIPS, sequence.latent_length, sequence.latent_channels)
+    more.sampling.batch_size = 12
+    with pytest.raises(ValueError, match='sampling.batch_size'):
+        evaluate.sample(more, model, params, examples, sequence)
+
+
+def test_shuffling_leaves_nothing_in_place_and_ruins_a_perfect_score():
+    for count in (2, 3, 50):
+        order = evaluate.derangement(count, 0)
+        assert sorted(order) == list(range(count)) and all(i != other for i, other in enumerate(order))
+        assert order == evaluate.derangement(count, 0)
+    assert evaluate.derangement(50, 0) != evaluate.derangement(50, 1) and evaluate.derangement(1, 0) == []
+    rate, generator = 16_000, np.random.default_rng(0)
+    truths = [[0.3 + 0.37 * index] for index in range(5)]
+    waveforms = [np.zeros(3 * rate, np.float32) for _ in truths]
+    for waveform, (time_s, ) in zip(waveforms, truths):
+        start = int(time_s * rate)
+        waveform[start:start + 2000] = generator.normal(size=2000) * np.exp(-np.arange(2000) / 400)
+    options = trained_run.make_config().evaluate
+    scores, _ = evaluate.score(options, {'generated': waveforms, 'codec': waveforms, 'truth': waveforms}, truths,
+                               Sequence('16k', 3.0))
+    assert scores['0.1']['generated']['macro']['f1'] == 1.0 and scores['0.1']['shuffled']['macro']['f1'] == 0.0
+
+
+def test_mistakes(evaluated, tmp_path):
+    config, workdir = evaluated
+    with pytest.raises(ValueError, match='train first'):
+        evaluate.evaluate(config, tmp_path)
+    other = trained_run.make_config()
+    other.model.fused_blocks = 2
+    with pytest.raises(ValueError, match='config.model.fused_blocks'):
+        evaluate.evaluate(other, workdir)
+    table = workdir / 'media' / 'impacts' / 'test.jsonl'
+    text = table.read_text()
+    other = trained_run.make_config()
+    other.evaluate.max_clips = 3
+    try:
+        table.write_text('\n'.join(text.splitlines()[1:]))
+        with pytest.raises(ValueError, match="no entry for 'clip_0'"):
+            evaluate.evaluate(other, workdir)
+        table.unlink()
+        with pytest.raises(FileNotFoundError, match='test.jsonl'):
+            evaluate.evaluate(other, workdir)
+    finally:
+        table.write_text(text)
+    assert jax.device_count() == 8
