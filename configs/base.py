@@ -105,7 +105,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.train.total_steps = 300_000
     c.train.log_every = 50
     c.train.validate_every = 5_000
-    c.train.sample_every = 20_000
+    c.train.sample_every = 20_000  # and at the end; 0: never
     c.train.sample_clips = 4  # spectrogram and sound of that many validation clips
     c.train.checkpoint_every = 10_000
     c.train.keep_last = 2
