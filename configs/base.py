@@ -33,7 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Feature extraction (data_pipelines/extract.py).
     c.extract = ml_collections.ConfigDict()
-    c.extract.datasets = ()  # (record set, folder of <split>.jsonl clip tables) pairs, e.g. ('vggsound', 'media/vggsound'), below data_dir
+    c.extract.datasets = ()  # (record set, folder of its <split>.jsonl below data_dir), e.g. ('vggsound', 'media/vggsound')
     c.extract.encoder = 'official'  # 'official' (CLIP + Synchformer) or 'pixels' (no weights)
     c.extract.codec = 'official'  # 'official' (VAE + BigVGAN) or 'pca' (no weights)
     c.extract.codec_fit_dataset = ''  # record set whose 'train' split fits the pca codec; '' for the official codec
