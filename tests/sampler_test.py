@@ -17,8 +17,8 @@ EULER = sampler.SamplerSettings(solver='euler', num_steps=3, guidance=4.5)
 
 @pytest.fixture(scope='module')
 def network():
-    """A network of a few thousand parameters, none of them zero, and features for eight examples."""
-    model = mmaudio.MMAudio(latent_channels=2, hidden_size=4, num_heads=1, joint_blocks=1, fused_blocks=0, version=1,
+    """A small network, none of its parameters zero, smooth enough that rounding does not grow; features for eight examples."""
+    model = mmaudio.MMAudio(latent_channels=2, hidden_size=16, num_heads=1, joint_blocks=1, fused_blocks=0, version=1,
                             sync_fusion='modulate', rope='aligned', mlp='linear', dtype=jnp.float32, remat='none', clip_width=3,
                             sync_width=5, text_width=6, text_length=T)
     features = tuple(np.random.RandomState(0).standard_normal((8, length, width)).astype(np.float32)
@@ -26,7 +26,7 @@ def network():
     latents = sampler.noise(0, range(8), N, 2)
     shapes = jax.eval_shape(model.init, jax.random.key(0), latents, jnp.zeros(8), *features[:3])['params']
     random = np.random.RandomState(1)
-    params = jax.tree.map(lambda leaf: (0.3 * random.standard_normal(leaf.shape)).astype(np.float32), shapes)
+    params = jax.tree.map(lambda leaf: (0.1 * random.standard_normal(leaf.shape)).astype(np.float32), shapes)
     params['latent_std'] = 1 + np.abs(params['latent_std'])
     return model, params, latents, features
 
@@ -39,6 +39,7 @@ def velocity(model, params, latents, t, features):
 def assert_near(result, expected, bound):
     """Largest error over the deviation of what is expected."""
     error = np.abs(np.asarray(result) - expected).max() / np.std(expected)
+    print(f'ERR {error:.2g}')
     assert error < bound, f'error {error:.2g} of the deviation'
 
 

@@ -45,13 +45,10 @@ def to_params(tensors: Mapping[str, np.ndarray], model: mmaudio.MMAudio) -> dict
     Raises:
       ValueError: names every missing, unexpected and misshapen tensor.
     """
-    shapes = _abstract(model)
-    blank = traverse_util.unflatten_dict({path: np.broadcast_to(np.float32(0), s) for path, s in shapes.items()})
-    expected = {name: array.shape for name, array in _export(blank, model)}
     found = {name: tuple(array.shape) for name, array in tensors.items() if name not in CONSTANTS}
-    _compare(expected, found, 'the weights do not fit this network')
+    _compare(shapes(model), found, 'the weights do not fit this network')
     params = {}
-    for path, shape in shapes.items():
+    for path, shape in _abstract(model).items():
         if path[0] in _STACKS:
             params[path] = np.empty(shape, np.float32)
             for layer in range(shape[0]):
@@ -59,6 +56,12 @@ def to_params(tensors: Mapping[str, np.ndarray], model: mmaudio.MMAudio) -> dict
         else:
             params[path] = np.array(_import(tensors, path, model), np.float32).reshape(shape)
     return traverse_util.unflatten_dict(params)
+
+
+def shapes(model: mmaudio.MMAudio) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the official tensors of `model`."""
+    blank = {path: np.broadcast_to(np.float32(0), shape) for path, shape in _abstract(model).items()}
+    return {name: array.shape for name, array in _export(traverse_util.unflatten_dict(blank), model)}
 
 
 def from_params(params: Mapping[str, Any], model: mmaudio.MMAudio) -> dict[str, np.ndarray]:

@@ -1,0 +1,166 @@
+"""The flow network: parity with the official modules at full size, published sizes, ablations, precision and remat."""
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmaudio_jax import sampler
+from mmaudio_jax.models import mmaudio
+from mmaudio_jax.sequence import Sequence
+from mmaudio_jax.weights import mmaudio as weights
+from tests.conftest import GOLDEN
+from tests.golden import synthetic_weights
+
+FIELDS = {'sync_fusion': 'modulate', 'rope': 'aligned', 'mlp': 'conv', 'dtype': 'float32', 'remat': 'none'}
+# Largest error over the golden's standard deviation: the bound, what was measured (flow, Euler result).
+BOUNDS = {'small_16k': (1e-4, 5e-4), 'small_44k': (1e-4, 5e-4), 'large_44k_v2': (5e-4, 5e-4)}
+LARGE = pytest.param('large_44k_v2_8s', marks=pytest.mark.slow)
+
+
+def build(variant: str, **fields) -> mmaudio.MMAudio:
+    rate = variant.split('_')[1]
+    return mmaudio.build({'variant': variant, **FIELDS, **fields}, Sequence(rate, 8.0))
+
+
+def error(result, expected) -> float:
+    return float(np.abs(np.asarray(result) - expected).max() / expected.std())
+
+
+@functools.lru_cache(maxsize=1)
+def network(variant: str):
+    """The network with the synthetic weights, through the importer."""
+    model = build(variant)
+    return model, jax.device_put(weights.to_params(synthetic_weights.state_dict(f'mmaudio_{variant}'), model))
+
+
+@pytest.mark.parametrize('name', ['small_16k_8s', 'small_16k_5.3s', 'small_44k_8s', LARGE])
+def test_parity_with_the_official_network(name):
+    golden = np.load(GOLDEN / f'net_{name}.npz')
+    variant, _ = name.rsplit('_', 1)
+    model, params = network(variant)
+    length, frames, tokens = (int(golden[k]) for k in ('latent_seq_len', 'clip_seq_len', 'sync_seq_len'))
+    shapes = {'clip': (2, frames, 1024), 'sync': (2, tokens, 768), 'text': (2, 77, 1024), 'negative_text': (2, 77, 1024),
+              'x0': (2, length, model.latent_channels)}
+    inputs = {key: synthetic_weights.example_input(key, shape) for key, shape in shapes.items()}
+    features = [inputs[key] for key in ('clip', 'sync', 'text')]
+
+    @jax.jit
+    def conditions_of(params, *features):
+        return model.apply({'params': params}, *features, length, method='preprocess_conditions')
+
+    @jax.jit
+    def velocity(params, conditions):
+        return model.apply({'params': params}, inputs['x0'], golden['t'], conditions, method='velocity')
+
+    conditions = conditions_of(params, *features)
+    empty = conditions_of(params, *model.apply({'params': params}, 2, frames, tokens, method='empty_features'))
+    means = {'clip_f_mean': conditions.clip.mean(1), 'sync_f_mean': conditions.sync.mean(1), 'text_f_mean': conditions.text.mean(1),
+             'clip_f_c': conditions.clip_global, 'text_f_c': conditions.text_global}
+    flow_bound, euler_bound = BOUNDS[variant]
+    errors = {key: error(value, golden[key]) for key, value in means.items()}
+    errors['flow'] = error(velocity(params, conditions), golden['flow'])
+    errors['flow_empty'] = error(velocity(params, empty), golden['flow_empty'])
+    settings = sampler.SamplerSettings('euler', int(golden['num_steps']), float(golden['cfg_strength']))
+    sample = sampler.make_sampler(model, settings)
+    x1 = sample(params, inputs['x0'], *features, None)
+    errors['x1_unnormalized'] = error(x1, golden['x1_unnormalized'])
+    errors['x1'] = error((x1 - params['latent_mean']) / params['latent_std'], golden['x1'])
+    negative = sample(params, inputs['x0'], *features, inputs['negative_text'])
+    negative = (negative - params['latent_mean']) / params['latent_std']
+    errors['x1_negative'] = error(negative, golden['x1_negative'])
+    print(name, {key: f'{value:.1e}' for key, value in errors.items()})
+    for key, value in errors.items():
+        assert value < (euler_bound if key.startswith('x1') else flow_bound), f'{key}: {value:.2g}'
+
+
+@pytest.mark.parametrize('variant, millions', [('small_16k', 157.28), ('small_44k', 157.41), ('medium_44k', 621.81),
+                                               ('large_44k', 1030.00), ('large_44k_v2', 1030.58)])
+def test_published_sizes(variant, millions):
+    manifest = json.loads((GOLDEN / 'manifests' / f'mmaudio_{variant}.json').read_text())
+    count = sum(np.prod(shape) for shape in weights.shapes(build(variant)).values())
+    assert count == manifest['parameters']
+    assert round(count / 1e6, 2) == millions
+
+
+def test_sync_upsampling_rounds_as_the_official_code():
+    """192 → 345: exact arithmetic would pick the next token at latents 57 and 172, where the tie rounds down in float32."""
+    indices = mmaudio.upsampling_indices(192, 345)
+    exact = (2 * np.arange(345) + 1) * 192 // (2 * 345)
+    assert np.flatnonzero(indices != exact).tolist() == [57, 172]
+    assert (indices[[57, 172]] == exact[[57, 172]] - 1).all()
+    assert mmaudio.upsampling_indices(88, 125)[[0, 124]].tolist() == [0, 87]
+
+
+TINY = {'hidden_size': 64, 'num_heads': 2, 'joint_blocks': 2, 'fused_blocks': 1}
+
+
+@functools.cache
+def tiny_features(batch: int = 2):
+    shapes = {'x0': (batch, 25, 20), 'clip': (batch, 6, 1024), 'sync': (batch, 16, 768), 'text': (batch, 77, 1024)}
+    return {key: synthetic_weights.example_input(key, shape) for key, shape in shapes.items()}
+
+
+def tiny_velocity(**fields):
+    """Velocity of a tiny network whose parameters are all random, and the gradient of its mean square."""
+    model = build('small_16k', **{**TINY, **fields})
+    features = tiny_features()
+    inputs = (features['x0'], jnp.array([0.2, 0.7]), features['clip'], features['sync'], features['text'])
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)['params']
+    random = np.random.RandomState(0)
+    params = jax.tree.map(lambda leaf: (0.1 * random.standard_normal(leaf.shape)).astype(np.float32), shapes)
+
+    @jax.jit
+    def run(params):
+        return model.apply({'params': params}, *inputs)
+
+    return run(params), jax.jit(jax.grad(lambda p: jnp.mean(jnp.square(run(p)))))(params)
+
+
+@pytest.mark.parametrize('remat', ['blocks', 'dots'])
+def test_remat_changes_memory_and_not_the_gradient(remat):
+    velocity, gradient = tiny_velocity()
+    other, other_gradient = tiny_velocity(remat=remat)
+    np.testing.assert_allclose(other, velocity, atol=1e-6)
+    for one, two in zip(jax.tree.leaves(gradient), jax.tree.leaves(other_gradient), strict=True):
+        np.testing.assert_allclose(two, one, atol=2e-5 * max(1e-3, float(np.abs(one).max())))
+    model = build('small_16k', **TINY, remat=remat)
+    features = tiny_features()
+    inputs = (features['x0'], jnp.zeros(2), features['clip'], features['sync'], features['text'])
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    traced = jax.make_jaxpr(lambda p: model.apply(p, *inputs))(shapes)
+    assert 'remat' in str(traced)  # it is really on
+
+
+def test_bfloat16_computes_near_float32_with_float32_parameters():
+    velocity, _ = tiny_velocity()
+    rounded, gradient = tiny_velocity(dtype='bfloat16')
+    assert rounded.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype('float32')}
+    assert 1e-4 < error(rounded, np.asarray(velocity)) < 0.2
+
+
+@pytest.mark.parametrize('fields', [{'sync_fusion': 'sum_with_visual'}, {'sync_fusion': 'none'}, {'rope': 'unaligned'},
+                                    {'rope': 'none'}, {'mlp': 'linear'}, {'version': 2}, {'joint_blocks': 1, 'fused_blocks': 3}],
+                         ids=str)
+def test_ablations_are_other_networks(fields):
+    velocity, _ = tiny_velocity()
+    other, gradient = tiny_velocity(**fields)
+    assert other.shape == velocity.shape and np.isfinite(other).all()
+    assert error(other, np.asarray(velocity)) > 1e-2
+    frozen = {'latent_mean', 'latent_std', 'empty_string_feat', 'empty_clip_feat', 'empty_sync_feat'}  # unused by a full batch
+    for name, leaf in gradient.items():
+        assert name in frozen or all(float(np.abs(part).max()) > 0 for part in jax.tree.leaves(leaf)), f'{name} has no effect'
+
+
+@pytest.mark.parametrize('fields, message', [({'rope': 'allinged'}, 'rope'), ({'joint_blocks': 0}, 'joint_blocks'),
+                                             ({'num_heads': 5}, 'num_heads'), ({'variant': 'small_44k'}, 'latent channels'),
+                                             ({'variant': 'huge'}, 'huge')])
+def test_impossible_networks_are_refused(fields, message):
+    features = tiny_features()
+    with pytest.raises(ValueError, match=message):
+        model = mmaudio.build({'variant': 'small_16k', **FIELDS, **TINY, **fields}, Sequence('16k', 8.0))
+        jax.eval_shape(model.init, jax.random.key(0), features['x0'], jnp.zeros(2), features['clip'], features['sync'],
+                       features['text'])
