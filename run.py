@@ -14,6 +14,7 @@ MODES = ('impacts', 'extract', 'train', 'evaluate', 'generate', 'ablations')
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, e.g. configs/impacts.py.', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of everything that the run makes.')
 _MODE = flags.DEFINE_enum('mode', None, MODES, 'One stage; without it, those of config.stages.')
+flags.mark_flags_as_required(['config', 'workdir'])
 _TRACEBACK = flags.DEFINE_bool('traceback', False, 'Show where an error came from.')
 
 
@@ -21,23 +22,25 @@ def run_mode(mode: str, config, workdir: pathlib.Path) -> int:
     """Runs one stage and returns its exit code. Imports are here: a stage loads only what it needs."""
     if mode == 'impacts':
         from data_pipelines import impacts
-        return impacts.render(config, workdir) or 0
-    if mode == 'extract':
+        impacts.render(config, workdir)
+    elif mode == 'extract':
         from data_pipelines import extract
-        return extract.extract(config, workdir) or 0
-    if mode == 'train':
+        extract.extract(config, workdir)
+    elif mode == 'train':
         from mmaudio_jax import train
-        return train.train(config, workdir) or 0
-    if mode == 'evaluate':
+        train.train(config, workdir)
+    elif mode == 'evaluate':
         from mmaudio_jax import evaluate
-        return evaluate.evaluate(config, workdir) or 0
-    if mode == 'generate':
+        evaluate.evaluate(config, workdir)
+    elif mode == 'generate':
         from mmaudio_jax import generate
-        return generate.generate(config, workdir) or 0
-    if mode == 'ablations':
+        return generate.generate(config, workdir)
+    elif mode == 'ablations':
         from mmaudio_jax import ablations
-        return ablations.run(config, workdir) or 0
-    raise ValueError(f'stage {mode!r} is not one of {", ".join(MODES)}; change config.stages')
+        return ablations.run(config, workdir)
+    else:
+        raise ValueError(f'stage {mode!r} is not one of {", ".join(MODES)}; change config.stages')
+    return 0
 
 
 def main(argv: list[str]) -> None:
@@ -47,9 +50,6 @@ def main(argv: list[str]) -> None:
     try:
         if len(argv) > 1:
             raise ValueError(f'unexpected argument {argv[1]!r}; flags look like --mode=train')
-        for flag in ('config', 'workdir'):
-            if not flags.FLAGS[flag].value:
-                raise ValueError(f'--{flag} is missing; see --help')
         workdir = pathlib.Path(str(_WORKDIR.value))
         workdir.mkdir(parents=True, exist_ok=True)
         for mode in [_MODE.value] if _MODE.value else _CONFIG.value.stages:

@@ -33,7 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Feature extraction (data_pipelines/extract.py).
     c.extract = ml_collections.ConfigDict()
-    c.extract.datasets = ()  # (record set, folder of <split>.jsonl clip tables) pairs, e.g. ('vggsound', 'media/vggsound'), below data_dir
+    c.extract.datasets = ()  # (record set, folder of its <split>.jsonl below data_dir), e.g. ('vggsound', 'media/vggsound')
     c.extract.encoder = 'official'  # 'official' (CLIP + Synchformer) or 'pixels' (no weights)
     c.extract.codec = 'official'  # 'official' (VAE + BigVGAN) or 'pca' (no weights)
     c.extract.codec_fit_dataset = ''  # record set whose 'train' split fits the pca codec; '' for the official codec
@@ -105,7 +105,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.train.total_steps = 300_000
     c.train.log_every = 50
     c.train.validate_every = 5_000
-    c.train.sample_every = 20_000
+    c.train.sample_every = 20_000  # and at the end; 0: never
     c.train.sample_clips = 4  # spectrogram and sound of that many validation clips
     c.train.checkpoint_every = 10_000
     c.train.keep_last = 2

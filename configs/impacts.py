@@ -17,9 +17,9 @@ def get_config():
     c.input.update(mixture=(('impacts', 5), ('impacts_sounds', 1)), validation='impacts', statistics='impacts', batch_size=8,
                    validation_batch_size=8, validation_examples=32, workers=0)
     c.model.update(hidden_size=64, num_heads=1, joint_blocks=2, fused_blocks=2, dtype='float32')
-    c.optimizer.update(learning_rate=1e-3, warmup_steps=50, schedule='polynomial', polynomial_steps=1600, eps=1e-8)
-    c.ema.update(snapshot_every=200, synthesis_sigma_rel=0.1)
-    c.train.update(total_steps=1600, validate_every=400, sample_every=800, checkpoint_every=400, keep_every=0)
+    c.optimizer.update(learning_rate=1e-3, warmup_steps=50, schedule='polynomial', polynomial_steps=600, eps=1e-8)
+    c.ema.update(snapshot_every=100, synthesis_sigma_rel=0.1)
+    c.train.update(total_steps=600, validate_every=200, sample_every=300, checkpoint_every=200, keep_every=0)
     c.sampling.guidance = 2.0
     c.evaluate.dataset = 'impacts'
     return c

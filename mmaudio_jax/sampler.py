@@ -117,10 +117,10 @@ def make_sampler(model: MMAudio, settings: SamplerSettings, mesh: Mesh | None = 
         def velocity(latents, t):
             if not guided:
                 return model.apply({'params': params}, latents, jnp.full(latents.shape[0], t), conditions, method='velocity')
-            both = _flat(jnp.stack([latents, latents], axis=1))
-            both = model.apply({'params': params}, both, jnp.full(both.shape[0], t), conditions, method='velocity')
-            both = both.reshape(-1, 2, *both.shape[1:])
-            return guide(both[:, 0], both[:, 1], settings.guidance)
+            twice = _flat(jnp.stack([latents, latents], axis=1))
+            flat: Any = model.apply({'params': params}, twice, jnp.full(twice.shape[0], t), conditions, method='velocity')
+            conditioned, empty = jnp.moveaxis(flat.reshape(-1, 2, *twice.shape[1:]), 1, 0)
+            return guide(conditioned, empty, settings.guidance)
 
         return velocity
 

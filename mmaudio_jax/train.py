@@ -152,7 +152,7 @@ def _evaluate(job: Job, state: train_step.TrainState, step: int, last: bool) -> 
         loss = job.validation_loss(state.params)
         job.log.write(step, {'validation_loss': loss})
         job.log.say(f'step {step}: validation loss {loss:.4f}')
-    if last or _due(step, config.train.sample_every):
+    if config.train.sample_every and (last or _due(step, config.train.sample_every)):
         job.sample(step, state)
     if last or _due(step, config.ema.snapshot_every):
         averages = dict(zip(state.ema.sigma_rels, state.ema.averages, strict=True))

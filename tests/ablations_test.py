@@ -35,7 +35,7 @@ def fixture_fake(tmp_path, monkeypatch):
 
 def _config(**changes):
     config = table.get_config()
-    config.ablations.update(rows=config.ablations.rows[:3], seeds=(0, 2), **changes)
+    config.ablations.update(rows=config.ablations.rows[:3], seeds=(0, 2), at_once=1, **changes)
     return config
 
 
@@ -45,7 +45,7 @@ def test_runs_all_and_summarises(fake):
     assert ablations.run(_config(), workdir) == 0
     calls = [json.loads(line) for line in (fake / 'calls').read_text().splitlines()]
     assert [(call['config'].split('/')[-1], call['config.seed']) for call in calls] == [
-        (file, seed) for seed in '02' for file in ('impacts_long.py', 'no_sync.py:impacts_long', 'no_rope.py:impacts_long')]
+        (file, seed) for seed in '02' for file in ('impacts.py', 'no_sync.py:impacts', 'no_rope.py:impacts')]
     assert {call['config.data_dir'] for call in calls} == {str(workdir)}
     assert all(call['config.train.total_steps'] == '7' and 'config.ablations.seeds' not in call for call in calls)
     summary = json.loads((workdir / 'ablations.json').read_text())

@@ -37,7 +37,8 @@ def test_shapes_are_those_of_the_sequence(duration_s):
     sequence = Sequence('44k', duration_s)
     encoder = encoders.make('pixels', sequence)
     rng = np.random.default_rng(0)
-    frames = [rng.integers(0, 256, (2, int(r.fps * duration_s), r.height, r.width, 3), np.uint8) for r in encoder.frame_requests]
+    frames = [rng.integers(0, 256, (2, int(r.fps * duration_s), r.height, r.width, 3), np.uint8)
+              for r in encoder.frame_requests]
     clip, sync = encoder.encode_video(*frames)
     assert clip.shape == (2, sequence.clip_length, 1024) and sync.shape == (2, sequence.sync_length, 768)
     assert clip.dtype == sync.dtype == np.float32 and np.isfinite(clip).all() and np.isfinite(sync).all()

@@ -14,8 +14,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize('arguments, expected', [
-    ((), '--config is missing'),
-    ((BASE,), '--workdir is missing'),
+    ((), '--config must have a value'),
+    ((BASE,), '--workdir must have a value'),
     (('--config=configs/nothing.py', '--workdir=w'), "no config file 'configs/nothing.py'"),
     ((BASE, '--workdir=w', '--mode=trian'), 'value should be one of'),
     ((BASE, '--workdir=w', '--config.model.hiden_size=3'), 'no field'),

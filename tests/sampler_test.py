@@ -1,5 +1,6 @@
 """The solvers against closed forms, guidance against its algebra, seeds against their batch, the mesh against one device."""
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +24,22 @@ def network():
     features = tuple(np.random.RandomState(0).standard_normal((8, length, width)).astype(np.float32)
                      for length, width in ((V, 3), (S, 5), (T, 6), (T, 6)))
     latents = sampler.noise(0, range(8), N, 2)
-    params = jax.jit(model.init)(jax.random.key(0), latents, jnp.zeros(8), *features[:3])['params']
+    shapes = jax.eval_shape(model.init, jax.random.key(0), latents, jnp.zeros(8), *features[:3])['params']
     random = np.random.RandomState(1)
-    params = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.3 * random.standard_normal(leaf.shape).astype(np.float32), params)
+    params = jax.tree.map(lambda leaf: (0.3 * random.standard_normal(leaf.shape)).astype(np.float32), shapes)
+    params['latent_std'] = 1 + np.abs(params['latent_std'])
     return model, params, latents, features
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def velocity(model, params, latents, t, features):
     return model.apply({'params': params}, latents, jnp.full(len(latents), t, jnp.float32), *features)
+
+
+def assert_near(result, expected, bound):
+    """Largest error over the deviation of what is expected."""
+    error = np.abs(np.asarray(result) - expected).max() / np.std(expected)
+    assert error < bound, f'error {error:.2g} of the deviation'
 
 
 @pytest.mark.parametrize('solver, order', [('euler', 1), ('midpoint', 2)])
@@ -41,13 +50,13 @@ def test_order(solver, order):
         settings = sampler.SamplerSettings(solver=solver, num_steps=steps, guidance=1.0)
         result = sampler.integrate(lambda x, t: x * (1 + t), jnp.ones((1, 1, 1)), settings)
         errors.append(abs(float(result.squeeze()) - np.exp(1.5)))
-    np.testing.assert_allclose(np.log2(errors[0] / errors[1]), order, atol=0.1)  # measured ORDER
+    np.testing.assert_allclose(np.log2(errors[0] / errors[1]), order, atol=0.1)  # measured 0.956, 1.967
 
 
 def test_adaptive_solver():
     settings = sampler.SamplerSettings(solver='dopri5', num_steps=4, guidance=1.0)
     result = sampler.integrate_adaptive(lambda x, t: x * (1 + t), jnp.ones((1, 1, 1)), settings)
-    np.testing.assert_allclose(result.squeeze(), np.exp(1.5), atol=1e-4)  # measured DOPRI
+    np.testing.assert_allclose(result.squeeze(), np.exp(1.5), rtol=1e-4)  # measured 3.8e-5
 
 
 def test_two_euler_steps_with_guidance_are_the_formula(network):
@@ -59,7 +68,7 @@ def test_two_euler_steps_with_guidance_are_the_formula(network):
         x = x + 0.5 * (3.0 * velocity(model, params, x, t, features[:3]) - 2.0 * velocity(model, params, x, t, empty))
     expected = x * params['latent_std'] + params['latent_mean']
     result = sampler.make_sampler(model, settings)(params, latents, *features)
-    np.testing.assert_allclose(result, expected, atol=2e-5 * np.std(expected))  # measured FORMULA
+    assert_near(result, expected, 2e-5)  # measured 1.2e-6
 
 
 @pytest.mark.parametrize('guidance', [0.5, 1.0])
@@ -68,7 +77,7 @@ def test_weak_guidance_is_the_condition_alone(network, guidance):
     settings = sampler.SamplerSettings(solver='euler', num_steps=1, guidance=guidance)
     expected = (latents + velocity(model, params, latents, 0.0, features[:3])) * params['latent_std'] + params['latent_mean']
     result = sampler.make_sampler(model, settings)(params, latents, *features)
-    np.testing.assert_allclose(result, expected, atol=2e-5 * np.std(expected))  # measured ALONE
+    assert_near(result, expected, 2e-5)  # measured 3.0e-7
 
 
 def test_no_negative_text_is_the_empty_string(network):
@@ -80,19 +89,17 @@ def test_no_negative_text_is_the_empty_string(network):
     assert np.abs(sample(params, latents, *features) - sample(params, latents, *features[:3], None)).max() > 0.01
 
 
-@pytest.mark.parametrize('solver', sampler.SOLVERS)
-def test_solvers_agree_and_do_not_mix_examples(network, solver):
-    """Every solver nears fine midpoint steps, and an example's result does not depend on its batch."""
+@pytest.mark.parametrize('solver, num_steps, accuracy, bound', [('midpoint', 20, 5e-2, 1e-5), ('dopri5', 10, 5e-3, 1e-3)])
+def test_solvers_agree_and_do_not_mix_examples(network, solver, num_steps, accuracy, bound):
+    """A solver nears fine Euler steps; an example's result does not depend on its batch (adaptive: but for the tolerance)."""
     model, params, latents, features = network
-    sample = sampler.make_sampler(model, sampler.SamplerSettings(solver=solver, num_steps=200 if solver == 'euler' else 20,
-                                                                 guidance=2.0))
-    fine = sampler.make_sampler(model, sampler.SamplerSettings(solver='midpoint', num_steps=100, guidance=2.0))
+    sample = sampler.make_sampler(model, sampler.SamplerSettings(solver=solver, num_steps=num_steps, guidance=2.0))
+    fine = sampler.make_sampler(model, sampler.SamplerSettings(solver='euler', num_steps=2000, guidance=2.0))
     expected = fine(params, latents, *features)
     result = sample(params, latents, *features)
-    bound = {'euler': 5e-2, 'midpoint': 5e-2, 'dopri5': 5e-3}[solver]
-    np.testing.assert_allclose(result, expected, atol=bound * np.std(expected))  # measured AGREE
+    assert_near(result, expected, accuracy)  # measured 1.1e-2, 1.2e-3
     part = sample(params, latents[2:4], *(feature[2:4] for feature in features))
-    np.testing.assert_allclose(part, result[2:4], atol=1e-5 * np.std(expected))  # measured PART
+    assert_near(part, result[2:4], bound)  # measured 5.2e-7, 8.2e-6
 
 
 def test_noise_depends_on_seed_and_index_alone():
@@ -102,7 +109,7 @@ def test_noise_depends_on_seed_and_index_alone():
     assert abs(float(many.mean())) < 0.03 and abs(float(many.std()) - 1) < 0.03  # 20 000 values: 4 deviations of their mean
 
 
-@pytest.mark.parametrize('solver', ['euler', 'dopri5'])
+@pytest.mark.parametrize('solver', ['euler', pytest.param('dopri5', marks=pytest.mark.slow)])
 def test_mesh_gives_the_same(network, solver):
     model, params, latents, features = network
     settings = dataclasses.replace(EULER, solver=solver)
@@ -111,7 +118,7 @@ def test_mesh_gives_the_same(network, solver):
     expected = sampler.make_sampler(model, settings)(params, latents, *features)
     result = sample(params, latents, *features)
     assert len(result.sharding.device_set) == jax.device_count()
-    np.testing.assert_allclose(result, expected, atol=1e-5 * np.std(expected))  # measured MESH
+    assert_near(result, expected, 1e-5)  # measured 1.1e-6, 1.6e-6
     if jax.device_count() > 1:
         with pytest.raises(ValueError, match='batch of 3 cannot be split'):
             sample(params, latents[:3], *(feature[:3] for feature in features))

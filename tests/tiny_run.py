@@ -114,9 +114,9 @@ class Run:
         """What the run has printed so far."""
         return self.output_path.read_text() if self.output_path.exists() else ''
 
-    def wait_for(self, text: str) -> None:
-        """Returns when the run has printed the text, or has ended."""
-        while text not in self.output() and self.process.is_alive():
+    def wait_for(self, text: str, count: int = 1) -> None:
+        """Returns when the run has printed the text that often, or has ended."""
+        while self.output().count(text) < count and self.process.is_alive():
             time.sleep(0.01)
 
     def kill(self) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 import ml_collections
 
 from configs import impacts
-from configs import impacts_long
 from configs import l_44k
 from configs import m_44k
 from configs import s_16k
@@ -16,7 +15,6 @@ BASES: dict[str, Callable[[], ml_collections.ConfigDict]] = {
     'm_44k': m_44k.get_config,
     'l_44k': l_44k.get_config,
     'impacts': impacts.get_config,
-    'impacts_long': impacts_long.get_config,
 }
 
 

@@ -45,8 +45,8 @@ def conv1d(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
         return (shifted @ kernel.reshape(taps * width, features)).reshape(batch, length, features)
     products = inputs.reshape(batch * length, width) @ kernel.transpose(1, 0, 2).reshape(width, taps * features)
     parts = jnp.split(products.reshape(batch, length, -1), taps, axis=-1)
-    shifted = [_shift(part, offset) for part, offset in zip(parts, offsets)]
-    return sum(shifted[1:], shifted[0])
+    first, *others = [_shift(part, offset) for part, offset in zip(parts, offsets)]
+    return sum(others, first)
 
 
 def _shift(tokens: jax.Array, offset: int) -> jax.Array:

@@ -37,10 +37,8 @@ class Stream(nn.Module):
         self.k_norm = self.param('k_norm', nn.initializers.ones, (head_size,))
         if self.ends_here:
             return
-        if self.projection_taps > 1:
-            self.projection = layers.Conv(self.hidden_size, self.projection_taps, self.dtype)
-        else:
-            self.projection = layers.linear(self.hidden_size, self.dtype)
+        self.projection: nn.Module = (layers.Conv(self.hidden_size, self.projection_taps, self.dtype)
+                                      if self.projection_taps > 1 else layers.linear(self.hidden_size, self.dtype))
         self.mlp = layers.GatedMLP(self.mlp_taps, self.dtype)
 
     def before(self, tokens: jax.Array, condition: jax.Array, angles: layers.Rotation | None):
