@@ -7,6 +7,7 @@
 """
 from collections.abc import Mapping
 import hashlib
+from importlib import metadata
 import itertools
 import json
 import pathlib
@@ -34,7 +35,7 @@ REPORT_VERSION = 1
 ROWS = ('generated', 'shuffled', 'codec', 'truth')
 SHUFFLE_SEED = 0  # of the control: always the same pairs, so that runs compare
 _FIELDS = ('clip_features', 'sync_features', 'text_features', 'video_exists', 'text_exists')
-_PACKAGES = (jax, np)
+_PACKAGES = ('jax', 'flax', 'numpy', 'librosa', 'mmaudio_jax')
 _WITHOUT_INFLUENCE = ('name', 'stages', 'data_dir', 'generate', 'ablations', 'mesh')  # sections that change no figure
 Row = Mapping[str, Any]
 
@@ -80,7 +81,7 @@ def evaluate(config, workdir: pathlib.Path) -> None:
         'quoted_window_s': config.evaluate.onset_windows_s[0], 'onsets': scores,
         'seconds': {'sampling': round(sampled - started, 1), 'total': round(time.monotonic() - started, 1)},
         'devices': f'{jax.device_count()} {jax.devices()[0].device_kind}',
-        'versions': {'python': platform.python_version(), **{module.__name__: module.__version__ for module in _PACKAGES}},
+        'versions': {'python': platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         'config': checkpoints.to_json(config),
     }
     partial = path.with_name('.report.json.partial')
@@ -243,6 +244,13 @@ def _save_clips(config, workdir: pathlib.Path, data: pathlib.Path, rows: list[Ro
         titles = {f'generated: {row["caption"]}': generated, 'true sound': sounds['truth'][index]}
         marks = {'true onsets': row['onset_times_s'], 'found in the generated sound': onsets['generated'][index].times_s}
         plots.spectrogram(folder / f'{row["id"]}.png', titles, sequence.sample_rate_hz, marks)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # run from the source folder, not installed
+        return 'source'
 
 
 def _spread(array: Any, sharding: jax.sharding.Sharding) -> jax.Array:

@@ -3,6 +3,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import os
 import pathlib
+import textwrap
 
 import librosa
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -12,6 +13,7 @@ import numpy as np
 _MEL_BINS = 96
 _FLOOR_DB = -70.0  # below the loudest bin of the picture
 _WIDTH_IN, _ROW_IN, _DPI = 9.0, 2.2, 100
+_TITLE_LETTERS = 64  # of a caption; beyond them the legend begins
 _MARKS = (('#ffffff', '-'), ('#35e0ff', '--'), ('#ffd23f', ':'))  # colour and line of the first, second, third set of onsets
 
 
@@ -56,10 +58,11 @@ def spectrogram(path: str | os.PathLike,
         for (label, times), (colour, line) in zip(onsets.items(), _MARKS):
             axis.vlines(list(times), 0, _MEL_BINS, colors=colour, linestyles=line, linewidth=1.0, label=label)
         axis.set_ylabel('mel bin')
-        axis.set_title(title, fontsize=10, loc='left')
+        axis.set_title(textwrap.shorten(title, _TITLE_LETTERS, placeholder=' …'), fontsize=10, loc='left')
     axes[-1].set_xlabel('seconds')
     if onsets:
-        axes[0].legend(loc='upper right', fontsize=8, facecolor='#444444', labelcolor='white')
+        axes[0].legend(loc='lower right', bbox_to_anchor=(1.0, 1.0), ncols=len(onsets), fontsize=8, borderaxespad=0.2,
+                       facecolor='#777777', labelcolor='white')  # above the picture, where the title leaves room
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'.{path.name}.partial')

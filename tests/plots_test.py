@@ -31,10 +31,10 @@ def test_picture_is_whole_and_brightest_where_the_sound_is(tmp_path):
 
 
 def test_marks_change_the_picture(tmp_path):
-    plots.spectrogram(tmp_path / 'a.png', {'x': _click(0.5)}, RATE)
+    plots.spectrogram(tmp_path / 'a.png', {'x': _click(0.5)}, RATE, {'true': [], 'generated': []})
     plots.spectrogram(tmp_path / 'b.png', {'x': _click(0.5)}, RATE, {'true': [1.5], 'generated': []})
     before, after = _rows(tmp_path / 'a.png'), _rows(tmp_path / 'b.png')
-    changed = np.nonzero((before != after).any(-1)[100:])[1]  # below the legend
+    changed = np.nonzero((before != after).any(-1)[100:])[1]
     assert changed.size and np.ptp(changed) < 8
 
 
