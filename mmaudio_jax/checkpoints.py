@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
 import dataclasses
+import fcntl
 import json
 import pathlib
 import shutil
@@ -38,6 +39,25 @@ FREE_FIELDS = (
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be written, read, or continued with this config; the message says what to do."""
+
+
+@contextlib.contextmanager
+def exclusive(workdir: pathlib.Path) -> Iterator[None]:
+    """Holds `workdir` for this run while the block runs; the operating system lets go of it even after kill -9.
+
+    Raises:
+      CheckpointError: another process trains there; both would write the same checkpoints.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(workdir / f'.training-{jax.process_index()}', 'w', encoding='utf-8') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CheckpointError(f'{workdir}: another process is training there; wait for its end, or choose another '
+                                  '--workdir') from error
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 class Preemption:

@@ -44,13 +44,13 @@ def train(config, workdir: pathlib.Path) -> None:
       workdir: folder of the run; config.data_dir, or the workdir itself, holds records/.
 
     Raises:
-      CheckpointError: the checkpoint is of another config (names the field), or the disk is full.
+      CheckpointError: the checkpoint is of another config (names the field), the disk is full, or another process trains here.
       NonFiniteError: loss, gradient or state is not finite; the last checkpoint is untouched.
       SystemExit: with code 0, after a preemption notice (SIGTERM) and a save.
     """
     train_log.silence()
     workdir = pathlib.Path(workdir)
-    with checkpoints.Preemption() as preemption:
+    with checkpoints.exclusive(workdir), checkpoints.Preemption() as preemption:
         checkpointer = checkpoints.Checkpointer(workdir, config.train, lambda: preemption.noticed)
         try:
             checkpointer.check(config)

@@ -213,3 +213,12 @@ def test_snapshots_of_another_config_are_refused(tmp_path):
 def test_no_weights_says_train_first(tmp_path):
     with pytest.raises(checkpoints.CheckpointError, match='train first'):
         checkpoints.load_params(tmp_path, 0.05)
+
+
+def test_a_second_process_is_refused(tmp_path):
+    with checkpoints.exclusive(tmp_path):
+        with pytest.raises(checkpoints.CheckpointError, match='another process is training there'):
+            with checkpoints.exclusive(tmp_path):
+                pass
+    with checkpoints.exclusive(tmp_path):  # free again
+        assert list(tmp_path.iterdir())

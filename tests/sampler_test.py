@@ -39,7 +39,6 @@ def velocity(model, params, latents, t, features):
 def assert_near(result, expected, bound):
     """Largest error over the deviation of what is expected."""
     error = np.abs(np.asarray(result) - expected).max() / np.std(expected)
-    print(f'ERR {error:.2g}')
     assert error < bound, f'error {error:.2g} of the deviation'
 
 
@@ -78,7 +77,7 @@ def test_weak_guidance_is_the_condition_alone(network, guidance):
     settings = sampler.SamplerSettings(solver='euler', num_steps=1, guidance=guidance)
     expected = (latents + velocity(model, params, latents, 0.0, features[:3])) * params['latent_std'] + params['latent_mean']
     result = sampler.make_sampler(model, settings)(params, latents, *features)
-    assert_near(result, expected, 2e-5)  # measured 3.0e-7
+    assert_near(result, expected, 2e-5)  # measured 3.4e-7
 
 
 def test_no_negative_text_is_the_empty_string(network):
@@ -90,7 +89,7 @@ def test_no_negative_text_is_the_empty_string(network):
     assert np.abs(sample(params, latents, *features) - sample(params, latents, *features[:3], None)).max() > 0.01
 
 
-@pytest.mark.parametrize('solver, num_steps, accuracy, bound', [('midpoint', 20, 5e-2, 1e-5), ('dopri5', 10, 5e-3, 1e-3)])
+@pytest.mark.parametrize('solver, num_steps, accuracy, bound', [('midpoint', 20, 5e-3, 1e-5), ('dopri5', 10, 5e-3, 1e-3)])
 def test_solvers_agree_and_do_not_mix_examples(network, solver, num_steps, accuracy, bound):
     """A solver nears fine Euler steps; an example's result does not depend on its batch (adaptive: but for the tolerance)."""
     model, params, latents, features = network
@@ -98,9 +97,9 @@ def test_solvers_agree_and_do_not_mix_examples(network, solver, num_steps, accur
     fine = sampler.make_sampler(model, sampler.SamplerSettings(solver='euler', num_steps=2000, guidance=2.0))
     expected = fine(params, latents, *features)
     result = sample(params, latents, *features)
-    assert_near(result, expected, accuracy)  # measured 1.1e-2, 1.2e-3
+    assert_near(result, expected, accuracy)  # measured 1.2e-3, 1.9e-3
     part = sample(params, latents[2:4], *(feature[2:4] for feature in features))
-    assert_near(part, result[2:4], bound)  # measured 5.2e-7, 8.2e-6
+    assert_near(part, result[2:4], bound)  # measured 0, 0
 
 
 def test_noise_depends_on_seed_and_index_alone():
