@@ -61,8 +61,8 @@ def test_parity_with_the_official_network(name):
 
     conditions = conditions_of(params, *features)
     empty = conditions_of(params, *model.apply({'params': params}, 2, frames, tokens, method='empty_features'))
-    means = {'clip_f_mean': conditions.clip.mean(1), 'sync_f_mean': conditions.sync.mean(1), 'text_f_mean': conditions.text.mean(1),
-             'clip_f_c': conditions.clip_global, 'text_f_c': conditions.text_global}
+    means = {'clip_f_mean': conditions.clip.mean(1), 'sync_f_mean': conditions.sync.mean(1),
+             'text_f_mean': conditions.text.mean(1), 'clip_f_c': conditions.clip_global, 'text_f_c': conditions.text_global}
     flow_bound, euler_bound = BOUNDS[variant]
     errors = {key: error(value, golden[key]) for key, value in means.items()}
     errors['flow'] = error(velocity(params, conditions), golden['flow'])
@@ -154,7 +154,7 @@ def test_ablations_are_other_networks(fields):
     other, gradient = tiny_velocity(**fields)
     assert other.shape == velocity.shape and np.isfinite(other).all()
     assert error(other, np.asarray(velocity)) > 3e-4  # the least, rope unaligned or none: 1.2e-3
-    frozen = {'latent_mean', 'latent_std', 'empty_string_feat', 'empty_clip_feat', 'empty_sync_feat'}  # unused by a full batch
+    frozen = {'latent_mean', 'latent_std', 'empty_string_feat', 'empty_clip_feat', 'empty_sync_feat'}  # unused here
     for name, leaf in gradient.items():
         assert name in frozen or any(float(np.abs(part).max()) > 0 for part in jax.tree.leaves(leaf)), f'{name} has no effect'
 
