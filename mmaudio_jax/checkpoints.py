@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import json
+import os
 import pathlib
 import shutil
 import signal
@@ -28,6 +30,7 @@ from mmaudio_jax import ema
 from mmaudio_jax import partitioning
 
 _SIGMA_REL = 'sigma_rel_'  # then its value: the name of a stored average
+_DISK_FULL = os.strerror(errno.ENOSPC)
 _UNFINISHED = '.orbax-checkpoint-tmp'  # in the name of a folder that Orbax has not renamed yet
 
 # Fields that may differ between the run that saved and the run that resumes: they change no number that training computes.
@@ -402,6 +405,8 @@ def _snapshot_steps(workdir: pathlib.Path) -> list[int]:
 
 def _first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
+    if any(_DISK_FULL in line for line in text):
+        return _DISK_FULL  # TensorStore says so at the end of a paragraph
     return f'{type(error).__name__}: {text[0][:200]}' if text else type(error).__name__
 
 

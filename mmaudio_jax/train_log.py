@@ -29,12 +29,12 @@ class NonFiniteError(ValueError):
 
 
 def silence() -> None:
-    """Keeps Orbax, Grain, JAX and absl from printing less than an error."""
+    """Keeps Orbax, Grain, JAX and absl from printing; their errors are raised, and Orbax's traceback would be there twice."""
     absl_logging.use_absl_handler()
-    absl_logging.set_verbosity(absl_logging.ERROR)
-    absl_logging.set_stderrthreshold('error')
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    absl_logging.set_stderrthreshold('fatal')
     for name in ('absl', 'jax', 'orbax', 'grain'):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings('ignore', module=r'(orbax|grain|jax|flax|tensorboardX|etils)\b.*')
 
 

@@ -151,6 +151,21 @@ def test_unfinished_checkpoint_is_skipped_with_a_message(tmp_path, capsys):
     assert 'checkpoint 20' in (message := capsys.readouterr().out) and 'not finished' in message
 
 
+def test_disk_full_is_said_and_the_earlier_checkpoint_stays(tmp_path, monkeypatch):
+    config = _saved(tmp_path, [10])
+    checkpointer = checkpoints.Checkpointer(tmp_path, config.train)
+
+    async def no_space(directory, *args, **kwargs):
+        raise ValueError('RESOURCE_EXHAUSTED: Error writing\n"x": No space left on device')
+    monkeypatch.setattr('orbax.checkpoint.StandardCheckpointHandler.async_save', no_space)
+    message = r'of step 20 .* \(No space left on device\); the checkpoint of step 10 is intact'
+    with pytest.raises(checkpoints.CheckpointError, match=message):
+        checkpointer.save(20, _state(20), Counter(), config)
+        checkpointer.wait()
+    monkeypatch.undo()
+    assert _restore(tmp_path, config)[0][1] == 10
+
+
 def test_no_readable_checkpoint_is_an_error_not_a_fresh_start(tmp_path):
     config = _saved(tmp_path, [10])
     _truncate(tmp_path / 'checkpoints' / '10')

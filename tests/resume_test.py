@@ -87,7 +87,7 @@ def run_with_kills(workdir: pathlib.Path, cache: pathlib.Path, kills: int, **tra
     for _ in range(kills):
         run = tiny_run.Run(workdir, cache, **train_fields)
         run.wait_for('training')
-        run.wait_for('\nstep', count=rng.randrange(4))
+        run.wait_for('\nstep', count=rng.randrange(8))
         time.sleep(rng.random() * rng.choice([0.02, 0.5]))
         run.kill()
         began.append(first_step(run.output()))
