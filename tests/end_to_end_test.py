@@ -7,6 +7,8 @@ import sys
 import av
 import pytest
 
+pytestmark = pytest.mark.slow  # two minutes: the real network is compiled for eight devices
+
 ROOT = pathlib.Path(__file__).parents[1]
 DURATION_S = 2.0
 SHRUNK = ('--config.impacts.train_clips=12', '--config.impacts.train_sounds=4', '--config.impacts.validation_clips=8',
