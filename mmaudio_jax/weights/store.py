@@ -1,0 +1,137 @@
+"""Official weights as our parameter trees: found or downloaded, verified, converted once, loaded memory-mapped.
+
+    params = store.load('mmaudio_large_44k_v2')
+
+A conversion is kept in the cache folder under the official file's MD5 and a hash of the code that made it: it is never stale.
+"""
+from collections.abc import Iterator
+from collections.abc import Mapping
+import hashlib
+import inspect
+import pathlib
+import types
+from typing import Any
+
+from flax import traverse_util
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from mmaudio_jax.models import bigvgan
+from mmaudio_jax.models import mmaudio
+from mmaudio_jax.models import vae
+from mmaudio_jax.weights import bigvgan as bigvgan_weights
+from mmaudio_jax.weights import download
+from mmaudio_jax.weights import files
+from mmaudio_jax.weights import mmaudio as mmaudio_weights
+from mmaudio_jax.weights import tensor_file
+from mmaudio_jax.weights import vae as vae_weights
+
+names_for = files.names_for
+Path = tensor_file.Path
+
+_DTYPES = {'float32': np.dtype(np.float32), 'bfloat16': np.dtype(ml_dtypes.bfloat16)}
+_OFFICIAL = {'sync_fusion': 'modulate', 'rope': 'aligned', 'mlp': 'conv', 'dtype': jnp.float32, 'remat': 'none'}
+
+
+def load(name: str, *, dtype: str = 'float32', cache: Path | None = None, folder: Path | None = None, offline: bool = False,
+         verify: bool = True) -> dict[str, Any]:
+    """Parameters of an official model.
+
+    Args:
+      name: 'mmaudio_large_44k_v2', 'vae_44k', 'bigvgan_v2_44k', … : a key of files.BY_NAME; see also `names_for`.
+      dtype: 'float32' gives read-only arrays mapped from the cache; 'bfloat16' arrays in memory.
+      cache: folder for downloads and conversions; None for $MMAUDIO_JAX_CACHE or ~/.cache/mmaudio_jax.
+      folder: where official files are looked for first, under their official names; also in its weights/ and ext_weights/.
+      offline: nothing is downloaded.
+      verify: a file must have the published MD5. False is for files of your own in the official form.
+
+    Raises:
+      ValueError: an unknown name or dtype; a wrong MD5; a file that is damaged, dangerous or of another model; NaN weights.
+      OSError: no file and no network, no space, no permission.
+    """
+    if dtype not in _DTYPES:
+        raise ValueError(f'dtype {dtype!r} is not one of {", ".join(_DTYPES)}')
+    path = converted(name, cache=cache, folder=folder, offline=offline, verify=verify)
+    file = tensor_file.read(path)
+    leaves = file.tensors()
+    if dtype != 'float32':
+        for leaf in leaves:
+            leaves[leaf] = leaves[leaf].astype(_DTYPES[dtype])
+            file.release()
+    return traverse_util.unflatten_dict({tuple(leaf.split('/')): array for leaf, array in leaves.items()})
+
+
+def converted(name: str, *, cache: Path | None = None, folder: Path | None = None, offline: bool = False,
+              verify: bool = True) -> pathlib.Path:
+    """The converted file of a model, which is made if need be. Arguments and errors are those of `load`."""
+    entry = files.get(name)
+    root = download.cache_folder(cache)
+    version = hashlib.md5(''.join(inspect.getsource(part) for part in (_mapping(entry), _model_module(entry))).encode())
+    suffix = f'{version.hexdigest()[:8]}.safetensors'
+    source = download.find(entry, root, folder)
+    if source is None and entry.md5:  # converted before, and the official file deleted since
+        target = root / 'converted' / f'{name}-{entry.md5[:12]}-{suffix}'
+        if target.is_file():
+            return target
+    if source is None:
+        source = download.fetch(entry, root, offline)
+    md5 = download.checked_md5(entry, source, root, verify)
+    target = root / 'converted' / f'{name}-{md5[:12]}-{suffix}'
+    with download.lock(target):
+        if not target.is_file():
+            _convert(entry, source, md5, target)
+            for old in target.parent.glob(f'{name}-{md5[:12]}-*.safetensors'):
+                if old != target:
+                    old.unlink(missing_ok=True)
+    return target
+
+
+def build(name: str) -> Any:
+    """The Flax module of an official model, float32."""
+    entry = files.get(name)
+    if entry.kind == 'network':
+        return mmaudio.MMAudio(**{**mmaudio.VARIANTS[entry.variant], **_OFFICIAL})
+    return _model_module(entry).build(entry.variant) if entry.variant else _model_module(entry).build()
+
+
+def _model_module(entry: files.OfficialFile) -> types.ModuleType:
+    return {'network': mmaudio, 'vae': vae, 'vocoder': bigvgan}[entry.kind]
+
+
+def _mapping(entry: files.OfficialFile) -> types.ModuleType:
+    return {'network': mmaudio_weights, 'vae': vae_weights, 'vocoder': bigvgan_weights}[entry.kind]
+
+
+def _convert(entry: files.OfficialFile, source: pathlib.Path, md5: str, target: pathlib.Path) -> None:
+    """Writes the parameter tree of `source` leaf by leaf: memory holds one leaf and the pages it came from."""
+    file = tensor_file.read(source)
+    tensors = {name: tensor for name, tensor in file.tensors(*entry.keys).items() if name.startswith(entry.prefix)}
+
+    def finite() -> Iterator[tuple[str, np.ndarray]]:
+        for path, leaf in _leaves(entry, tensors, source):
+            if not np.isfinite(leaf).all():
+                raise ValueError(f'{source}: {_culprit(tensors, path)} holds NaN or infinity; get the file again')
+            yield '/'.join(path), leaf
+            file.release()
+
+    metadata = {'model': entry.name, 'source': source.name, 'source_md5': md5, 'source_bytes': str(source.stat().st_size)}
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        tensor_file.write_safetensors(target, finite(), metadata)
+    except OSError as error:
+        raise OSError(f'{target}: the converted weights cannot be written ({error.strerror}); choose another folder with '
+                      f'config.weights.cache or ${download.VARIABLE}') from error
+
+
+def _leaves(entry: files.OfficialFile, tensors: Mapping[str, np.ndarray],
+            source: pathlib.Path) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
+    try:
+        yield from _mapping(entry).leaves(tensors, build(entry.name))
+    except ValueError as error:
+        raise ValueError(f'{source}: {error}') from error
+
+
+def _culprit(tensors: Mapping[str, np.ndarray], path: tuple[str, ...]) -> str:
+    """The first tensor that is not finite, or the leaf when the conversion made it so."""
+    return next((name for name, tensor in tensors.items() if not np.isfinite(tensor).all()), f'the parameter {"/".join(path)}')
