@@ -16,13 +16,12 @@ class OfficialFile:
     Attributes:
       name: of the model, as `store.load` takes it.
       kind: 'network', 'vae', 'vocoder', 'clip' or 'synchformer'.
-      variant: which of the models of that kind, '' when there is one only.
+      variant: which of the models of that kind, a key of its VARIANTS.
       file: the official file name.
       md5: of the file; '' when none was published.
       repo: hub repository, '' for a file of the release.
       folder: of the file in the repository, with its slash.
       keys: where in the file the dictionary of tensors is.
-      prefix: tensors whose names begin otherwise belong to other models.
       others: names under which the hub offers the same tensors.
     """
     name: str
@@ -33,7 +32,6 @@ class OfficialFile:
     repo: str = ''
     folder: str = ''
     keys: tuple[str, ...] = ()
-    prefix: str = ''
     others: tuple[str, ...] = ()
 
     @property
@@ -59,9 +57,8 @@ _FILES = (
     OfficialFile('bigvgan_16k', 'vocoder', '16k', 'best_netG.pt', 'eeaf372a38a9c31c362120aba2dde292', keys=('generator',)),
     OfficialFile('bigvgan_v2_44k', 'vocoder', '44k', 'bigvgan_generator.pt', repo='nvidia/bigvgan_v2_44khz_128band_512x',
                  keys=('generator',)),
-    OfficialFile(SYNCHFORMER, 'synchformer', '', 'synchformer_state_dict.pth', '5b2f5594b0730f70e41e549b7c94390c',
-                 prefix='vfeat_extractor.'),
-    OfficialFile(CLIP, 'clip', '', 'open_clip_pytorch_model.bin', repo='apple/DFN5B-CLIP-ViT-H-14-384',
+    OfficialFile(SYNCHFORMER, 'synchformer', 'visual', 'synchformer_state_dict.pth', '5b2f5594b0730f70e41e549b7c94390c'),
+    OfficialFile(CLIP, 'clip', 'vit_h_14_378', 'open_clip_pytorch_model.bin', repo='apple/DFN5B-CLIP-ViT-H-14-384',
                  others=('open_clip_model.safetensors',)),
 )
 BY_NAME = {entry.name: entry for entry in _FILES}

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 import hashlib
 import inspect
 import pathlib
-import types
 from typing import Any
 
 from flax import traverse_util
@@ -18,12 +17,17 @@ import ml_dtypes
 import numpy as np
 
 from mmaudio_jax.models import bigvgan
+from mmaudio_jax.models import clip
 from mmaudio_jax.models import mmaudio
+from mmaudio_jax.models import synchformer
 from mmaudio_jax.models import vae
 from mmaudio_jax.weights import bigvgan as bigvgan_weights
+from mmaudio_jax.weights import clip as clip_weights
 from mmaudio_jax.weights import download
 from mmaudio_jax.weights import files
 from mmaudio_jax.weights import mmaudio as mmaudio_weights
+from mmaudio_jax.weights import sources
+from mmaudio_jax.weights import synchformer as synchformer_weights
 from mmaudio_jax.weights import tensor_file
 from mmaudio_jax.weights import vae as vae_weights
 
@@ -31,6 +35,9 @@ names_for = files.names_for
 Path = tensor_file.Path
 
 _DTYPES = {'float32': np.dtype(np.float32), 'bfloat16': np.dtype(ml_dtypes.bfloat16)}
+_MODELS = {'network': mmaudio, 'vae': vae, 'vocoder': bigvgan, 'clip': clip, 'synchformer': synchformer}
+_MAPPINGS: dict[str, Any] = {'network': mmaudio_weights, 'vae': vae_weights, 'vocoder': bigvgan_weights, 'clip': clip_weights,
+                             'synchformer': synchformer_weights}
 _OFFICIAL = {'sync_fusion': 'modulate', 'rope': 'aligned', 'mlp': 'conv', 'dtype': jnp.float32, 'remat': 'none'}
 
 
@@ -67,8 +74,8 @@ def converted(name: str, *, cache: Path | None = None, folder: Path | None = Non
     """The converted file of a model, which is made if need be. Arguments and errors are those of `load`."""
     entry = files.get(name)
     root = download.cache_folder(cache)
-    version = hashlib.md5(''.join(inspect.getsource(part) for part in (_mapping(entry), _model_module(entry))).encode())
-    suffix = f'{version.hexdigest()[:8]}.safetensors'
+    code = ''.join(inspect.getsource(module) for module in (_MAPPINGS[entry.kind], sources, _MODELS[entry.kind]))
+    suffix = f'{hashlib.md5(code.encode()).hexdigest()[:8]}.safetensors'
     source = download.find(entry, root, folder)
     if source is None and entry.md5:  # converted before, and the official file deleted since
         target = root / 'converted' / f'{name}-{entry.md5[:12]}-{suffix}'
@@ -88,25 +95,23 @@ def converted(name: str, *, cache: Path | None = None, folder: Path | None = Non
 
 
 def build(name: str) -> Any:
-    """The Flax module of an official model, float32."""
+    """The Flax module of an official model, computing in float32.
+
+    Raises:
+      ValueError: an unknown name.
+    """
     entry = files.get(name)
     if entry.kind == 'network':
         return mmaudio.MMAudio(**{**mmaudio.VARIANTS[entry.variant], **_OFFICIAL})
-    return _model_module(entry).build(entry.variant) if entry.variant else _model_module(entry).build()
-
-
-def _model_module(entry: files.OfficialFile) -> types.ModuleType:
-    return {'network': mmaudio, 'vae': vae, 'vocoder': bigvgan}[entry.kind]
-
-
-def _mapping(entry: files.OfficialFile) -> types.ModuleType:
-    return {'network': mmaudio_weights, 'vae': vae_weights, 'vocoder': bigvgan_weights}[entry.kind]
+    if entry.kind in ('vae', 'vocoder'):
+        return _MODELS[entry.kind].build(entry.variant)
+    return _MODELS[entry.kind].build(entry.variant, jnp.float32)
 
 
 def _convert(entry: files.OfficialFile, source: pathlib.Path, md5: str, target: pathlib.Path) -> None:
     """Writes the parameter tree of `source` leaf by leaf: memory holds one leaf and the pages it came from."""
     file = tensor_file.read(source)
-    tensors = {name: tensor for name, tensor in file.tensors(*entry.keys).items() if name.startswith(entry.prefix)}
+    tensors = file.tensors(*entry.keys)
 
     def finite() -> Iterator[tuple[str, np.ndarray]]:
         for path, leaf in _leaves(entry, tensors, source):
@@ -127,7 +132,7 @@ def _convert(entry: files.OfficialFile, source: pathlib.Path, md5: str, target: 
 def _leaves(entry: files.OfficialFile, tensors: Mapping[str, np.ndarray],
             source: pathlib.Path) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
     try:
-        yield from _mapping(entry).leaves(tensors, build(entry.name))
+        yield from _MAPPINGS[entry.kind].leaves(tensors, build(entry.name))
     except ValueError as error:
         raise ValueError(f'{source}: {error}') from error
 
