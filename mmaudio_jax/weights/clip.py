@@ -55,7 +55,7 @@ def leaves(tensors: Mapping[str, np.ndarray], model: clip.CLIP) -> Iterator[tupl
     shapes = traverse_util.flatten_dict(jax.eval_shape(model.init, jax.random.key(0), *inputs)['params'])
     origins = {path: _source(path, leaf.shape, model) for path, leaf in shapes.items()}
     return sources.leaves(tensors, origins, UNUSED,
-                        'the weights do not fit this CLIP; check that the file is DFN5B ViT-H/14 at 384 pixels')
+                          'the weights do not fit this CLIP; check that the file is DFN5B ViT-H/14 at 384 pixels')
 
 
 def _source(path: sources.Path, shape: names.Shape, model: clip.CLIP) -> sources.Source:

@@ -66,6 +66,11 @@ def _in_hub_cache(entry: files.OfficialFile, root: pathlib.Path) -> pathlib.Path
     return None
 
 
+def is_from_hub(path: pathlib.Path) -> bool:
+    """Whether `path` stands in a hub cache."""
+    return 'snapshots' in path.parts
+
+
 def fetch(entry: files.OfficialFile, root: pathlib.Path, offline: bool) -> pathlib.Path:
     """Downloads the file of `entry` into the cache `root`; a download that broke off goes on where it stopped.
 
@@ -132,9 +137,9 @@ def _download(url: str, partial: pathlib.Path) -> None:
         try:
             _connect(url, partial)
             return
-        except urllib.error.HTTPError:
-            raise
-        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError):
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+            if isinstance(error, urllib.error.HTTPError) and error.code < 500:
+                raise  # the server knows what it says
             came = partial.exists() and partial.stat().st_size > before
             failures = 0 if came else failures + 1
             if failures >= _ATTEMPTS:

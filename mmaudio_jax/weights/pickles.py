@@ -190,7 +190,7 @@ def _view(tensor: Tensor, flat: np.ndarray) -> np.ndarray:
     if len(shape) != len(strides) or not all(isinstance(number, int) and number >= 0 for number in numbers):
         raise ValueError(f'a tensor of offset {tensor.offset}, shape {shape} and strides {strides}')
     if 0 in shape:
-        return np.zeros(shape, flat.dtype)
+        return flat[:0].reshape(shape)
     last = tensor.offset + sum((size - 1) * stride for size, stride in zip(shape, strides))
     if last >= len(flat):
         raise ValueError(f'a tensor that ends at element {last} of a storage of {len(flat)}')

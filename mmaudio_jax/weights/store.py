@@ -60,13 +60,22 @@ def load(name: str, *, dtype: str = 'float32', cache: Path | None = None, folder
     if dtype not in _DTYPES:
         raise ValueError(f'dtype {dtype!r} is not one of {", ".join(_DTYPES)}')
     path = converted(name, cache=cache, folder=folder, offline=offline, verify=verify)
-    file = tensor_file.read(path)
+    try:
+        file = tensor_file.read(path)
+    except tensor_file.TensorFileError as error:
+        raise tensor_file.TensorFileError(f'{error}: delete this conversion, and it is made anew') from error
     leaves = file.tensors()
     if dtype != 'float32':
         for leaf in leaves:
             leaves[leaf] = leaves[leaf].astype(_DTYPES[dtype])
             file.release()
     return traverse_util.unflatten_dict({tuple(leaf.split('/')): array for leaf, array in leaves.items()})
+
+
+def places(weights: Any) -> dict[str, Any]:
+    """The arguments of `load` that config.weights gives, apart from the dtype; its '' stand for None."""
+    return {'cache': weights.cache or None, 'folder': weights.folder or None, 'offline': weights.offline,
+            'verify': weights.verify}
 
 
 def converted(name: str, *, cache: Path | None = None, folder: Path | None = None, offline: bool = False,
@@ -76,22 +85,34 @@ def converted(name: str, *, cache: Path | None = None, folder: Path | None = Non
     root = download.cache_folder(cache)
     code = ''.join(inspect.getsource(module) for module in (_MAPPINGS[entry.kind], sources, _MODELS[entry.kind]))
     suffix = f'{hashlib.md5(code.encode()).hexdigest()[:8]}.safetensors'
+
+    def place(md5: str) -> pathlib.Path:
+        return root / 'converted' / f'{name}-{md5[:12]}-{suffix}'
+
+    if verify and entry.md5 and place(entry.md5).is_file():
+        return place(entry.md5)
     source = download.find(entry, root, folder)
-    if source is None and entry.md5:  # converted before, and the official file deleted since
-        target = root / 'converted' / f'{name}-{entry.md5[:12]}-{suffix}'
-        if target.is_file():
-            return target
     if source is None:
-        source = download.fetch(entry, root, offline)
+        before = _converted_before(entry, place(entry.md5 or '*'))
+        if before is not None:
+            return before
+        source, verify = download.fetch(entry, root, offline), True
     md5 = download.checked_md5(entry, source, root, verify)
-    target = root / 'converted' / f'{name}-{md5[:12]}-{suffix}'
-    with download.lock(target):
-        if not target.is_file():
-            _convert(entry, source, md5, target)
-            for old in target.parent.glob(f'{name}-{md5[:12]}-*.safetensors'):
-                if old != target:
+    with download.lock(place(md5)):
+        if not place(md5).is_file():
+            _convert(entry, source, md5, place(md5))
+            for old in place(md5).parent.glob(f'{name}-{md5[:12]}-*.safetensors'):
+                if old != place(md5):
                     old.unlink(missing_ok=True)
-    return target
+    return place(md5)
+
+
+def _converted_before(entry: files.OfficialFile, pattern: pathlib.Path) -> pathlib.Path | None:
+    """A conversion of an official file that was deleted since; when no MD5 is published, of one that came from the hub."""
+    for path in sorted(pattern.parent.glob(pattern.name), key=lambda path: path.stat().st_mtime, reverse=True):
+        if entry.md5 or tensor_file.read(path).metadata['from_hub'] == 'True':
+            return path
+    return None
 
 
 def build(name: str) -> Any:
@@ -120,13 +141,14 @@ def _convert(entry: files.OfficialFile, source: pathlib.Path, md5: str, target: 
             yield '/'.join(path), leaf
             file.release()
 
-    metadata = {'model': entry.name, 'source': source.name, 'source_md5': md5, 'source_bytes': str(source.stat().st_size)}
+    metadata = {'model': entry.name, 'source': source.name, 'source_md5': md5, 'source_bytes': str(source.stat().st_size),
+                'from_hub': str(download.is_from_hub(source))}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         tensor_file.write_safetensors(target, finite(), metadata)
     except OSError as error:
-        raise OSError(f'{target}: the converted weights cannot be written ({error.strerror}); choose another folder with '
-                      f'config.weights.cache or ${download.VARIABLE}') from error
+        raise OSError(f'{target}: the converted weights cannot be written ({error.strerror or error}); choose another folder '
+                      f'with config.weights.cache or ${download.VARIABLE}') from error
 
 
 def _leaves(entry: files.OfficialFile, tensors: Mapping[str, np.ndarray],
@@ -139,4 +161,7 @@ def _leaves(entry: files.OfficialFile, tensors: Mapping[str, np.ndarray],
 
 def _culprit(tensors: Mapping[str, np.ndarray], path: tuple[str, ...]) -> str:
     """The first tensor that is not finite, or the leaf when the conversion made it so."""
-    return next((name for name, tensor in tensors.items() if not np.isfinite(tensor).all()), f'the parameter {"/".join(path)}')
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            return name
+    return f'the parameter {"/".join(path)}'

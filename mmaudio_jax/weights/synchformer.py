@@ -63,7 +63,7 @@ def leaves(tensors: Mapping[str, np.ndarray], model: synchformer.VisualEncoder) 
     shapes = traverse_util.flatten_dict(jax.eval_shape(model.init, jax.random.key(0), segment)['params'])
     origins = {path: _source(path, leaf.shape, model) for path, leaf in shapes.items()}
     return sources.leaves(tensors, origins, (*OTHER_PARTS, *UNUSED),
-                        'the weights do not fit Synchformer; check that the file is synchformer_state_dict.pth')
+                          'the weights do not fit Synchformer; check that the file is synchformer_state_dict.pth')
 
 
 def _source(path: sources.Path, shape: names.Shape, model: synchformer.VisualEncoder) -> sources.Source:

@@ -142,10 +142,8 @@ def _zip(file: io.BufferedReader, mapped: mmap.mmap) -> Any:
         def elements(storage: pickles.Storage) -> np.ndarray:
             if storage.key not in storages:
                 info = members[f'{root}data/{storage.key}']
-                if info.compress_type == zipfile.ZIP_STORED:
-                    buffer, start = mapped, _start(mapped, info)
-                else:
-                    buffer, start = archive.read(info), 0
+                stored = info.compress_type == zipfile.ZIP_STORED
+                buffer, start = (mapped, _start(mapped, info)) if stored else (archive.read(info), 0)
                 if storage.numel * storage.dtype.itemsize > info.file_size:
                     raise ValueError(f'storage {storage.key} is shorter than its tensors')
                 storages[storage.key] = np.frombuffer(buffer, storage.dtype, storage.numel, start)
@@ -197,6 +195,8 @@ def _storages(value: Any) -> Iterator[tuple[str, int]]:
 
 def _safetensors(mapped: mmap.mmap) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     length = struct.unpack('<Q', mapped[:8])[0]
+    if length > len(mapped) - 8:
+        raise ValueError(f'a header of {length} bytes is announced')
     header = json.loads(mapped[8:8 + length])
     metadata = header.pop('__metadata__', {})
     arrays = {}
@@ -228,7 +228,7 @@ def write_safetensors(path: Path, arrays: Iterable[tuple[str, np.ndarray]], meta
             file.write(bytes(_HEADER_BYTES))
 
             def append(name: str, array: np.ndarray) -> int:
-                array = np.ascontiguousarray(array)
+                array = np.asarray(array, order='C')
                 header[name] = {'dtype': _CODES[array.dtype], 'shape': list(array.shape),
                                 'data_offsets': [position, position + array.nbytes]}
                 file.write(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
