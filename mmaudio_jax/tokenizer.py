@@ -38,7 +38,7 @@ def tokenize(texts: Sequence[str]) -> np.ndarray:
         if not isinstance(text, str):
             raise TypeError(f'text {index} is a {type(text).__name__}, not a string')
     tokenizer = _tokenizer()
-    start, end = tokenizer.token_to_id(START), tokenizer.token_to_id(END)
+    start, end = (tokenizer.encode(mark).ids[0] for mark in (START, END))
     tokens = np.zeros((len(texts), TEXT_LENGTH), np.int32)
     for row, encoding in zip(tokens, tokenizer.encode_batch([_clean(text) for text in texts])):
         ids = [start, *encoding.ids[:TEXT_LENGTH - 2], end]
@@ -49,7 +49,8 @@ def tokenize(texts: Sequence[str]) -> np.ndarray:
 @functools.cache
 def _tokenizer() -> tokenizers.Tokenizer:
     """Words → bytes, written as printable characters → merges, the earliest learnt first."""
-    merges = [tuple(line.split()) for line in lzma.decompress(MERGES_PATH.read_bytes()).decode().splitlines()]
+    lines = lzma.decompress(MERGES_PATH.read_bytes()).decode().splitlines()
+    merges = [(first, second) for first, second in map(str.split, lines)]
     characters = _byte_characters()
     names = [*characters, *(character + WORD_END for character in characters), *map(''.join, merges), START, END]
     tokenizer = tokenizers.Tokenizer(models.BPE(vocab={name: index for index, name in enumerate(names)}, merges=merges,

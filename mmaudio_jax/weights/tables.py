@@ -62,7 +62,7 @@ def to_params(table: Table, model: Any, inputs: tuple, tensors: Mapping[str, np.
             parts = _parts(name)
             if len(parts) > 1 and all(part in tensors for part in parts):
                 tensors[name] = np.concatenate([np.asarray(tensors.pop(part)) for part in parts])
-    return sources.read(tensors, origins, (), table.message)
+    return traverse_util.unflatten_dict(dict(sources.leaves(tensors, origins, (), table.message)))
 
 
 def shapes(table: Table, model: Any, inputs: tuple) -> dict[str, names.Shape]:
