@@ -3,10 +3,11 @@
 NumPy, float64. Sources: Heusel et al. 2017 (Fréchet distance), Salimans et al. 2016 (inception score), and the protocol that
 MMAudio (arXiv 2412.15322) reports with. Where a figure is not defined a ValueError says why; no number stands for a failure.
 
-Every score is a Result. Its interval is a bootstrap over clips: means are resampled as they are, the inception score within
-its splits, and the Fréchet distance by its first-order influences (one decomposition instead of a thousand; the influence of
-a sample is the derivative of the distance by the sample's weight). Both sets of a Fréchet distance are resampled, each by
-itself.
+Every score is a Result. Its interval is a bootstrap over clips of the score's first-order change: the influence of a clip is the
+derivative of the score by the clip's weight, and a resample changes the score by the influences of the clips that it repeats
+less those that it leaves out. For a mean this is the bootstrap itself; for a Fréchet distance it takes one decomposition where
+resampling it would take a thousand, and it leaves out the bias that repeated clips have. Both sets of a Fréchet distance are
+resampled, each by itself.
 """
 from collections.abc import Sequence
 import dataclasses
@@ -21,6 +22,7 @@ BOOTSTRAP_SEED = 0
 REPLICATES = 1000
 LEVEL = 0.95  # of the intervals
 _CHUNK = 256  # bootstrap replicates at a time: memory stays flat
+_TINY = np.finfo(np.float64).tiny
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +34,37 @@ class Result:
       low, high: bootstrap interval of LEVEL around it; equal to value when nothing can be resampled.
       clips: how many clips (or pairs of clips) it covers.
       note: what the reader must know about the figure; '' when there is nothing.
+      influences: of each clip of each set that is resampled, float64 [N], summing to zero.
     """
     value: float
     low: float
     high: float
     clips: int
     note: str = ''
+    influences: tuple[np.ndarray, ...] = dataclasses.field(default=(), repr=False, compare=False)
+
+
+def _result(value: float, influences: Sequence[np.ndarray], note: str) -> Result:
+    """The interval from the influences; `clips` are those of the first set."""
+    generator = np.random.default_rng(BOOTSTRAP_SEED)
+    deviations = np.zeros(REPLICATES)
+    for influence in influences:
+        deviations += _resampled_sums(influence, generator)
+    low, high = np.quantile(deviations, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Result(float(value), float(value + low), float(value + high), len(influences[0]), note, tuple(influences))
+
+
+def difference(first: Result, second: Result) -> Result:
+    """first − second with its interval, for two systems on the same clips: a clip is resampled in both at once.
+
+    Raises:
+      ValueError: results over different numbers of clips.
+    """
+    sizes = [[len(influence) for influence in result.influences] for result in (first, second)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(f'a difference needs the same clips, not {first.clips} and {second.clips}')
+    influences = [one - other for one, other in zip(first.influences, second.influences)]
+    return _result(first.value - second.value, influences, '')
 
 
 def frechet_distance(features: np.ndarray, reference: np.ndarray) -> float:
@@ -80,13 +107,8 @@ def frechet(features: np.ndarray, reference: np.ndarray, features_clips: Sequenc
         scale = len(rows) - 1
         shift = 2 * side * (rows @ means) * np.sqrt(scale) / len(rows)
         influences.append(shift + np.square(rows).sum(axis=1) - np.square(rows @ basis).sum(axis=1))
-    generator = np.random.default_rng(BOOTSTRAP_SEED)
-    deviations = np.zeros(REPLICATES)
-    for influence, starts in zip(influences, groups):
-        per_clip = np.add.reduceat(influence - influence.mean(), starts)
-        deviations += _resampled_sums(per_clip, generator) if len(starts) > 1 else 0.0
-    low, high = np.quantile(deviations, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Result(value, value + float(low), value + float(high), len(groups[0]), _frechet_note(len(a), len(b), a.shape[1]))
+    per_clip = [np.add.reduceat(influence - influence.mean(), starts) for influence, starts in zip(influences, groups)]
+    return _result(value, per_clip, _frechet_note(len(a), len(b), a.shape[1]))
 
 
 def _frechet_note(first: int, second: int, width: int) -> str:
@@ -168,20 +190,8 @@ def mean(values: np.ndarray) -> Result:
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or not values.size or not np.isfinite(values).all():
         raise ValueError(f'a mean needs one finite value a clip, not an array of {list(values.shape)}')
-    value = float(values.mean())
-    if len(values) == 1:
-        return Result(value, value, value, 1, 'one clip: no interval')
-    sums = _resampled_sums((values - value) / len(values), np.random.default_rng(BOOTSTRAP_SEED))
-    low, high = np.quantile(sums, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Result(value, value + float(low), value + float(high), len(values))
-
-
-def difference(first: np.ndarray, second: np.ndarray) -> Result:
-    """Mean of first − second over the same clips, with the interval of the paired bootstrap: float `[N]`, `[N]`."""
-    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    if first.shape != second.shape:
-        raise ValueError(f'a paired difference needs the same clips, not {first.shape[0]} and {second.shape[0]}')
-    return mean(first - second)
+    value = values.mean()
+    return _result(value, [(values - value) / len(values)], '' if len(values) > 1 else 'one clip: no interval')
 
 
 def inception_scores(logits: np.ndarray) -> np.ndarray:
@@ -203,27 +213,14 @@ def inception_scores(logits: np.ndarray) -> np.ndarray:
 
 
 def inception(logits: np.ndarray) -> Result:
-    """The mean of `inception_scores`, resampled within the parts. The note tells the deviation of the parts.
-
-    A resample repeats clips, so that its marginal is less varied and its score lower on average; the interval is around the
-    value and keeps only the spread of the resamples, not that shift.
-    """
+    """The mean of `inception_scores` with its interval, float `[N, C]`. The note tells the deviation of the parts."""
     scores = inception_scores(logits)
     p, log_p = _probabilities(logits)
-    entropies = np.sum(p * log_p, axis=1)
-    generator = np.random.default_rng(BOOTSTRAP_SEED)
-    resampled = np.zeros(REPLICATES)
-    for rows in _splits(len(p)):
-        for start in range(0, REPLICATES, _CHUNK):
-            size = min(_CHUNK, REPLICATES - start)
-            weights = generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size) / len(rows)
-            marginals = weights @ p[rows]
-            parts = np.exp(weights @ entropies[rows] - np.sum(scipy.special.xlogy(marginals, marginals), axis=1))
-            resampled[start:start + size] += parts / SPLITS
-    value = float(scores.mean())
-    low, high = np.quantile(resampled - resampled.mean(), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    note = f'deviation of the {SPLITS} parts: {scores.std():.4g}'
-    return Result(value, value + float(low), value + float(high), len(p), note)
+    influences = np.zeros(len(p))
+    for rows, score in zip(_splits(len(p)), scores):
+        surprise = np.sum(p[rows] * (log_p[rows] - np.log(np.maximum(p[rows].mean(axis=0), _TINY))), axis=1)
+        influences[rows] = score * (surprise - surprise.mean()) / len(rows) / SPLITS
+    return _result(scores.mean(), [influences], f'deviation of the {SPLITS} parts: {scores.std():.4g}')
 
 
 def _probabilities(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

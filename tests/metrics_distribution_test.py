@@ -82,8 +82,19 @@ def test_mean_and_its_interval():
                                values.mean() + np.array([0, -half_width, half_width]), atol=0.02)
     one = metrics.mean(np.array([0.5]))
     assert (one.value, one.low, one.high, one.note) == (0.5, 0.5, 0.5, 'one clip: no interval')
-    paired = metrics.difference(values + 0.1 + 1e-3 * values[::-1], values)
-    assert 0.09 < paired.low < paired.value < paired.high < 0.11
+
+
+def test_differences_resample_a_clip_in_both_systems_at_once():
+    values = np.random.default_rng(3).normal(2.0, 1.0, 400)
+    paired = metrics.difference(metrics.mean(values + 0.1 + 1e-2 * values[::-1]), metrics.mean(values))
+    assert 0.1 < paired.low < paired.value < paired.high < 0.14 and paired.high - paired.low < 0.003
+    random = np.random.default_rng(4)
+    reference, system = random.normal(size=(300, 3)), random.normal(size=(300, 3)) + 0.5
+    near = metrics.difference(metrics.frechet(system + 1e-3 * reference, reference), metrics.frechet(system, reference))
+    alone = metrics.frechet(system, reference)
+    assert near.high - near.low < 0.05 * (alone.high - alone.low)
+    with pytest.raises(ValueError, match='same clips, not 300 and 299'):
+        metrics.difference(alone, metrics.frechet(system[:299], reference))
 
 
 def test_offsets_are_averaged_without_sign():
@@ -104,8 +115,18 @@ def test_inception_score_of_certain_and_uniform_classes():
     certain = np.tile(1e4 * np.eye(4), (10, 1))
     assert metrics.inception_scores(certain).max() <= 4 + 1e-9
     np.testing.assert_allclose(metrics.inception_scores(np.zeros((30, 7))), 1, rtol=1e-12)
-    result = metrics.inception(np.random.default_rng(4).normal(size=(200, 20)))
-    assert result.low < result.value < result.high and result.clips == 200
+    random = np.random.default_rng(4)
+    logits = 2 * random.normal(size=(300, 20))
+    result = metrics.inception(logits)
+    assert result.low < result.value < result.high and result.clips == 300
+    parts = metrics._splits(300)
+    plain = []
+    for _ in range(300):
+        again = logits.copy()
+        for rows in parts:
+            again[rows] = logits[random.choice(rows, len(rows))]
+        plain.append(metrics.inception_scores(again).mean())
+    np.testing.assert_allclose(result.high - result.low, np.subtract(*np.quantile(plain, [0.975, 0.025])), rtol=0.2)
 
 
 def test_what_is_not_defined_is_an_error_and_never_a_number():
@@ -120,7 +141,7 @@ def test_what_is_not_defined_is_an_error_and_never_a_number():
                         (lambda: metrics.cosines(broken, ok), 'not finite'),
                         (lambda: metrics.mean(np.zeros(0)), 'one finite value a clip'),
                         (lambda: metrics.offset_sizes(np.zeros(3)), 'clips, crops'),
-                        (lambda: metrics.difference(np.zeros(3), np.zeros(2)), 'same clips')):
+                        (lambda: metrics.mean(np.array([1.0, np.nan])), 'one finite value a clip')):
         with pytest.raises(ValueError, match=words):
             call()
     assert metrics.frechet_distance(ok, ok + 2) == 8.0  # no spread at all is defined
