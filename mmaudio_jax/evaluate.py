@@ -28,6 +28,7 @@ from mmaudio_jax import partitioning
 from mmaudio_jax import pipeline
 from mmaudio_jax import plots
 from mmaudio_jax import sampler
+from mmaudio_jax import score as score_folders
 from mmaudio_jax.models import mmaudio
 from mmaudio_jax.sequence import Sequence
 
@@ -36,7 +37,7 @@ ROWS = ('generated', 'shuffled', 'codec', 'truth')
 SHUFFLE_SEED = 0  # of the control: always the same pairs, so that runs compare
 _FIELDS = ('clip_features', 'sync_features', 'text_features', 'video_exists', 'text_exists')
 _PACKAGES = ('jax', 'flax', 'numpy', 'librosa', 'mmaudio_jax')
-_WITHOUT_INFLUENCE = ('name', 'stages', 'data_dir', 'generate', 'ablations', 'mesh', 'sharding')  # change no figure
+_WITHOUT_INFLUENCE = ('name', 'stages', 'data_dir', 'generate', 'score', 'ablations', 'mesh', 'sharding')  # of every figure
 Row = Mapping[str, Any]
 
 
@@ -54,6 +55,9 @@ def evaluate(config, workdir: pathlib.Path) -> None:
       ValueError: no trained network, one of another config, or a split without onset times.
       FileNotFoundError: records, codec or the table of the split are missing.
     """
+    if config.score.generated or config.score.compare:
+        score_folders.score(config, workdir)
+        return
     started = time.monotonic()
     data = pathlib.Path(config.data_dir or workdir)
     step = checkpoints.latest_snapshot(workdir)

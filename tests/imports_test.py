@@ -12,13 +12,13 @@ PACKAGE = ROOT / 'mmaudio_jax'
 ROOMS = [
     {'resampling'},
     {'sequence', 'records', 'media', 'plots'},
-    {'mel', 'tokenizer'},
+    {'mel', 'filterbanks', 'evaluation_media', 'tokenizer', 'tokenizer_roberta'},
     {'models'},
-    {'official_encoder', 'encoders', 'codec', 'weights'},
-    {'flow_matching', 'optimizer', 'ema', 'partitioning', 'metrics'},
-    {'sampler'},
+    {'official_encoder', 'encoders', 'codec', 'weights', 'embedders', 'published_caches'},
+    {'flow_matching', 'optimizer', 'ema', 'partitioning', 'metrics', 'metrics_distribution'},
+    {'sampler', 'embeddings', 'score_inputs', 'score_metrics', 'score_tables'},
     {'train_step', 'input_pipeline', 'checkpoints', 'train_log', 'train_samples', 'pipeline'},
-    {'train', 'generate', 'evaluate', 'ablations', 'exchange'},
+    {'train', 'generate', 'evaluate', 'score', 'ablations', 'exchange'},
 ]
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}
 FORBIDDEN = {'torch', 'torchvision', 'torchaudio', 'tensorflow', 'configs', 'data_pipelines'}
