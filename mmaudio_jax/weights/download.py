@@ -102,8 +102,8 @@ def _from_hub(entry: files.OfficialFile, root: pathlib.Path, by_hand: str) -> pa
         found = huggingface_hub.hf_hub_download(entry.repo, f'{entry.folder}{entry.file}', cache_dir=root / 'hub')
     except PermissionError:
         raise
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
+    except Exception as error:  # pylint: disable=broad-except; the client lets through those of whatever it is built on
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise _disk_full(root / 'hub') from error
         raise ConnectionError(f'{entry.file}: the download from the hub failed ({_line(error)}); try again, it goes on where '
                               f'it stopped; {by_hand}') from error
@@ -253,4 +253,4 @@ def _disk_full(path: pathlib.Path) -> OSError:
 
 
 def _line(error: BaseException) -> str:
-    return ' '.join(str(getattr(error, 'reason', None) or error).split())[:200]
+    return ' '.join(str(error).split())[:200]
