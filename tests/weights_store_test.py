@@ -240,7 +240,7 @@ def test_importing_needs_no_more_memory_than_the_file(tmp_path):
     start = time.time()
     result = subprocess.run([sys.executable, '-c', IMPORT, str(tmp_path)], capture_output=True, text=True, check=True)
     before, imported, used = (int(number) / path.stat().st_size for number in result.stdout.split())
-    print(f'peak memory in sizes of the file: {before:.2f} before, {imported:.2f} imported, {used:.2f} with every parameter on the '
-          f'device; {time.time() - start:.0f} s')
+    print(f'peak memory in sizes of the file: {before:.2f} before, {imported:.2f} imported, {used:.2f} with every parameter on '
+          f'the device; {time.time() - start:.0f} s')
     assert imported < 1.3  # measured 0.77; large_44k_v2, 4.1 GB: 0.49
     assert used - before < 1.4  # measured 1.21: the mapped parameters themselves, and what their sums compile to
