@@ -10,8 +10,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'mmaudio_jax'
 # A module may import those of its own row and of the rows above it.
 ROOMS = [
-    {'resampling'},
-    {'sequence', 'records', 'media', 'plots'},
+    {'resampling', 'frames'},
+    {'sequence', 'records', 'media', 'mux', 'plots'},
     {'mel', 'tokenizer'},
     {'models'},
     {'encoders', 'codec', 'weights'},
