@@ -14,6 +14,7 @@ ROOMS = [
     {'sequence', 'records', 'media', 'mux', 'plots'},
     {'mel', 'tokenizer'},
     {'models'},
+    {'official_codec'},
     {'encoders', 'codec', 'weights'},
     {'flow_matching', 'optimizer', 'ema', 'partitioning', 'metrics'},
     {'sampler'},
