@@ -12,6 +12,7 @@ import zipfile
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 
 from mmaudio_jax import mel
@@ -179,7 +180,8 @@ def _read(path: pathlib.Path, sequence: Sequence) -> tuple[np.ndarray, np.ndarra
     return stored['mean'], stored['components'], stored['std']
 
 
-def make(name: str, sequence: Sequence, path: pathlib.Path | None = None, load: official_codec.Load | None = None) -> Codec:
+def make(name: str, sequence: Sequence, path: pathlib.Path | None = None, load: official_codec.Load | None = None,
+         mesh: Mesh | None = None) -> Codec:
     """The codec of that name.
 
     Args:
@@ -187,7 +189,8 @@ def make(name: str, sequence: Sequence, path: pathlib.Path | None = None, load: 
       sequence: rate and lengths of the clips.
       path: pca: the file that `fit_pca` wrote.
       load: official: gives the parameters of an official model, such as 'vae_16k' and 'bigvgan_16k', when they are first
-        needed. Codecs made with the same `load` share them.
+        needed. Codecs made with the same `load` and `mesh` share them.
+      mesh: official: splits the clips over its devices; None: the default device.
 
     Raises:
       FileNotFoundError: pca was not fitted.
@@ -196,7 +199,7 @@ def make(name: str, sequence: Sequence, path: pathlib.Path | None = None, load: 
     if name == 'official':
         if load is None:
             raise ValueError("config.extract.codec is 'official', which needs the official weights: a function that loads them")
-        return official_codec.OfficialCodec(sequence, official_codec.shared_parts(load, sequence.rate))
+        return official_codec.OfficialCodec(sequence, official_codec.shared_parts(load, sequence.rate, mesh))
     if name != 'pca':
         raise ValueError(f'config.extract.codec is {name!r}; it must be one of {", ".join(CODECS)}')
     if path is None:

@@ -272,7 +272,8 @@ def read_track(path: Path, start_s: float, duration_s: float | None, stereo: boo
                 break
     if place is None:
         raise MediaError(path, 'its sound track holds no sound')
-    result = np.zeros((2,) * stereo + (max(place, 0) if wanted is None else wanted,), np.float32)
+    length = max(place, 0) if wanted is None else wanted
+    result = np.zeros((2, length) if stereo else length, np.float32)
     for at, samples in pieces:
         samples, at = samples[..., max(0, -at):], max(0, at)
         room = max(0, result.shape[-1] - at)

@@ -272,7 +272,7 @@ def _new_track(out, sound: Sound, start: Fraction, out_path: Path) -> Iterator[a
 
 
 def encode_sound(stream, waveform: np.ndarray, start: Fraction) -> Iterator[av.Packet]:
-    """Encodes float32 [samples], or [2, samples] for stereo, as packets of an output stream; the first sample is at start, s."""
+    """Encodes float32 [samples], or [2, samples] for stereo, as packets of an output stream that begins at start, seconds."""
     context = stream.codec_context
     context.open(strict=False)
     size, first = context.frame_size, round(start * context.sample_rate)

@@ -9,9 +9,12 @@ from typing import Any
 import weakref
 
 import jax
+from jax.sharding import Mesh
 import numpy as np
 
+from mmaudio_jax import calls
 from mmaudio_jax import mel
+from mmaudio_jax import partitioning
 from mmaudio_jax.models import bigvgan
 from mmaudio_jax.models import vae
 from mmaudio_jax.sequence import LATENT_DOWNSAMPLING
@@ -25,35 +28,35 @@ Load = Callable[[str], Any]  # name of an official model → its parameters
 
 
 class Parts:
-    """Parameters on the device; each part is loaded when it is first used."""
+    """Parameters on the device, or on each one of a mesh; a part is loaded when it is first used."""
 
-    def __init__(self, load: Load, rate: str):
-        self._load, self._rate = load, rate
+    def __init__(self, load: Load, rate: str, mesh: Mesh | None = None):
+        self._load, self._rate, self.mesh = load, rate, mesh
 
     @functools.cached_property
     def encoder(self) -> Any:
         """Of the VAE, without the decoder."""
-        return jax.device_put(_without(self._load(VAE_WEIGHTS[self._rate]), 'decoder'))
+        return calls.put(_without(self._load(VAE_WEIGHTS[self._rate]), 'decoder'), self.mesh)
 
     @functools.cached_property
     def decoder(self) -> Any:
         """Of the VAE, without the encoder."""
-        return jax.device_put(_without(self._load(VAE_WEIGHTS[self._rate]), 'encoder'))
+        return calls.put(_without(self._load(VAE_WEIGHTS[self._rate]), 'encoder'), self.mesh)
 
     @functools.cached_property
     def vocoder(self) -> Any:
         """Of BigVGAN."""
-        return jax.device_put(self._load(VOCODER_WEIGHTS[self._rate]))
+        return calls.put(self._load(VOCODER_WEIGHTS[self._rate]), self.mesh)
 
 
-_SHARED: weakref.WeakValueDictionary[tuple[Load, str], Parts] = weakref.WeakValueDictionary()
+_SHARED: weakref.WeakValueDictionary[tuple[Load, str, Mesh | None], Parts] = weakref.WeakValueDictionary()
 
 
-def shared_parts(load: Load, rate: str) -> Parts:
-    """The same Parts for the same `load` as long as a codec holds them: a clip of another length loads nothing again."""
-    parts = _SHARED.get((load, rate))
+def shared_parts(load: Load, rate: str, mesh: Mesh | None = None) -> Parts:
+    """The same Parts for the same arguments as long as a codec holds them: a clip of another length loads nothing again."""
+    parts = _SHARED.get((load, rate, mesh))
     if parts is None:
-        parts = _SHARED[load, rate] = Parts(load, rate)
+        parts = _SHARED[load, rate, mesh] = Parts(load, rate, mesh)
     return parts
 
 
@@ -65,7 +68,8 @@ class OfficialCodec:
         Args:
           sequence: rate, and the lengths of what is encoded.
           parts: parameters.
-          frames_a_call: mel frames that one jitted call takes at most, over the batch; more than twice the vocoder's reach.
+          frames_a_call: mel frames that a device takes in one call at most, over the batch; more than twice the vocoder's
+            reach.
         """
         self._sequence, self._parts, self._frames_a_call = sequence, parts, frames_a_call
         self._vae, self._vocoder = vae.build(sequence.rate), bigvgan.build(sequence.rate)
@@ -77,7 +81,7 @@ class OfficialCodec:
             raise ValueError(f'the codec takes waveforms [B, {sequence.waveform_length}] at {sequence.rate} and '
                              f'{sequence.duration_s:g} s, not {list(np.shape(waveform))}')
         run = functools.partial(_encode, self._vae, self._parts.encoder, sequence.rate)
-        return _in_calls(run, np.asarray(waveform, np.float32), self._clips_a_call(sequence.mel_length))
+        return self._in_calls(run, np.asarray(waveform, np.float32), sequence.mel_length)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """See codec.Codec."""
@@ -87,22 +91,25 @@ class OfficialCodec:
         """`[B, N, C]`, any N → log-mel, float32 `[B, 2N, mels]`."""
         run = functools.partial(_decode, self._vae, self._parts.decoder)
         latents = np.asarray(latents, np.float32)
-        return _in_calls(run, latents, self._clips_a_call(LATENT_DOWNSAMPLING * latents.shape[1]))
+        return self._in_calls(run, latents, LATENT_DOWNSAMPLING * latents.shape[1])
 
     def vocode(self, log_mel: np.ndarray) -> np.ndarray:
         """Log-mel `[B, frames, mels]` → waveform, float32 `[B, frames · hop]` within ±1."""
         run = functools.partial(_vocode, self._vocoder, self._parts.vocoder)
         frames, hop = log_mel.shape[1], self._sequence.audio.hop_length
         if frames <= self._frames_a_call:
-            return _in_calls(run, log_mel, self._clips_a_call(frames))
+            return self._in_calls(run, log_mel, frames)
         result = np.empty((len(log_mel), frames * hop), np.float32)
         for start, first, last in windows(frames, self._frames_a_call, self._vocoder.reach):
-            waveform = _in_calls(run, log_mel[:, start:start + self._frames_a_call], 1)
+            waveform = self._in_calls(run, log_mel[:, start:start + self._frames_a_call], self._frames_a_call)
             result[:, first * hop:last * hop] = waveform[:, (first - start) * hop:(last - start) * hop]
         return result
 
-    def _clips_a_call(self, frames: int) -> int:
-        return max(1, self._frames_a_call // frames)
+    def _in_calls(self, run: Callable[[Any], Any], clips: np.ndarray, frames: int) -> Any:
+        """run(clips), of so many mel frames each; a small batch is one small call."""
+        mesh = self._parts.mesh
+        each = -(-len(clips) // (1 if mesh is None else partitioning.batch_shards(mesh)))
+        return calls.in_calls(run, clips, min(each, max(1, self._frames_a_call // frames)), mesh)
 
 
 def windows(frames: int, size: int, reach: int) -> list[tuple[int, int, int]]:
@@ -120,29 +127,19 @@ def windows(frames: int, size: int, reach: int) -> list[tuple[int, int, int]]:
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'rate'))
-def _encode(model: vae.VAE, params: Any, rate: str, waveform: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _encode(model: vae.VAE, params: Any, rate: str, waveform: jax.Array) -> Any:
     return model.apply({'params': params}, mel.log_mel(waveform, rate), method='encode')
 
 
 @functools.partial(jax.jit, static_argnames='model')
-def _decode(model: vae.VAE, params: Any, latents: jax.Array) -> jax.Array:
+def _decode(model: vae.VAE, params: Any, latents: jax.Array) -> Any:
     return model.apply({'params': params}, latents, method='decode')
 
 
 @functools.partial(jax.jit, static_argnames='model')
-def _vocode(model: bigvgan.BigVGAN, params: Any, log_mel: jax.Array) -> jax.Array:
+def _vocode(model: bigvgan.BigVGAN, params: Any, log_mel: jax.Array) -> Any:
     return model.apply({'params': params}, log_mel)
 
 
 def _without(params: Any, part: str) -> Any:
     return {name: leaf for name, leaf in params.items() if name != part}
-
-
-def _in_calls(function: Callable[[Any], Any], items: np.ndarray, size: int) -> Any:
-    """function(items) in calls of `size` of them, the last one filled up and cut back; a small batch is one small call."""
-    size, results = min(size, len(items)), []
-    for start in range(0, len(items), size):
-        part = items[start:start + size]
-        part = np.concatenate([part, np.broadcast_to(part[-1:], (size - len(part), *part.shape[1:]))])
-        results.append(jax.tree.map(np.asarray, function(part)))
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:len(items)], *results)

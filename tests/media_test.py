@@ -180,7 +180,8 @@ def test_the_first_stream_of_several_counts_and_cover_pictures_do_not(tmp_path):
         videos = [container.add_stream('libx264', rate=25, width=64, height=48, pix_fmt='yuv420p') for _ in range(2)]
         for number, (sound, video) in enumerate(zip(sounds, videos)):
             for k in range(25):
-                frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 8 * k if number == 0 else 255, np.uint8), format='rgb24')
+                pixels = np.full((48, 64, 3), 8 * k if number == 0 else 255, np.uint8)
+                frame = av.VideoFrame.from_ndarray(pixels, format='rgb24')
                 frame.pts = k
                 container.mux(video.encode(frame))
             container.mux(video.encode(None))
@@ -214,7 +215,8 @@ def test_memory_does_not_grow_with_the_frames(tmp_path):
 
 def test_files_that_were_cut_off(tmp_path):
     whole = write_video(tmp_path / 'whole.mp4', frames=60)
-    with av.open(str(tmp_path / 'front.mp4'), 'w', options={'movflags': 'faststart'}) as container, av.open(str(whole)) as source:
+    front = {'movflags': 'faststart'}
+    with av.open(str(tmp_path / 'front.mp4'), 'w', options=front) as container, av.open(str(whole)) as source:
         target = container.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(video=0):
             if packet.size:

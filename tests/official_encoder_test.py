@@ -125,7 +125,7 @@ def test_a_tower_is_loaded_when_it_is_used(trees):
     encoder.encode_text(['wind'])
     assert load.loaded == ['clip_vit_h_14_378']
     towers = official_encoder.shared_towers(load)
-    assert towers.__dict__.keys() == {'_load', 'text'} and towers.text.keys() == {'text'}
+    assert towers.__dict__.keys() == {'_load', 'mesh', 'text'} and towers.text.keys() == {'text'}
     encoder.encode_segments([np.zeros((16, 8, 8, 3), np.uint8)])
     assert load.loaded == ['clip_vit_h_14_378', 'synchformer_visual'] and 'image' not in towers.__dict__
 
