@@ -4,6 +4,7 @@ import json
 import pytest
 
 from mmaudio_jax import generate
+from mmaudio_jax import generate_jobs
 from tests import trained_run
 
 
@@ -38,7 +39,8 @@ def test_a_folder(workdir, capfd):
     captured = capfd.readouterr()
     assert 'broken.mp4' in captured.err and '1 of 3 failed' in captured.err
     names = sorted(path.name for path in (workdir / 'out').iterdir())
-    assert names == [f'{stem}.{suffix}' for stem in ('a.b', 'c') for suffix in ('flac', 'json', 'mp4', 'png')]
+    results = [f'{stem}.{suffix}' for stem in ('a.b', 'c') for suffix in ('flac', 'json', 'mp4', 'png')]
+    assert names == [*results, 'report.jsonl']
     before = (workdir / 'out' / 'c.flac').stat().st_mtime_ns
     assert generate.generate(_config(workdir), workdir) == 1
     assert capfd.readouterr().out.count('nothing to do') == 2
@@ -55,19 +57,20 @@ def test_one_file_with_other_settings_is_made_again(workdir):
     config.sampling.seed = 7
     assert generate.generate(config, workdir) == 0
     assert (workdir / 'one' / 'c.wav').read_bytes() != first
-    assert json.loads((workdir / 'one' / 'c.json').read_text())['settings']['sampling']['seed'] == 7
+    assert json.loads((workdir / 'one' / 'c.json').read_text())['settings']['seed'] == 7
 
 
 def test_a_prompt_alone(workdir):
     assert generate.generate(_config(workdir, input='', output='', prompt='a glass/strikes'), workdir) == 0
     names = sorted(path.suffix for path in (workdir / 'generated').iterdir())
-    assert names == ['.flac', '.json', '.png']
+    assert names == ['.flac', '.json', '.jsonl', '.png']
 
 
 def test_same_stem_and_mistakes(workdir, tmp_path):
     for name in ('x.mp4', 'x.webm', 'y.mov'):
         (tmp_path / name).touch()
-    assert list(generate._inputs(_config(workdir, input=str(tmp_path)).generate)) == ['x_mp4', 'x_webm', 'y']
+    config = _config(workdir, input=str(tmp_path))
+    assert [job.name for job in generate_jobs.jobs(config.generate, config.sampling)] == ['x_mp4', 'x_webm', 'y']
     for fields, message in (({'input': ''}, 'nothing to generate'), ({'input': str(tmp_path / 'no')}, 'no such file'),
                             ({'input': str(workdir)}, 'no videos'),
                             ({'output': str(workdir / 'videos')}, 'would be overwritten')):

@@ -29,7 +29,7 @@ def fixture_workdir(tmp_path_factory, small_network):
 
 @pytest.fixture(name='pipe', scope='module')
 def fixture_pipe(workdir):
-    return mmaudio_jax.Pipeline.from_pretrained(workdir)
+    return mmaudio_jax.Pipeline.from_pretrained(workdir, compilation_cache=False)
 
 
 def test_loads_the_last_step(pipe):
@@ -88,9 +88,9 @@ def test_mistakes(pipe, workdir, tmp_path):
     with pytest.raises(ValueError, match='nothing.mp4'):
         pipe(video=tmp_path / 'nothing.mp4')
     with pytest.raises(ValueError, match='train first'):
-        pipeline.Pipeline.from_pretrained(tmp_path)
+        pipeline.Pipeline.from_pretrained(tmp_path, compilation_cache=False)
     with pytest.raises(FileNotFoundError, match='codec'):
-        pipeline.Pipeline.from_pretrained(workdir, data_dir=tmp_path)
+        pipeline.Pipeline.from_pretrained(workdir, data_dir=tmp_path, compilation_cache=False)
 
 
 def test_missing_modalities_get_the_learned_features(pipe):
