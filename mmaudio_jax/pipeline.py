@@ -250,7 +250,7 @@ class Pipeline:
         """The takes of requests of one sequence; frames are what `read` gave for each of them."""
         sequence = batch[0].sequence
         encoder, decoder = self.room(sequence)
-        clip, sync = self._video_features(batch, frames, encoder)
+        clip, sync = self.video_features(batch, frames, encoder)
         with self._stages('text', f'{len(batch)} clips'):
             text = encoder.encode_text([one.prompt for one in batch] + [one.negative_prompt for one in batch])
         rows = [(index, take) for index, one in enumerate(batch) for take in range(one.takes)]
@@ -271,8 +271,8 @@ class Pipeline:
                 clips[index].append(Clip(sound, sequence.sample_rate_hz, one.video, one.image, one.prompt, latent))
         return clips
 
-    def _video_features(self, batch: Sequence_[Request], frames: Sequence_[list[np.ndarray]],
-                        encoder: encoders.Encoder) -> tuple[np.ndarray, np.ndarray]:
+    def video_features(self, batch: Sequence_[Request], frames: Sequence_[list[np.ndarray]],
+                       encoder: encoders.Encoder) -> tuple[np.ndarray, np.ndarray]:
         """CLIP `[B, V, 1024]` and sync `[B, S, 768]` features; the learned empty ones where there is nothing to see."""
         sequence = batch[0].sequence
         empty: Any = self._model.apply({'params': self._params}, len(batch), sequence.clip_length, sequence.sync_length,
