@@ -91,7 +91,7 @@ def test_noise():
     ({'seed': 1.5}, 'seed 1.5 is not a whole number'),
     ({'takes': 0}, 'takes is 0; it must be at least 1'),
     ({'video': FRAMES}, 'video is an array of frames: set fps'),
-    ({'video': FRAMES.astype(np.float32), 'fps': 25}, r'frames in memory are float32 \[50, 4, 6, 3\]; uint8 \[T, H, W, 3\] is needed'),
+    ({'video': FRAMES.astype(np.float32), 'fps': 25}, r'frames in memory are float32 \[50, 4, 6, 3\]; uint8 \[T, H, W, 3\] is'),
     ({'video': FRAMES[0], 'fps': 25}, r'frames in memory are uint8 \[4, 6, 3\]'),
     ({'video': 7}, r'video is of type int; a file, uint8 \[T, H, W, 3\] or None is needed'),
     ({'video': Frames(FRAMES, 25.0), 'duration_s': 3.0}, 'the frames in memory last 2.000 s, 3.000 s are needed'),
