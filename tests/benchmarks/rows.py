@@ -1,0 +1,81 @@
+"""What is compared with the official code: for each row the weights, the inputs and the ratios to reach.
+
+Sequences are channels last, `[B, N, D]`, float32. Weights and inputs come from tests/golden/synthetic_weights.py.
+"""
+from collections.abc import Callable
+import dataclasses
+
+import numpy as np
+
+from tests.golden import synthetic_weights
+
+LATENTS_PER_SECOND = {'16k': 31.25, '44k': 44100 / 1024}
+MEL_BINS = {'16k': 80, '44k': 128}
+CHANNELS = {'16k': 20, '44k': 40}
+TRAIN_STEPS = 4  # the first and three more
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One comparison.
+
+    Attributes:
+      checkpoint: manifest whose tensors both sides hold.
+      ratio: most that our seconds may be, over theirs.
+      inputs: seconds of sound → arrays by name.
+      prefix: of the names of the tensors that are used.
+    """
+    checkpoint: str
+    ratio: float
+    inputs: Callable[[float], dict[str, np.ndarray]]
+    prefix: str = ''
+
+
+def latent_length(rate: str, seconds: float) -> int:
+    """N, the audio latents of a clip."""
+    return int(np.ceil(round(LATENTS_PER_SECOND[rate] * seconds, 6)))
+
+
+def _features(_: float) -> dict[str, np.ndarray]:
+    shapes = {'latents': (2, 250, 20), 'clip': (2, 64, 1024), 'sync': (2, 192, 768), 'text': (2, 77, 1024)}
+    return {name: synthetic_weights.example_input(name, shape) for name, shape in shapes.items()} | {
+        't': np.array([0.3, 0.7], np.float32)
+    }
+
+
+def _train(_: float) -> dict[str, np.ndarray]:
+    """Arrays `[steps, B, …]`, one row for each step."""
+    draw = lambda name, *shape: synthetic_weights.example_input(name, (TRAIN_STEPS, 2, *shape))
+    return {
+        'latent_mean': draw('mean', 250, 20),
+        'latent_std': 0.1 * np.abs(draw('std', 250, 20)),
+        'posterior_noise': draw('posterior_noise', 250, 20),
+        'noise': draw('noise', 250, 20),
+        'clip': draw('clip', 64, 1024),
+        'sync': draw('sync', 192, 768),
+        'text': draw('text', 77, 1024),
+        't': 1 / (1 + np.exp(-draw('t'))),
+        'drop_video': np.tile([False, True], (TRAIN_STEPS, 1)),
+        'drop_text': np.tile([True, False], (TRAIN_STEPS, 1)),
+    }
+
+
+def _latents(rate: str) -> Callable[[float], dict[str, np.ndarray]]:
+    shape = lambda seconds: (1, latent_length(rate, seconds), CHANNELS[rate])
+    return lambda seconds: {'latents': synthetic_weights.example_input('z', shape(seconds))}
+
+
+def _mel(rate: str) -> Callable[[float], dict[str, np.ndarray]]:
+    shape = lambda seconds: (1, 2 * latent_length(rate, seconds), MEL_BINS[rate])
+    return lambda seconds: {'mel': synthetic_weights.example_input('vocoder_mel', shape(seconds), scale=0.5)}
+
+
+ROWS = {
+    'flow': Row('mmaudio_small_16k', 0.7, _features),
+    'train': Row('mmaudio_small_16k', 0.7, _train),
+    'train_compiled': Row('mmaudio_small_16k', 0.7, _train),
+    'vae_16k': Row('vae_16k', 0.8, _latents('16k')),
+    'vae_44k': Row('vae_44k', 0.8, _latents('44k')),
+    'vocoder_16k': Row('bigvgan_16k', 0.5, _mel('16k')),
+    'vocoder_44k': Row('bigvgan_v2_44k', 0.2, _mel('44k')),
+}
