@@ -54,8 +54,7 @@ def write_tensors(row: rows.Row, folder: pathlib.Path) -> None:
         return
     folder.mkdir(parents=True)
     for name, shape in synthetic_weights.load_manifest(row.checkpoint).items():
-        if name.startswith(row.prefix):
-            np.save(folder / f'{name}.npy', synthetic_weights.fill(name, shape))
+        np.save(folder / f'{name}.npy', synthetic_weights.fill(name, shape))
 
 
 def measure(args: argparse.Namespace) -> None:

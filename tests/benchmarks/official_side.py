@@ -174,19 +174,17 @@ def synchformer(tensors: Arrays, inputs: Arrays) -> Run:
     """Frames of one segment → its eight tokens."""
     from mmaudio.ext.synchformer import Synchformer
     model = load(Synchformer(), tensors)
-    frames = torch.from_numpy(inputs['frames'])
-    return _inference(lambda: model(frames)[:, 0])
+    frames = torch.from_numpy(inputs['frames']).permute(0, 1, 4, 2, 3)[None]
+    return _inference(lambda: model(frames)[0])
 
 
 def clip(tensors: Arrays, inputs: Arrays) -> Run:
-    """One frame → its feature, by the image tower of open_clip."""
-    from open_clip.factory import get_model_config
-    from open_clip.model import _build_vision_tower
-    settings = get_model_config('ViT-H-14-378-quickgelu')
-    tower = _build_vision_tower(settings['embed_dim'], settings['vision_cfg'], settings['quick_gelu'])
-    model = load(torch.nn.ModuleDict({'visual': tower}), tensors)
-    frame = torch.from_numpy(inputs['frame'])
-    return _inference(lambda: torch.nn.functional.normalize(model['visual'](frame), dim=-1))
+    """One frame → its feature; text tower and image tower are held, as in the official feature extractor."""
+    from open_clip import get_model_config
+    from open_clip.model import CLIP
+    model = load(CLIP(**get_model_config('ViT-H-14-378-quickgelu')), tensors)
+    frame = torch.from_numpy(inputs['frame']).permute(0, 3, 1, 2)
+    return _inference(lambda: model.encode_image(frame, normalize=True))
 
 
 BUILDERS = {

@@ -13,11 +13,15 @@ from mmaudio_jax import ema
 from mmaudio_jax import optimizer
 from mmaudio_jax import train_step
 from mmaudio_jax.models import bigvgan
+from mmaudio_jax.models import clip as clips
 from mmaudio_jax.models import mmaudio
+from mmaudio_jax.models import synchformer as synchformers
 from mmaudio_jax.models import vae as vaes
 from mmaudio_jax.sequence import Sequence
 from mmaudio_jax.weights import bigvgan as bigvgan_weights
+from mmaudio_jax.weights import clip as clip_weights
 from mmaudio_jax.weights import mmaudio as mmaudio_weights
+from mmaudio_jax.weights import synchformer as synchformer_weights
 from mmaudio_jax.weights import vae as vae_weights
 
 Arrays = Mapping[str, np.ndarray]
@@ -101,6 +105,21 @@ def vocoder(rate: str) -> Callable[[Arrays, Arrays], Run]:
     return build
 
 
+def synchformer(tensors: Arrays, inputs: Arrays) -> Run:
+    """Frames of one segment → its eight tokens."""
+    model = synchformers.build('visual', jnp.float32)
+    params = on_device(synchformer_weights.to_params(tensors, model))
+    return _run(lambda params, x: model.apply({'params': params}, x), params, inputs['frames'])
+
+
+def clip(tensors: Arrays, inputs: Arrays) -> Run:
+    """One frame → its feature."""
+    model = clips.build('vit_h_14_378', jnp.float32)
+    params = clip_weights.to_params(tensors, model)
+    del params['text']
+    return _run(lambda params, x: model.apply({'params': params}, x, method='encode_image'), on_device(params), inputs['frame'])
+
+
 BUILDERS = {
     'flow': flow,
     'train': train,
@@ -109,4 +128,6 @@ BUILDERS = {
     'vae_44k': vae('44k'),
     'vocoder_16k': vocoder('16k'),
     'vocoder_44k': vocoder('44k'),
+    'synchformer': synchformer,
+    'clip': clip,
 }

@@ -23,12 +23,10 @@ class Row:
       checkpoint: manifest whose tensors both sides hold.
       ratio: most that our seconds may be, over theirs.
       inputs: seconds of sound → arrays by name.
-      prefix: of the names of the tensors that are used.
     """
     checkpoint: str
     ratio: float
     inputs: Callable[[float], dict[str, np.ndarray]]
-    prefix: str = ''
 
 
 def latent_length(rate: str, seconds: float) -> int:
@@ -41,6 +39,16 @@ def _features(_: float) -> dict[str, np.ndarray]:
     return {name: synthetic_weights.example_input(name, shape) for name, shape in shapes.items()} | {
         't': np.array([0.3, 0.7], np.float32)
     }
+
+
+def _frames(_: float) -> dict[str, np.ndarray]:
+    """One Synchformer segment, normalised."""
+    return {'frames': synthetic_weights.example_input('sync_video', (1, 16, 224, 224, 3), scale=0.5)}
+
+
+def _frame(_: float) -> dict[str, np.ndarray]:
+    """One CLIP frame, normalised."""
+    return {'frame': synthetic_weights.example_input('clip_image', (1, 384, 384, 3))}
 
 
 def _train(_: float) -> dict[str, np.ndarray]:
@@ -78,4 +86,6 @@ ROWS = {
     'vae_44k': Row('vae_44k', 0.8, _latents('44k')),
     'vocoder_16k': Row('bigvgan_16k', 0.5, _mel('16k')),
     'vocoder_44k': Row('bigvgan_v2_44k', 0.2, _mel('44k')),
+    'synchformer': Row('synchformer_visual', 0.8, _frames),
+    'clip': Row('clip_vit_h_14_378', 0.7, _frame),
 }
