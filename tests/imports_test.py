@@ -18,7 +18,7 @@ ROOMS = [
     {'flow_matching', 'optimizer', 'ema', 'partitioning', 'metrics'},
     {'sampler'},
     {'train_step', 'input_pipeline', 'checkpoints', 'train_log', 'train_samples', 'pipeline'},
-    {'train', 'generate', 'evaluate', 'ablations'},
+    {'train', 'generate', 'evaluate', 'ablations', 'exchange'},
 ]
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}
 FORBIDDEN = {'torch', 'torchvision', 'torchaudio', 'tensorflow', 'configs', 'data_pipelines'}
