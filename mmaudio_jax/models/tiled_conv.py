@@ -31,7 +31,7 @@ def conv(x: jax.Array, kernel: jax.Array, dilation: int, size: int) -> jax.Array
 
 @functools.cache
 def transforms(taps: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Matrices F `[P, size]`, G `[P, taps]`, H `[size - taps + 1, P]`, float32, with H ((F x) (G k)) the correlation of x and k.
+    """Matrices F `[P, size]`, G `[P, taps]`, H `[size - taps + 1, P]`, float32: H ((F x) (G k)) is the correlation of x and k.
 
     For a tile of an even size with spectrum a + ib and a kernel with c + id, the spectrum of the correlation is
     (a + ib)(c - id) = (p - r) + i (p + q) with p = (a + b) c, q = -a (c + d), r = b (c - d).

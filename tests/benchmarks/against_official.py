@@ -2,17 +2,16 @@
 
     python -m tests.benchmarks.against_official --official PATH [--rows flow,vae_16k] [--seconds 8] [--json FILE]
 
-PATH is a checkout of the official code (github.com/hkchengrex/MMAudio). Needs `pip install -e '.[official]'` and what the
-official modules of the chosen rows import: einops, omegaconf, timm, torchdiffeq, nitrous-ema, open_clip_torch.
+PATH is a checkout of the official code (github.com/hkchengrex/MMAudio). Needs Linux, `pip install -e '.[official]'`, and what
+the official modules of the chosen rows import: einops, omegaconf, timm, torchdiffeq, nitrous-ema, open_clip_torch.
 
-Each side of each row is a process of its own with the same weights (tests/golden/synthetic_weights.py), inputs and number of
-threads, float32, on Linux. Printed are the first call (compilation), the median of the others, the ratio to the official time,
-the process's largest resident memory, and the largest difference of the results over the deviation of the official one
-(for training steps: relative difference of losses and gradient norms).
+Each side of each row is a process of its own with the same file of synthetic weights (tests/golden/synthetic_weights.py in the
+official form; ours is converted beforehand, as --mode=import does), the same inputs and number of threads, float32. Printed are
+the median of some calls, the ratio to the official one and what it should be, the time from the start of the process to the
+first result (imports, weights and compilation), the process's largest resident memory, and the largest difference of the
+results over the deviation of the official one (for training steps: relative difference of losses and gradient norms).
 """
 import argparse
-from collections.abc import Iterator
-from collections.abc import Mapping
 import json
 import os
 import pathlib
@@ -26,40 +25,18 @@ from typing import Any
 import numpy as np
 
 from tests.benchmarks import rows
-from tests.golden import synthetic_weights
 
+START = time.perf_counter()
 ROOT = pathlib.Path(__file__).parents[2]
 SIDES = ('official', 'ours')
-
-
-class Tensors(Mapping):
-    """Tensors of a folder, one .npy file each, read when asked for."""
-
-    def __init__(self, folder: pathlib.Path):
-        self._folder = folder
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return np.load(self._folder / f'{name}.npy')
-
-    def __iter__(self) -> Iterator[str]:
-        return (path.stem for path in self._folder.iterdir())
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-
-def write_tensors(row: rows.Row, folder: pathlib.Path) -> None:
-    """The row's synthetic weights as files of `folder`, unless they are there."""
-    if folder.is_dir():
-        return
-    folder.mkdir(parents=True)
-    for name, shape in synthetic_weights.load_manifest(row.checkpoint).items():
-        np.save(folder / f'{name}.npy', synthetic_weights.fill(name, shape))
 
 
 def measure(args: argparse.Namespace) -> None:
     """Runs one side of one row in this process and writes its result and figures to args.result."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:args.threads])
+    if args.side == 'prepare':
+        os.environ['JAX_PLATFORMS'] = 'cpu'
+        return rows.prepare(rows.ROWS[args.row].model, args.weights)
     if args.side == 'official':
         sys.path.insert(0, str(args.official))
         import torch
@@ -69,33 +46,35 @@ def measure(args: argparse.Namespace) -> None:
     else:
         os.environ['JAX_PLATFORMS'] = 'cpu'
         from tests.benchmarks import our_side as side
-    run = side.BUILDERS[args.row](Tensors(args.weights), rows.ROWS[args.row].inputs(args.seconds))
-    results, seconds = [], []
-    for _ in range(rows.TRAIN_STEPS if args.row.startswith('train') else args.repeats + 1):
+    training = args.row.startswith('train')
+    run = side.BUILDERS[args.row](args.weights, rows.ROWS[args.row].inputs(args.seconds))
+    results, seconds = [run()], []
+    first = time.perf_counter() - START
+    for _ in range(rows.TRAIN_STEPS - 1 if training else args.repeats):
         start = time.perf_counter()
         results.append(run())
         seconds.append(time.perf_counter() - start)
     status = pathlib.Path('/proc/self/status').read_text()
     peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith('VmHWM'))
-    result = np.stack(results) if args.row.startswith('train') else results[-1]
-    np.savez(args.result, result=result, seconds=seconds, peak_bytes=1024 * peak)
+    result = np.stack(results) if training else results[-1]
+    np.savez(args.result, result=result, first_s=first, median_s=statistics.median(seconds), peak_gb=1024 * peak / 1e9)
 
 
-def run_side(args: argparse.Namespace, row: str, side: str, weights: pathlib.Path) -> dict[str, Any]:
+def run_side(args: argparse.Namespace, row: str, side: str, folder: pathlib.Path) -> dict[str, Any]:
     """Figures and result of one side in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / 'result.npz'
-        command = [sys.executable, '-m', 'tests.benchmarks.against_official', '--side', side, '--row', row, '--weights',
-                   str(weights), '--result', str(path), '--official', str(args.official), '--seconds', str(args.seconds),
-                   '--repeats', str(args.repeats), '--threads', str(args.threads)]
-        process = subprocess.run(command, cwd=ROOT, env=os.environ | {'OMP_NUM_THREADS': str(args.threads)},
-                                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
-        if process.returncode:
-            lines = process.stderr.strip().splitlines()
-            return {'error': lines[-1] if lines else f'exit code {process.returncode}'}
-        with np.load(path) as data:
-            return {'result': data['result'], 'first_s': float(data['seconds'][0]),
-                    'median_s': statistics.median(data['seconds'][1:].tolist()), 'peak_gb': float(data['peak_bytes']) / 1e9}
+    path = folder / f'{row}_{side}.npz'
+    command = [sys.executable, '-m', 'tests.benchmarks.against_official', '--side', side, '--row', row, '--result', str(path),
+               '--weights', str(args.weights or folder), '--official', str(args.official), '--seconds', str(args.seconds),
+               '--repeats', str(args.repeats), '--threads', str(args.threads)]
+    process = subprocess.run(command, cwd=ROOT, env=os.environ | {'OMP_NUM_THREADS': str(args.threads)},
+                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    if process.returncode:
+        lines = process.stderr.strip().splitlines()
+        return {'error': lines[-1] if lines else f'exit code {process.returncode}'}
+    if side == 'prepare':
+        return {}
+    with np.load(path) as data:
+        return {name: data[name] if name == 'result' else float(data[name]) for name in data.files}
 
 
 def compare(row: str, official: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
@@ -139,14 +118,15 @@ def main() -> None:
     args = arguments()
     if args.side:
         return measure(args)
-    print('| row | official s | our s | ratio | wanted | first call | ours | official GB | our GB | ratio | error |')
+    print('| row | official s | our s | ratio | wanted | first result s | ours | official GB | our GB | ratio | error |')
     print('|---|---|---|---|---|---|---|---|---|---|---|', flush=True)
     table = []
     with tempfile.TemporaryDirectory() as folder:
         for row in args.rows.split(','):
-            weights = (args.weights or pathlib.Path(folder)) / rows.ROWS[row].checkpoint
-            write_tensors(rows.ROWS[row], weights)
-            table.append(compare(row, *(run_side(args, row, side, weights) for side in SIDES)))
+            prepared = run_side(args, row, 'prepare', pathlib.Path(folder))
+            if prepared:
+                sys.exit(f'error: the synthetic weights of {row} could not be written: {prepared["error"]}')
+            table.append(compare(row, *(run_side(args, row, side, pathlib.Path(folder)) for side in SIDES)))
             print(line(table[-1]), flush=True)
     if args.json:
         args.json.write_text(json.dumps(table, indent=1))

@@ -5,6 +5,7 @@ Modules that the official code imports but does not use here (torchvision, …) 
 from collections.abc import Callable
 from collections.abc import Mapping
 import importlib.util
+import pathlib
 import sys
 import tempfile
 import types
@@ -12,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from mmaudio_jax.weights import tensor_file
 
 STUBS = ('torchvision', 'torchvision.transforms', 'torchvision.transforms.functional', 'torchvision.ops',
          'torchvision.ops.misc')
@@ -50,14 +53,17 @@ class _Stub(types.ModuleType):
         return type(name, (), {})
 
 
-def load(module: torch.nn.Module, tensors: Arrays) -> torch.nn.Module:
-    """Copies the tensors into the module's own, one at a time, so that the weights are never held twice."""
+def load(module: torch.nn.Module, path: pathlib.Path, *keys: str) -> torch.nn.Module:
+    """Copies the tensors of a file into the module's own, one at a time: the weights are never held twice."""
+    file = tensor_file.read(path)
+    tensors = file.tensors(*keys)
     state = {_file_name(name): tensor for name, tensor in module.state_dict().items()}
-    wrong = state.keys() ^ set(tensors)
+    wrong = state.keys() ^ tensors.keys()
     if wrong:
         raise ValueError(f'the weights do not fit the official module: {sorted(wrong)[:5]}')
     for name, tensor in state.items():
-        tensor.copy_(torch.from_numpy(tensors[name]))
+        tensor.copy_(torch.from_numpy(tensors[name].copy()))
+        file.release()
     return module.eval()
 
 
@@ -74,29 +80,28 @@ def _inference(function: Callable[[], torch.Tensor]) -> Run:
     return run
 
 
-def _network(tensors: Arrays) -> Any:
+def _network(folder: pathlib.Path) -> Any:
     from mmaudio.model.networks import get_my_mmaudio
-    return load(get_my_mmaudio('small_16k'), tensors)
+    return load(get_my_mmaudio('small_16k'), folder / 'mmaudio_small_16k.pth')
 
 
-def flow(tensors: Arrays, inputs: Arrays) -> Run:
+def flow(folder: pathlib.Path, inputs: Arrays) -> Run:
     """One velocity of small_16k; the conditions are prepared beforehand, as the official sampler does."""
-    network = _network(tensors)
+    network = _network(folder)
     x = {name: torch.from_numpy(array) for name, array in inputs.items()}
     with torch.inference_mode():
         conditions = network.preprocess_conditions(x['clip'], x['sync'], x['text'])
     return _inference(lambda: network.predict_flow(x['latents'], x['t'], conditions))
 
 
-def train(tensors: Arrays, inputs: Arrays, compiled: bool = False) -> Run:
+def train(folder: pathlib.Path, inputs: Arrays, compiled: bool = False) -> Run:
     """One training step in the order of the official runner; returns loss and gradient norm."""
     from mmaudio.model.flow_matching import FlowMatching
     from nitrous_ema import PostHocEMA
-    network = _network(tensors).train()
+    network = _network(folder).train()
     matching = FlowMatching(min_sigma=0.0)
-    folder = tempfile.mkdtemp()
     ema = PostHocEMA(network, sigma_rels=(0.05, 0.1), update_every=1, checkpoint_every_num_steps=10**9,
-                     checkpoint_folder=folder, step_size_correction=True)
+                     checkpoint_folder=tempfile.mkdtemp(), step_size_correction=True)
     trained = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=1e-6, betas=(0.9, 0.95), eps=1e-8, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (step + 1) / 1001)
@@ -127,17 +132,17 @@ def train(tensors: Arrays, inputs: Arrays, compiled: bool = False) -> Run:
     return run
 
 
-def train_compiled(tensors: Arrays, inputs: Arrays) -> Run:
+def train_compiled(folder: pathlib.Path, inputs: Arrays) -> Run:
     """`train` with its loss under torch.compile, as the official runner does by default."""
-    return train(tensors, inputs, compiled=True)
+    return train(folder, inputs, compiled=True)
 
 
-def vae(rate: str) -> Callable[[Arrays, Arrays], Run]:
+def vae(rate: str) -> Callable[[pathlib.Path, Arrays], Run]:
     """Latents → mel."""
 
-    def build(tensors, inputs):
+    def build(folder, inputs):
         from mmaudio.ext.autoencoder.vae import get_my_vae
-        model = load(get_my_vae(rate), tensors)
+        model = load(get_my_vae(rate), folder / f'v1-{rate[:2]}.pth')
         model.remove_weight_norm()
         del model.encoder
         latents = torch.from_numpy(inputs['latents']).transpose(1, 2)
@@ -146,11 +151,12 @@ def vae(rate: str) -> Callable[[Arrays, Arrays], Run]:
     return build
 
 
-def vocoder(rate: str) -> Callable[[Arrays, Arrays], Run]:
+def vocoder(rate: str) -> Callable[[pathlib.Path, Arrays], Run]:
     """Mel → waveform."""
 
-    def build(tensors, inputs):
-        model = load(_vocoder_16k() if rate == '16k' else _vocoder_44k(), tensors)
+    def build(folder, inputs):
+        empty, file = (_vocoder_16k(), 'best_netG.pt') if rate == '16k' else (_vocoder_44k(), 'bigvgan_generator.pt')
+        model = load(empty, folder / file, 'generator')
         model.remove_weight_norm()
         mel = torch.from_numpy(inputs['mel']).transpose(1, 2)
         return _inference(lambda: model(mel)[:, 0])
@@ -170,19 +176,19 @@ def _vocoder_44k() -> Any:
     return BigVGAN(AttrDict(VOCODER_44K))
 
 
-def synchformer(tensors: Arrays, inputs: Arrays) -> Run:
+def synchformer(folder: pathlib.Path, inputs: Arrays) -> Run:
     """Frames of one segment → its eight tokens."""
     from mmaudio.ext.synchformer import Synchformer
-    model = load(Synchformer(), tensors)
+    model = load(Synchformer(), folder / 'synchformer_state_dict.pth')
     frames = torch.from_numpy(inputs['frames']).permute(0, 1, 4, 2, 3)[None]
     return _inference(lambda: model(frames)[0])
 
 
-def clip(tensors: Arrays, inputs: Arrays) -> Run:
+def clip(folder: pathlib.Path, inputs: Arrays) -> Run:
     """One frame → its feature; text tower and image tower are held, as in the official feature extractor."""
     from open_clip import get_model_config
     from open_clip.model import CLIP
-    model = load(CLIP(**get_model_config('ViT-H-14-378-quickgelu')), tensors)
+    model = load(CLIP(**get_model_config('ViT-H-14-378-quickgelu')), folder / 'open_clip_pytorch_model.bin')
     frame = torch.from_numpy(inputs['frame']).permute(0, 3, 1, 2)
     return _inference(lambda: model.encode_image(frame, normalize=True))
 

@@ -4,6 +4,8 @@ Sequences are channels last, `[B, N, D]`, float32. Weights and inputs come from 
 """
 from collections.abc import Callable
 import dataclasses
+import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -20,13 +22,30 @@ class Row:
     """One comparison.
 
     Attributes:
-      checkpoint: manifest whose tensors both sides hold.
+      model: the official model, a key of weights.files.BY_NAME and a manifest of the goldens.
       ratio: most that our seconds may be, over theirs.
       inputs: seconds of sound → arrays by name.
     """
-    checkpoint: str
+    model: str
     ratio: float
     inputs: Callable[[float], dict[str, np.ndarray]]
+
+
+def prepare(model: str, folder: pathlib.Path) -> None:
+    """Writes a model's synthetic weights in their official form and our conversion, unless they are there."""
+    from mmaudio_jax.weights import files
+    from mmaudio_jax.weights import store
+    from mmaudio_jax.weights import torch_writer
+    entry = files.get(model)
+    if not (folder / entry.file).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        torch_writer.write(folder / entry.file, synthetic_weights.state_dict(model), *entry.keys)
+    store.converted(model, **places(folder))
+
+
+def places(folder: pathlib.Path) -> dict[str, Any]:
+    """The arguments with which weights.store finds what `prepare` made."""
+    return {'folder': folder, 'cache': folder / 'cache', 'offline': True, 'verify': False}
 
 
 def latent_length(rate: str, seconds: float) -> int:
