@@ -166,11 +166,13 @@ def _frames(path: Path, fps: Fraction, count: int) -> Iterator[Image.Image]:
                 raise MediaError(path, 'has no video stream')
             stream = container.streams.video[0]
             stream.thread_type = 'AUTO'
-            start = (stream.start_time or 0) * stream.time_base
+            unit = stream.time_base or Fraction(1)
+            start = (stream.start_time or 0) * unit
+            slot = 0
             for frame in container.decode(stream):
                 if frame.pts is None:
                     continue
-                slot = math.floor((frame.pts * stream.time_base - start) * fps + Fraction(1, 2))
+                slot = math.floor((frame.pts * unit - start) * fps + Fraction(1, 2))
                 if done < min(slot, count):
                     picture = _scaled(previous or frame)
                     while done < min(slot, count):

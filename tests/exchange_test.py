@@ -1,5 +1,7 @@
 """--mode=import and --mode=export."""
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from mmaudio_jax.weights import store
 from mmaudio_jax.weights import tensor_file
 from mmaudio_jax.weights import torch_writer
 from tests.golden import synthetic_weights
+from tests.run_test import run
 from tests.weights_store_test import SIZES
 
 
@@ -77,6 +80,14 @@ def test_export_of_a_trained_network(tmp_path, monkeypatch, export_format):
         np.testing.assert_array_equal(found[name], tensor, err_msg=name)
 
 
+def test_a_full_disk(tmp_path, vae_tensors, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(torch_writer, 'write', full)
+    with pytest.raises(OSError, match='export/v1-16.pth: cannot be written .No space left on device'):
+        exchange.export_weights(make_config(tmp_path, export=('vae_16k',)), tmp_path)
+
+
 @pytest.mark.parametrize('fields, message', [
     ({'export': ('bigvgan_16k',)}, "config.weights.export: 'bigvgan_16k' has no export; flow networks and VAEs have"),
     ({'export': ('nothing',)}, "'nothing' is no official model"),
@@ -87,3 +98,13 @@ def test_mistakes(tmp_path, fields, message):
     config = make_config(tmp_path, **fields)
     with pytest.raises(ValueError, match=message):
         (exchange.import_weights if 'variants' in fields else exchange.export_weights)(config, tmp_path)
+
+
+@pytest.mark.parametrize('mode, message', [('import', '_16k.pth: not on this machine'), ('export', 'no trained weights')])
+def test_the_command_line(tmp_path, monkeypatch, mode, message):
+    monkeypatch.setenv('HF_HUB_CACHE', str(tmp_path / 'nothing'))
+    arguments = ('--config=configs/base.py', f'--workdir={tmp_path}', f'--mode={mode}', '--config.weights.offline=True',
+                 f'--config.weights.cache={tmp_path}/cache')
+    result = run(*arguments)
+    assert result.returncode == 1 and result.stderr.startswith('error: ') and message in result.stderr
+    assert result.stderr.count('\n') == 1
