@@ -1,32 +1,38 @@
-"""av-benchmark's caches, as torch.save writes them, read as references."""
+"""av-benchmark's caches as references. golden/av_benchmark was written by torch.save 2.13 in their layout, narrower."""
 import numpy as np
 import pytest
 
 from mmaudio_jax import published_caches
-from mmaudio_jax.weights import torch_writer
+from tests.conftest import GOLDEN
+
+FOLDER = GOLDEN / 'av_benchmark'
 
 
-def _save(path, content):
-    torch_writer.write(path, content)
+def test_views_of_a_batch_are_read_by_clip():
+    panns = published_caches.load(FOLDER, 'panns')
+    assert list(panns) == ['a', 'b', 'c'] and len(panns) == 3
+    np.testing.assert_array_equal(panns['b']['features'], np.arange(8, 16))
+    np.testing.assert_array_equal(panns['c']['logits'], np.arange(20, 25))
+    segments = published_caches.load(FOLDER, 'synchformer_picture')['b']['segments']
+    np.testing.assert_array_equal(segments, np.arange(48, 96).reshape(2, 8, 3))  # its strides are not those of its shape
 
 
-def test_reads_every_cache(tmp_path):
-    random = np.random.default_rng(0)
-    arrays = {name: random.normal(size=shape).astype(np.float32) for name, shape in (
-        ('panns', (2048,)), ('logits', (527,)), ('patches', (8, 128)), ('passt', (1, 768)), ('vector', (1024,)))}
-    _save(tmp_path / 'pann_features.pth', {'a': {'2048': arrays['panns'], 'logits': arrays['logits'],
-                                                 'clipwise_output': arrays['logits']}})
-    _save(tmp_path / 'vggish_features.pth', {'a': arrays['patches'], 'b': arrays['patches'][:3]})
-    _save(tmp_path / 'passt_features_embed.pth', {'a': arrays['passt'], 'b': arrays['passt']})
-    _save(tmp_path / 'passt_logits.pth', {'a': arrays['logits']})
-    panns = published_caches.load(tmp_path, 'panns')
-    np.testing.assert_array_equal(panns['a']['features'], arrays['panns'])
-    np.testing.assert_array_equal(panns['a']['logits'], arrays['logits'])
-    vggish = published_caches.load(tmp_path, 'vggish')
-    assert list(vggish) == ['a', 'b'] and vggish['b']['patches'].shape == (3, 128)
-    passt = published_caches.load(tmp_path, 'passt')
-    assert list(passt) == ['a'] and passt['a']['features'].shape == (768,)  # in both files, and without a batch axis
+def test_patches_differ_in_number():
+    vggish = published_caches.load(FOLDER, 'vggish')
+    assert {name: vggish[name]['patches'].shape for name in vggish} == {'a': (3, 4), 'b': (2, 4)}
+
+
+def test_two_files_of_one_network_give_the_clips_of_both_without_a_batch_axis():
+    passt = published_caches.load(FOLDER, 'passt')
+    assert list(passt) == ['a', 'b'] and passt['b']['features'].shape == (7,)
+    np.testing.assert_array_equal(passt['b']['logits'], np.arange(15, 20))
+
+
+def test_what_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match='imagebind_video.pth'):
-        published_caches.load(tmp_path, 'imagebind_picture')
+        published_caches.load(FOLDER, 'imagebind_picture')
     with pytest.raises(ValueError, match='no embeddings of clap_sound'):
-        published_caches.load(tmp_path, 'clap_sound')
+        published_caches.load(FOLDER, 'clap_sound')
+    (tmp_path / 'vggish_features.pth').write_bytes(b'PK no cache')
+    with pytest.raises(ValueError, match='vggish_features.pth'):
+        published_caches.load(tmp_path, 'vggish')
