@@ -187,6 +187,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.score.references = ''  # folder of true sounds and videos, or a .jsonl table of them
     c.score.reference_cache = ''  # folder of av-benchmark's published caches, in the place of references
     c.score.captions = ''  # .csv, .tsv or .jsonl of names and captions
+    c.score.compat = False  # onset metrics with the published code's slips, evaluate.onset_delta its only number
     c.score.allow_unpaired = False  # score what pairs, and count what does not, where it would be an error
     c.score.weights = 'weights/evaluation'  # folder of the networks' published files (embedders.py); nothing is downloaded
     c.score.cache = ''  # folder of embeddings, which hosts share; '' means workdir/embeddings

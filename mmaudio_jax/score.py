@@ -19,7 +19,6 @@ import numpy as np
 from mmaudio_jax import embedders
 from mmaudio_jax import embeddings
 from mmaudio_jax import evaluation_media
-from mmaudio_jax import metrics
 from mmaudio_jax import metrics_distribution
 from mmaudio_jax import plots
 from mmaudio_jax import published_caches
@@ -41,17 +40,19 @@ class Protocol:
 
     Attributes:
       duration_s: how much of each clip counts. metrics: the columns. table: of published_results.json, '' for none.
+      suffix: that names of generated files may have more than their references'.
     """
     duration_s: float
     metrics: tuple[str, ...]
     table: str
+    suffix: str = ''
 
 
 # The duration of the AudioCaps table and the set of the Movie Gen table are not published; 8 s is the code's default.
 PROTOCOLS = {
     'vggsound': Protocol(8.0, _MAIN, 'vggsound'),
     'audiocaps': Protocol(8.0, ('fd_panns', 'fd_vgg', 'is_panns', 'clap'), 'audiocaps'),
-    'greatest_hits': Protocol(8.0, _ONSETS, 'greatest_hits'),
+    'greatest_hits': Protocol(8.0, _ONSETS, 'greatest_hits', '_denoised'),
     'impacts': Protocol(4.0, _ONSETS, ''),
     'moviegen': Protocol(8.0, ('is_panns', 'ib_score', 'desync', 'clap'), ''),
 }
@@ -92,7 +93,8 @@ def score(config, workdir: pathlib.Path) -> None:
     settings = embeddings.Settings(pathlib.Path(options.weights), pathlib.Path(options.cache or workdir / 'embeddings'),
                                    protocol.duration_s, options.batch_size, options.workers)
     sources = score_inputs.references(options.references, options.captions)
-    generated = {name: score_inputs.files(folder, evaluation_media.SOUND_SUFFIXES) for name, folder in folders.items()}
+    generated = {name: score_inputs.files(folder, evaluation_media.SOUND_SUFFIXES, protocol.suffix)
+                 for name, folder in folders.items()}
     reference, asked = _references(options, protocol, sources, settings)
     if not asked:  # nothing to pair with: all systems must have the same clips
         asked = set().union(*generated.values())
@@ -183,15 +185,14 @@ def _system(config, protocol: Protocol, folder: pathlib.Path, clips: Mapping[str
     undefined: dict[str, str] = {}
     if len(wanted) < len(protocol.metrics):
         names = [name for name in pairing.names if name in sources.onsets]
-        detected, unread = _onsets(config.evaluate, clips, names, protocol.duration_s)
+        rates, unread = _onsets(config, clips, {name: sources.onsets[name] for name in names}, protocol.duration_s)
         failed |= unread
     if failed and not config.score.allow_unpaired:
         raise ValueError(_failures(str(folder), failed))
     if jax.process_index() == 0:
         if len(wanted) < len(protocol.metrics):
             try:
-                figures = score_metrics.onset_results(detected, sources.onsets, sorted(detected),
-                                                      config.evaluate.onset_windows_s[0], protocol.duration_s)
+                figures = score_metrics.onset_results(rates, _onset_note(config))
                 results |= {metric: figures[metric] for metric in protocol.metrics if metric in figures}
             except ValueError as error:
                 undefined |= {metric: str(error) for metric in protocol.metrics if metric in score_metrics.ONSETS}
@@ -208,19 +209,25 @@ def _system(config, protocol: Protocol, folder: pathlib.Path, clips: Mapping[str
     return System(folder, len(clips), pairing, failed, results, undefined)
 
 
-def _onsets(options, clips: Mapping[str, pathlib.Path], names: list[str],
-            duration_s: float) -> tuple[dict[str, metrics.Onsets], dict[str, str]]:
-    """Detected onsets of the clips, and why some could not be read. Detection takes milliseconds and is not kept."""
-    detected, failed = {}, {}
-    for name in names:
+def _onsets(config, clips: Mapping[str, pathlib.Path], truths: Mapping[str, list[float]],
+            duration_s: float) -> tuple[dict[str, Any], dict[str, str]]:
+    """Onset rates of the clips, and why some have none. They take milliseconds and are not kept."""
+    rates: dict[str, Any] = {}
+    failed: dict[str, str] = {}
+    for name, truth in truths.items():
         try:
             samples, rate = evaluation_media.read_sound(clips[name])
-        except evaluation_media.MediaError as error:
+            rates[name] = score_metrics.onset_rates(samples.mean(axis=0), rate, truth, config.evaluate, duration_s,
+                                                    config.score.compat)
+        except ValueError as error:
             failed[name] = str(error)
-            continue
-        waveform = samples.mean(axis=0)[:int(rate * duration_s)]
-        detected[name] = metrics.detect_onsets(waveform, rate, options.onset_delta, options.onset_lag_s)
-    return detected, failed
+    return rates, failed
+
+
+def _onset_note(config) -> str:
+    if config.score.compat:
+        return f'as the published code with its slips, delta {config.evaluate.onset_delta:g}'
+    return f'window ± {config.evaluate.onset_windows_s[0]:g} s'
 
 
 def _report(options, protocol: Protocol, systems: Mapping[str, System], asked: set[str], seconds: float) -> dict[str, Any]:

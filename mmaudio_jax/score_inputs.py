@@ -45,8 +45,8 @@ class Pairing:
     extra: tuple[str, ...]
 
 
-def files(folder: pathlib.Path, suffixes: tuple[str, ...]) -> dict[str, pathlib.Path]:
-    """Name → file for the files with one of `suffixes` right in `folder`, sorted by name.
+def files(folder: pathlib.Path, suffixes: tuple[str, ...], ending: str = '') -> dict[str, pathlib.Path]:
+    """Name → file for the files with one of `suffixes` right in `folder`, sorted by name; names lose an `ending`.
 
     Raises:
       FileNotFoundError: no such folder.
@@ -57,10 +57,11 @@ def files(folder: pathlib.Path, suffixes: tuple[str, ...]) -> dict[str, pathlib.
     found: dict[str, pathlib.Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in suffixes and path.is_file() and not path.name.startswith('.'):
-            if path.stem in found:
-                raise ValueError(f'{folder}: {found[path.stem].name} and {path.name} have one name; which is the clip? '
+            name = path.stem.removesuffix(ending)
+            if name in found:
+                raise ValueError(f'{folder}: {found[name].name} and {path.name} have one name; which is the clip? '
                                  'Keep one of them')
-            found[path.stem] = path
+            found[name] = path
     return dict(sorted(found.items()))
 
 

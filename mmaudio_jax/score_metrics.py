@@ -6,11 +6,13 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from mmaudio_jax import metrics
 from mmaudio_jax import metrics_distribution
+from mmaudio_jax import metrics_onsets_published
 from mmaudio_jax.metrics_distribution import Result
 
 Clips = Mapping[str, Mapping[str, np.ndarray]]  # clip's name → embeddings by name
@@ -99,25 +101,48 @@ def scaled(result: Result, factor: float) -> Result:
                                influences=tuple(factor * influence for influence in result.influences))
 
 
-def onset_results(detected: Mapping[str, metrics.Onsets], truths: Mapping[str, Sequence[float]], names: Sequence[str],
-                  window_s: float, duration_s: float) -> dict[str, Result]:
-    """The onset metrics, means over the clips that have a true onset before duration_s.
+def onset_results(rates: Mapping[str, Mapping[str, float] | None], note: str) -> dict[str, Result]:
+    """The onset metrics, means over clips.
+
+    Args:
+      rates: clip → accuracy, average_precision and f1, or None for a clip without a true onset, which is left out.
+      note: how they were measured.
 
     Raises:
-      ValueError: no clip has one.
+      ValueError: no clip has rates.
     """
-    rates, skipped = [], 0
-    for name in names:
-        truth = [time_s for time_s in truths[name] if time_s < duration_s]
-        if truth:
-            rates.append(metrics.score_onsets(detected[name], truth, window_s).rates())
-        else:
-            skipped += 1
-    if not rates:
-        raise ValueError(f'none of the {len(names)} clips has a true onset; onset metrics need some')
-    note = f'window ± {window_s:g} s' + (f'; {skipped} clips without a true onset are left out' if skipped else '')
-    return {metric: dataclasses.replace(metrics_distribution.mean(np.array([rate[key] for rate in rates])), note=note)
+    counted = [rate for rate in rates.values() if rate is not None]
+    if not counted:
+        raise ValueError(f'none of the {len(rates)} clips has a true onset; onset metrics need some')
+    if len(counted) < len(rates):
+        note += f'; {len(rates) - len(counted)} clips without a true onset are left out'
+    return {metric: dataclasses.replace(metrics_distribution.mean(np.array([rate[key] for rate in counted])), note=note)
             for metric, key in ONSETS.items()}
+
+
+def onset_rates(waveform: np.ndarray, sample_rate_hz: int, truth_s: Sequence[float], options: Any, duration_s: float,
+                compat: bool) -> dict[str, float] | None:
+    """Onset rates of one clip, None when it has no true onset before duration_s.
+
+    Args:
+      waveform: mono, float [samples].
+      sample_rate_hz: of the waveform.
+      truth_s: true onsets, seconds.
+      options: config.evaluate.
+      duration_s: how much of the clip counts.
+      compat: as the published code computes them (metrics_onsets_published), on its own 8 s.
+
+    Raises:
+      ValueError: the published code has no figure for the clip.
+    """
+    if compat:
+        return metrics_onsets_published.onset_rates(waveform, sample_rate_hz, truth_s, options.onset_delta)
+    truth = [time_s for time_s in truth_s if time_s < duration_s]
+    if not truth:
+        return None
+    detected = metrics.detect_onsets(waveform[:int(sample_rate_hz * duration_s)], sample_rate_hz, options.onset_delta,
+                                     options.onset_lag_s)
+    return metrics.score_onsets(detected, truth, options.onset_windows_s[0]).rates()
 
 
 def _stack(clips: Clips, names: Sequence[str], key: str) -> np.ndarray:

@@ -16,7 +16,7 @@ ROOMS = [
     {'models'},
     {'partitioning', 'calls'},
     {'official_codec', 'official_encoder', 'encoders', 'codec', 'weights', 'embedders', 'published_caches'},
-    {'flow_matching', 'optimizer', 'ema', 'metrics', 'metrics_distribution', 'flops'},
+    {'flow_matching', 'optimizer', 'ema', 'metrics', 'metrics_distribution', 'metrics_onsets_published', 'flops'},
     {'sampler', 'embeddings', 'score_inputs', 'score_metrics', 'score_tables'},
     {'train_step', 'input_pipeline', 'checkpoints', 'train_log', 'train_samples', 'request',
      'pretrained', 'pipeline'},
