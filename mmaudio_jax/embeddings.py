@@ -193,10 +193,19 @@ def _write(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
 
 def _identity(embedder: embedders.Embedder, settings: Settings) -> str:
     """Digest of what all embeddings of a folder depend on."""
-    parts: list[Any] = [embedder.name, settings.duration_s, _file_digest(embedder.path(settings.weights)), _code_digest()]
+    weights = embedder.path(settings.weights)
+    digest = _weights_digest(weights, weights.stat().st_mtime_ns)
+    parts: list[Any] = [embedder.name, settings.duration_s, digest, _code_digest()]
     if embedder.name == 'clap_text':
         parts += [_file_digest(settings.weights / name) for name in embedders.tokenizer_roberta.FILES]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _weights_digest(path: pathlib.Path, changed_ns: int) -> str:
+    """The digest of a file of gigabytes, read once a process while it does not change."""
+    del changed_ns
+    return _file_digest(path)
 
 
 @functools.cache
