@@ -38,9 +38,18 @@ def get_config() -> ml_collections.ConfigDict:
     c.extract.codec = 'official'  # 'official' (VAE + BigVGAN) or 'pca' (no weights)
     c.extract.codec_fit_dataset = ''  # record set whose 'train' split fits the pca codec; '' for the official codec
     c.extract.feature_dtype = 'float16'  # stored features: 'float16' or 'bfloat16'
+    c.extract.rates = ()  # rates that are made in one pass over the media, e.g. ('16k', '44k'); () means sequence.rate alone
     c.extract.batch_size = 16
     c.extract.clips_per_shard = 256
     c.extract.workers = 2  # processes that decode
+    c.extract.max_rejected = 0.25  # share of the clips that cannot be used, above which the job stops
+    c.extract.process_index = 0  # this process makes the shards process_index, process_index + process_count, …
+    c.extract.process_count = 0  # 0: as jax.distributed says
+    c.extract.executor = 'local'  # 'local', or 'ray': shards are tasks of a Ray cluster
+    c.extract.ray_address = ''  # of an existing cluster, e.g. 'auto'; '' starts one on this machine
+    c.extract.ray_actors = 1  # processes that hold the encoders
+    c.extract.ray_cpus = 2.0  # of each
+    c.extract.ray_resources = ()  # (name, amount) pairs of each besides, e.g. (('TPU', 4.0),)
 
     # Loader (input_pipeline.py).
     c.input = ml_collections.ConfigDict()

@@ -14,6 +14,7 @@ from configs import base
 from data_pipelines import clips
 from data_pipelines import extract
 from data_pipelines import impacts
+from data_pipelines import reading
 from mmaudio_jax import codec
 from mmaudio_jax import encoders
 from mmaudio_jax import input_pipeline
@@ -30,7 +31,7 @@ def make_config(**changes):
     config = base.get_config()
     config.sequence.duration_s = SEQUENCE.duration_s
     config.extract.update(datasets=(('clips', 'media/clips'), ('sounds', 'media/sounds')), encoder='pixels', codec='pca',
-                          codec_fit_dataset='clips', batch_size=2, clips_per_shard=3, workers=1)
+                          codec_fit_dataset='clips', batch_size=2, clips_per_shard=3, workers=1, max_rejected=0.5)
     config.extract.update(changes)
     return config
 
@@ -85,11 +86,11 @@ def test_features_are_those_of_each_clip_alone(workdir):
     """Batches, padding and rejected neighbours change nothing."""
     encoder = encoders.make('pixels', SEQUENCE)
     pca = codec.make('pca', SEQUENCE, workdir / 'records' / 'codec.npz')
-    request = clips.Request(encoder.frame_requests, 1.0, 16_000, SEQUENCE.waveform_length)
+    request = reading.Request(encoder.frame_requests, 1.0, ((16_000, SEQUENCE.waveform_length),))
     table = {clip.id: clip for clip in clips.read_table(workdir / 'media' / 'clips' / 'train.jsonl')}
     for example in load(workdir, 'clips', 'train'):
-        loaded = clips.load(table[example['id']], request)
-        mean, std = pca.encode(loaded.waveform[None])
+        loaded, = reading.load([table[example['id']]], request)
+        mean, std = pca.encode(loaded.waveforms[0][None])
         clip, sync = encoder.encode_video(*(stream[None] for stream in loaded.frames))
         expected = {'latent_mean': mean, 'latent_std': std, 'clip_features': clip, 'sync_features': sync,
                     'text_features': encoder.encode_text([table[example['id']].caption])}
