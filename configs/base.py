@@ -105,9 +105,17 @@ def get_config() -> ml_collections.ConfigDict:
     c.ema.snapshot_every = 5_000  # steps
     c.ema.synthesis_sigma_rel = 0.05  # the weights that are sampled from
 
-    # The mesh (partitioning.py): axis sizes, -1 takes the remaining devices.
+    # The mesh (partitioning.py): axis sizes, -1 takes the remaining devices. A batch is split over data and fsdp.
     c.mesh = ml_collections.ConfigDict()
     c.mesh.data = -1
+    c.mesh.fsdp = 1  # also splits parameters, moments and averages; divides config.model's width
+    c.mesh.tensor = 1  # splits heads and the width of the MLPs; divides both
+
+    # What the axes split.
+    c.sharding = ml_collections.ConfigDict()
+    c.sharding.slice_axis = 'data'  # the axis over the slow links, when the devices are several slices: 'data' or 'fsdp'
+    c.sharding.whole_params = False  # fsdp splits moments and averages, and leaves parameters whole (ZeRO-1)
+    c.sharding.rules = ()  # (regular expression, axes) pairs that are tried before those of partitioning.RULES
 
     # The loop (train.py).
     c.train = ml_collections.ConfigDict()

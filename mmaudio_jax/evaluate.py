@@ -36,7 +36,7 @@ ROWS = ('generated', 'shuffled', 'codec', 'truth')
 SHUFFLE_SEED = 0  # of the control: always the same pairs, so that runs compare
 _FIELDS = ('clip_features', 'sync_features', 'text_features', 'video_exists', 'text_exists')
 _PACKAGES = ('jax', 'flax', 'numpy', 'librosa', 'mmaudio_jax')
-_WITHOUT_INFLUENCE = ('name', 'stages', 'data_dir', 'generate', 'ablations', 'mesh')  # sections that change no figure
+_WITHOUT_INFLUENCE = ('name', 'stages', 'data_dir', 'generate', 'ablations', 'mesh', 'sharding')  # change no figure
 Row = Mapping[str, Any]
 
 
@@ -96,12 +96,13 @@ def sample(config, model: mmaudio.MMAudio, params: Any, examples: list[dict], se
 
     Example i has the noise of (config.sampling.seed, i), whatever the batch size and the number of devices.
     """
-    mesh = partitioning.make_mesh(config.mesh)
+    mesh = partitioning.make_mesh(config.mesh, config.sharding.slice_axis)
     size = config.sampling.batch_size
     partitioning.check_batch_size(mesh, size, 'config.sampling.batch_size')
     settings = sampler.SamplerSettings(config.sampling.solver, config.sampling.num_steps, config.sampling.guidance)
     run = sampler.make_sampler(model, settings, mesh)
-    params = jax.device_put(params, partitioning.state_sharding(mesh, params))
+    rules = partitioning.rules_of(config)
+    params = jax.device_put(params, partitioning.state_sharding(mesh, params, rules, config.sharding.whole_params))
     sharding = partitioning.batch_sharding(mesh)
     encoder = encoders.make(config.extract.encoder, sequence) if config.sampling.negative_prompt else None
     done = []

@@ -2,7 +2,7 @@
 
 Names are those of mmaudio_*.pth. Layouts differ in four ways: matrices and kernels are transposed, blocks are stacked
 for nn.scan, w1 and w3 of a gated MLP are one array, and the channels of q, k, v, which the official files interleave as
-(head, channel, q|k|v), are (q|k|v, head, channel) with the two halves of every rotated pair apart.
+(head, channel, q|k|v), are dimensions (q|k|v, head, channel) with the two halves of every rotated pair apart.
 """
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -52,7 +52,7 @@ def to_params(tensors: Mapping[str, np.ndarray], model: mmaudio.MMAudio) -> dict
         if path[0] in _STACKS:
             params[path] = np.empty(shape, np.float32)
             for layer in range(shape[0]):
-                params[path][layer] = _import(tensors, (path[0], str(layer), *path[1:]), model)
+                params[path][layer] = _import(tensors, (path[0], str(layer), *path[1:]), model).reshape(shape[1:])
         else:
             params[path] = np.array(_import(tensors, path, model), np.float32).reshape(shape)
     return traverse_util.unflatten_dict(params)
@@ -113,7 +113,7 @@ def _export(params: Mapping[str, Any], model: mmaudio.MMAudio) -> Iterator[tuple
         for layer_path, array in layers:
             name = _official_name(layer_path, model)
             if path[-1] == 'w13':
-                for part, half in zip(('w1', 'w3'), np.split(array, 2, axis=-1)):
+                for part, half in zip(('w1', 'w3'), np.moveaxis(array, -2, 0)):
                     yield name.removesuffix('w13') + f'{part}.weight', _transpose(half)
             else:
                 yield name, _layout(path, model, _qkv_out, _head_out, _transpose)(array)
@@ -158,7 +158,8 @@ def _head_in(scale: np.ndarray) -> np.ndarray:
 
 
 def _qkv_out(array: np.ndarray, heads: int) -> np.ndarray:
-    """Our kernel (D, 3D) or bias (3D) with columns (q|k|v, head, channel) → rows (head, channel, q|k|v)."""
+    """Our kernel (D, q|k|v, head, channel) or bias without D → rows (head, channel, q|k|v)."""
+    array = array.reshape(*array.shape[:-3], -1)
     rows = array.transpose().reshape(3, heads, 2, -1, *array.shape[:-1])
     q_and_k = rows[:2].swapaxes(2, 3)
     parts = [part.reshape(heads, -1, *array.shape[:-1]) for part in (q_and_k[0], q_and_k[1], rows[2])]
