@@ -65,6 +65,17 @@ def get_config() -> ml_collections.ConfigDict:
     c.input.workers = 4  # processes a host that read records; 0 reads in threads
     c.input.prefetch = 2  # batches on the device ahead of the step
 
+    # Official weights (weights/store.py), wherever they are used. --mode=import brings them, --mode=export writes their form.
+    c.weights = ml_collections.ConfigDict()
+    c.weights.variants = ()  # import: networks, e.g. ('large_44k_v2',), each with its codec and encoders; () is model.variant
+    c.weights.folder = ''  # where official files are looked for first, under their names (also in its weights/, ext_weights/)
+    c.weights.cache = ''  # downloads and conversions; '' for $MMAUDIO_JAX_CACHE, or ~/.cache/mmaudio_jax
+    c.weights.offline = False  # never download
+    c.weights.verify = True  # a file must have the published MD5; False for weights of your own in the official form
+    c.weights.dtype = 'float32'  # 'float32' or 'bfloat16', as loaded
+    c.weights.export = ('network',)  # 'network' is what the workdir trained; else official networks and VAEs, e.g. 'vae_44k'
+    c.weights.export_format = 'pth'  # 'pth' or 'safetensors'
+
     # The network (models/mmaudio.py). Plain fields of the module.
     c.model = ml_collections.ConfigDict()
     c.model.variant = 'small_16k'  # a key of VARIANTS; the fields below that are not None override it

@@ -18,6 +18,7 @@ from mmaudio_jax import checkpoints
 from mmaudio_jax import codec
 from mmaudio_jax import encoders
 from mmaudio_jax import media
+from mmaudio_jax import mux
 from mmaudio_jax import sampler
 from mmaudio_jax.models import mmaudio
 from mmaudio_jax.sequence import Sequence
@@ -58,7 +59,7 @@ class Clip:
         elif self.video is None:
             raise ValueError(f'{path}: this sound was made without a video; save it as {" or ".join(media.SOUND_FORMATS)}')
         else:
-            media.mux(self.video, self.audio, self.sample_rate_hz, path)
+            mux.write_video(self.video, self.audio, self.sample_rate_hz, path)
 
 
 @dataclasses.dataclass(frozen=True)
