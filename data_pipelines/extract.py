@@ -18,6 +18,8 @@ import numpy as np
 
 from data_pipelines import clips as clips_lib
 from data_pipelines import dataset_card
+from data_pipelines import listing
+from data_pipelines import memmaps
 from data_pipelines import processes
 from data_pipelines import reading
 from data_pipelines import shards as shards_lib
@@ -30,16 +32,17 @@ from mmaudio_jax import codec as codec_lib
 from mmaudio_jax import encoders
 from mmaudio_jax import records
 from mmaudio_jax.sequence import Sequence
+from mmaudio_jax.weights import store
 
 CODEC_FIT_CLIPS = 512  # evenly spread over the table; more do not move the components
 EXECUTORS = ('local', 'ray')
 
 
 def extract(config, workdir: pathlib.Path) -> None:
-    """Makes every set of config.extract.datasets that is not there.
+    """Makes the tables of config.clips.datasets and the sets of config.extract.datasets that are not there.
 
     Args:
-      config: its fields data_dir, sequence and extract are used.
+      config: its fields data_dir, sequence, clips, extract and weights are used.
       workdir: where media/ is read and records/ is made when config.data_dir is ''.
 
     Raises:
@@ -49,6 +52,12 @@ def extract(config, workdir: pathlib.Path) -> None:
       OSError: disk full.
     """
     settings, root = config.extract, pathlib.Path(config.data_dir or workdir).absolute()
+    if config.clips.datasets:
+        listing.make_tables(config, root)
+    imported = memmaps.import_sets(config, root, *_place(settings)) if settings.memmaps else []
+    if not settings.datasets and (config.clips.datasets or imported):
+        dataset_card.write_missing(root / 'records' / name for name in imported)
+        return
     if not settings.datasets:
         raise ValueError("config.extract.datasets is empty; name (record set, folder of clip tables) pairs")
     for field, names in (('executor', EXECUTORS), ('encoder', encoders.ENCODERS), ('codec', codec_lib.CODECS)):
@@ -71,7 +80,8 @@ def extract(config, workdir: pathlib.Path) -> None:
         for name, missing in jobs.items():
             targets = tuple(shards_lib.Target(_schema(config, rate), place / f'.{name}.partial', place / 'codec.npz')
                             for rate, place in missing.items())
-            plan = shards_lib.Plan(name, root, targets, settings.batch_size, settings.workers)
+            plan = shards_lib.Plan(name, root, targets, settings.batch_size, settings.workers,
+                                   {'dtype': config.weights.dtype, **store.places(config.weights)})
             work = SetInWork(plan, clips_lib.read_splits(folders[name]), made_with[name], settings.clips_per_shard,
                              settings.max_rejected)
             _make(work, settings, workers)

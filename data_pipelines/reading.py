@@ -123,7 +123,7 @@ def _load(clip: clips_lib.Clip, track, request: Request) -> Loaded:
         waveforms.append(np.pad(waveform, (0, samples - len(waveform))))
     frames = None
     if clip.video is not None and request.frames:
-        frames = media.read_frames(clip.video, request.frames, clip.start_s, request.duration_s)
+        frames = media.read_frames(clip.video, request.frames, clip.start_s, request.duration_s, threads=1)
     return Loaded(frames, waveforms, measures)
 
 
@@ -150,7 +150,7 @@ def _tracks(group: Sequence[clips_lib.Clip], request: Request) -> list:
     path, length_s = group[0].sound, request.sound_s + MARGIN_S
 
     def seek(clip):
-        sound, rate, end_s = media.read_track(path, clip.start_s, length_s)
+        sound, rate, end_s = media.read_track(path, clip.start_s, length_s, threads=1)
         peak, file_s = _PEAKS.get(path, (1.0, end_s))
         return sound, rate, peak, max(end_s, file_s)
 
@@ -190,7 +190,7 @@ def _read_whole(path: pathlib.Path, starts_s: Sequence[float], length_s: float) 
         firsts = [round(start_s * rate) for start_s in starts_s]
         parts = [np.zeros(round(length_s * rate), np.float32) for _ in starts_s]
         to_float, place, peak = av.AudioResampler(format='fltp'), None, 0.0
-        for time, frame in media.decode(container, stream, Fraction(0)):
+        for time, frame in media.decode(container, stream, Fraction(0), threads=1):
             stamp = round((time - zero) * rate)
             if place is None or abs(stamp - place) > 0.02 * rate:  # as in media.read_track
                 place = stamp

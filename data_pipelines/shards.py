@@ -9,8 +9,9 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-from typing import Any, Callable, Iterable, Iterator, NamedTuple
+from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple
 
+import jax
 import numpy as np
 
 from data_pipelines import clips as clips_lib
@@ -19,8 +20,10 @@ from data_pipelines import reading
 from mmaudio_jax import codec as codec_lib
 from mmaudio_jax import encoders
 from mmaudio_jax import media
+from mmaudio_jax import partitioning
 from mmaudio_jax import records
 from mmaudio_jax.sequence import Sequence
+from mmaudio_jax.weights import store
 
 CAPTIONS_KEPT = 1024  # features of the last captions: a caption that recurs among so many is encoded once
 BATCHES_AHEAD = 1  # encoded while the next one is collected and the one before is written
@@ -70,12 +73,14 @@ class Plan:
       targets: one a rate.
       batch_size: clips that are encoded together.
       workers: processes that decode.
+      weights: arguments of weights.store.load, for official encoders and codecs.
     """
     name: str
     root: pathlib.Path
     targets: tuple[Target, ...]
     batch_size: int
     workers: int
+    weights: Mapping[str, Any]
 
     def notes(self, shard: Shard) -> list[pathlib.Path]:
         """The files, one a target, that say that a shard is finished."""
@@ -100,8 +105,11 @@ class Extractor:
         self._plan = plan
         schemas = [target.schema for target in plan.targets]
         sequences = [Sequence(schema.rate, schema.duration_s) for schema in schemas]
-        self._encoder = encoders.make(schemas[0].encoder, sequences[0])
-        self._codecs = [codec_lib.make(target.schema.codec, sequence, target.codec_path)
+        load = functools.partial(store.load, **plan.weights)
+        mesh = partitioning.make_mesh({'data': -1}, devices=jax.local_devices())  # processes share nothing
+        self._encoder = encoders.make(schemas[0].encoder, sequences[0], load, mesh)
+        load = functools.partial(store.load, **{**plan.weights, 'dtype': 'float32'})
+        self._codecs = [codec_lib.make(target.schema.codec, sequence, target.codec_path, load, mesh)
                         for target, sequence in zip(plan.targets, sequences)]
         self._texts: collections.OrderedDict[str, np.ndarray] = collections.OrderedDict()
         sounds = tuple((sequence.sample_rate_hz, sequence.waveform_length) for sequence in sequences)
@@ -186,9 +194,22 @@ def extract_shard(plan: Plan, extractor: Extractor, shard: Shard, loaded: Iterat
       ValueError: a feature that is not finite.
     """
     rejected: list[dict[str, Any]] = []
+    write_shard(plan, shard, _encoded(plan, extractor, shard, loaded, device, rejected, report), rejected, report)
+
+
+def write_shard(plan: Plan, shard: Shard, batches: Iterable[tuple[Batch, list[list[Encoded]]]], rejected: list[dict[str, Any]],
+                report: Callable[[int, list[str]], None]) -> None:
+    """Writes a shard, whole or not at all.
+
+    Args:
+      plan, shard: see extract_shard.
+      batches: clips with their records for each target.
+      rejected: what could not be used, complete when `batches` ends.
+      report: told how many clips of `batches` are written.
+    """
     with contextlib.ExitStack() as stack:
         parts = [stack.enter_context(_Part(plan, target, shard)) for target in plan.targets]
-        for batch, encoded in _encoded(plan, extractor, shard, loaded, device, rejected, report):
+        for batch, encoded in batches:
             for part, examples in zip(parts, encoded):
                 part.write(batch, examples)
             report(len(batch), [])

@@ -53,8 +53,8 @@ def test_a_silent_piece_of_a_sound_is_rejected(tmp_path):
     assert load(tmp_path, silent_end, start_s=1.0).rejected == 'silent (peak 0.0e+00)'
 
 
-@pytest.mark.parametrize('name, reason', [('no.mp4', 'no such file'), ('\ud800.wav', 'the file name is no text in any encoding'),
-                                          ('n' * 300 + '.wav', 'File name too long')])
+@pytest.mark.parametrize('name, reason', [('no.mp4', 'no such file'), ('n' * 300 + '.wav', 'File name too long'),
+                                          ('\ud800.wav', 'the file name is no text in any encoding')])
 def test_a_file_that_cannot_be_opened_is_rejected(tmp_path, name, reason):
     (result,) = reading.load([make(tmp_path / name)], REQUEST)
     assert result.rejected == reason
@@ -74,8 +74,8 @@ def test_windows_of_one_file_are_read_in_one_pass_like_each_alone(tmp_path, monk
     media.write_audio(tmp_path / 'long.flac', np.clip(0.1 * rng.standard_normal(5 * 22_050), -0.5, 0.5), 22_050)
     group = [dataclasses.replace(make(tmp_path / 'long.flac', start_s=start_s), id=str(start_s)) for start_s in (0.0, 1.3, 3.5)]
     together = reading.load(group, REQUEST)
-    opened = []
-    monkeypatch.setattr(media, 'read_track', lambda *args, read=media.read_track: opened.append(args) or read(*args))
+    opened, read = [], media.read_track
+    monkeypatch.setattr(media, 'read_track', lambda *args, **kwargs: opened.append(args) or read(*args, **kwargs))
     for clip, result in zip(group, together):
         alone, = reading.load([clip], REQUEST)  # the peak is known by now: these seek
         np.testing.assert_array_equal(alone.waveforms[0], result.waveforms[0])
