@@ -44,7 +44,7 @@ def write(folder: pathlib.Path) -> dict[str, Any]:
     rows = _read_lines(folder / CLIPS_FILE)
     card = make(folder.name, records.read_metadata(folder), rows, _read_lines(folder / REJECTED_FILE),
                 json.loads((folder / LATENTS_FILE).read_text()))
-    _draw(folder / PICTURE, card, rows)
+    draw(folder / PICTURE, card, rows)
     with media.atomic_file(folder / CARD) as beside:
         beside.write_text(json.dumps(card, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
     return card
@@ -136,7 +136,7 @@ def _near_duplicates(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _draw(path: pathlib.Path, card: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+def draw(path: pathlib.Path, card: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
     """Labels, loudness, silence and lengths in one picture, written whole."""
     figure = Figure(figsize=(11, 7.5), dpi=100, layout='constrained')
     canvas = FigureCanvasAgg(figure)

@@ -4,6 +4,7 @@ Columns (a header is needed): file, or video, or audio (paths below the folder, 
 split, start_s, label, source. Without start_s, sounds are cut into windows and videos start at their beginning. Without any
 listing, 'wolf/growl-2.ogg' becomes the training clip 'wolf growl' with the label 'wolf'.
 """
+import collections
 import pathlib
 import re
 from typing import Iterator
@@ -57,13 +58,15 @@ def _entry(folder: pathlib.Path, column: str, row: dict[str, str], media: layout
 
 def _by_name(folder: pathlib.Path, media: layouts.Media) -> Iterator[layouts.Entry]:
     """Every file, its folder and name for a caption; numbers at the end of names are no words."""
+    stems = collections.Counter(file.with_suffix('') for file in media)
     for file in sorted(media):
         name = file.relative_to(folder).with_suffix('')
         parts = [_words(part) for part in name.parts[-2:]]
         caption = ' '.join(dict.fromkeys(' '.join(filter(None, parts)).split()))
         video = file.suffix.lower() in layouts.VIDEO_SUFFIXES
-        yield layouts.Entry(name.as_posix(), 'train', (caption,), file, video, 'start' if video else 'spread',
-                            label=parts[0] if len(parts) > 1 else caption, source=name.as_posix())
+        unique = name if stems[file.with_suffix('')] == 1 else file.relative_to(folder)
+        yield layouts.Entry(unique.as_posix(), 'train', (caption,), file, video, 'start' if video else 'spread',
+                            label=parts[0] if len(parts) > 1 else caption, source=unique.as_posix())
 
 
 def _words(name: str) -> str:

@@ -15,9 +15,10 @@ import soundfile
 
 from mmaudio_jax import media
 
-SUFFIXES = ('.mp4', '.mkv', '.webm', '.mov', '.avi', '.m4v', '.mpg', '.flv', '.wav', '.flac', '.ogg', '.oga', '.mp3', '.m4a',
-            '.aac', '.opus', '.aif', '.aiff', '.wma')
-VIDEO_SUFFIXES = SUFFIXES[:8]
+VIDEO_SUFFIXES = ('.mp4', '.mkv', '.webm', '.mov', '.avi', '.m4v', '.mpg', '.mpeg', '.flv', '.f4v', '.wmv', '.asf', '.3gp',
+                  '.3g2', '.ogv', '.vob')
+SOUND_SUFFIXES = ('.wav', '.flac', '.ogg', '.oga', '.mp3', '.m4a', '.aac', '.opus', '.aif', '.aiff', '.wma')
+SUFFIXES = VIDEO_SUFFIXES + SOUND_SUFFIXES
 WINDOWS = 5  # of a sound file, at most (SPEC section 4)
 WINDOW_MARGIN_S = 0.1  # windows are that much longer than a clip
 REPORT = 'clips_report.json'

@@ -159,10 +159,13 @@ class _Listing:
         for entry in entries:
             if entry.cut == 'start':
                 yield from self._clips(entry, [entry.start_s], '')
-            elif isinstance(lengths[entry.file], str):
-                self._report.add('unreadable_files', lengths[entry.file])
+                continue
+            assert entry.file is not None  # _usable leaves such entries out
+            length = lengths[entry.file]
+            if isinstance(length, str):
+                self._report.add('unreadable_files', length)
             else:
-                samples, rate = lengths[entry.file]
+                samples, rate = length
                 starts, fill = layouts.window_starts(samples, rate, self._made_with['duration_s'], entry.cut), ''
                 if not starts and self._made_with['short'] != 'reject' and entry.cut == 'spread':
                     starts, fill = [0.0], self._made_with['short']

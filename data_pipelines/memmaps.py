@@ -55,7 +55,7 @@ def open_maps(folder: pathlib.Path, schema: records.Schema) -> Maps:
         meta = json.loads((folder / 'meta.json').read_text(encoding='utf-8'))
     except FileNotFoundError as error:
         raise FileNotFoundError(f'{folder}: holds no meta.json; config.extract.memmaps names folders of memory maps') from error
-    features = {}
+    features: dict[str, np.ndarray] = {}
     for name, tensor in TENSORS.items():
         if tensor not in meta:
             if name in OF_VIDEO:

@@ -112,7 +112,7 @@ def _load(clip: clips_lib.Clip, track, request: Request) -> Loaded:
         raise media.MediaError(clip.sound, 'the sound is not finite')
     if own_peak < SILENT_PEAK:
         raise media.MediaError(clip.sound, f'silent (peak {own_peak:.1e})')
-    measures = _measures(there[:needed], rate, end_s)
+    measures = _measures(there[:round(request.duration_s * rate)], rate, end_s)
     if fill == 'repeat' and len(there) < len(sound):
         sound = np.resize(there, len(sound))
     if clip.split == 'train':
@@ -123,7 +123,8 @@ def _load(clip: clips_lib.Clip, track, request: Request) -> Loaded:
         waveforms.append(np.pad(waveform, (0, samples - len(waveform))))
     frames = None
     if clip.video is not None and request.frames:
-        frames = media.read_frames(clip.video, request.frames, clip.start_s, request.duration_s, threads=1)
+        frames = media.read_frames(clip.video, request.frames, clip.start_s, request.duration_s, threads=1,
+                                   strict=True)
     return Loaded(frames, waveforms, measures)
 
 

@@ -182,7 +182,7 @@ def upright(frame, divide: int = 1) -> Image.Image:
 
 
 def read_frames(path: Path, requests: Sequence[FrameRequest], start_s: float, duration_s: float,
-                hold_last: bool = False, threads: int = 0) -> list[np.ndarray]:
+                hold_last: bool = False, threads: int = 0, strict: bool = False) -> list[np.ndarray]:
     """Reads all requests in one decoding pass; frames are scaled while decoding, so memory does not grow with their size.
 
     The sample for time k / fps is the first frame whose timestamp is at or after it (exact fractions; the released code
@@ -195,6 +195,7 @@ def read_frames(path: Path, requests: Sequence[FrameRequest], start_s: float, du
       duration_s: seconds.
       hold_last: past the end of the stream its last frame stands still.
       threads: of the decoder, 0 for one a core.
+      strict: a frame that the decoder could only mend is an error.
 
     Returns:
       For each request uint8 [int(fps * duration_s), height, width, 3], RGB.
@@ -227,6 +228,8 @@ def read_frames(path: Path, requests: Sequence[FrameRequest], start_s: float, du
         last, end = None, start
         for time, frame in decode(container, stream, start, threads):
             last, end = frame, time
+            if strict and frame.is_corrupt and time >= start:
+                raise MediaError(path, f'the frame at {float(time - start) + start_s:.3f} s is damaged')
             take(frame, time)
             if done == lengths:
                 return results

@@ -185,12 +185,12 @@ def test_any_folder_with_a_csv(tmp_path):
 
 
 def test_a_folder_whose_names_are_the_captions(tmp_path):
-    for name in ('wolf/GrowlLoud-02.wav', 'wolf/wolf_howl.flac', 'bell.ogg'):
+    for name in ('wolf/GrowlLoud-02.wav', 'wolf/wolf_howl.flac', 'wolf/wolf_howl.wav', 'bell.ogg'):
         write_sound(tmp_path / 'source' / name, 0.5)
     tables, report = make(tmp_path, 'folder_csv', short='repeat')
     assert [(row['id'], row['caption'], row['label'], row['fill']) for row in tables['train']] == [
         ('bell', 'bell', 'bell', 'repeat'), ('wolf/GrowlLoud-02', 'wolf growl loud', 'wolf', 'repeat'),
-        ('wolf/wolf_howl', 'wolf howl', 'wolf', 'repeat')]
+        ('wolf/wolf_howl.flac', 'wolf howl', 'wolf', 'repeat'), ('wolf/wolf_howl.wav', 'wolf howl', 'wolf', 'repeat')]
     assert not any(report['counts'].values())
 
 
