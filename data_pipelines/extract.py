@@ -30,6 +30,7 @@ from data_pipelines.set_in_work import REJECTED_FILE
 from data_pipelines.set_in_work import SetInWork
 from mmaudio_jax import codec as codec_lib
 from mmaudio_jax import encoders
+from mmaudio_jax import media
 from mmaudio_jax import records
 from mmaudio_jax.sequence import Sequence
 from mmaudio_jax.weights import store
@@ -125,11 +126,15 @@ def _make(work: SetInWork, settings, workers: processes.Workers) -> None:
         progress.add(clips, rejected)
         work.check_rejects(progress)
 
-    if missing and settings.executor == 'ray':
-        from data_pipelines import ray_executor  # needs an optional package
-        ray_executor.run(work.plan, missing, settings, report)
-    elif missing:
-        _extract_here(work.plan, missing, workers, report)
+    try:
+        if missing and settings.executor == 'ray':
+            from data_pipelines import ray_executor  # needs an optional package
+            ray_executor.run(work.plan, missing, settings, report)
+        elif missing:
+            _extract_here(work.plan, missing, workers, report)
+    except (OSError, media.MediaError):
+        if not work.is_finished:  # else another process, which had the same shards, has renamed the folder
+            raise
     found = work.finish()
     took = span(time.monotonic() - started)
     if found is None:

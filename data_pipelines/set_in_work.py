@@ -61,6 +61,11 @@ class SetInWork:
             for i in range(count):
                 self.shards.append(Shard(split, i, count, tuple(table[i * clips_per_shard:(i + 1) * clips_per_shard])))
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the folders are sets by now, perhaps made by another process."""
+        return all(self._final(target).is_dir() for target in self.plan.targets)
+
     def _final(self, target: Target) -> pathlib.Path:
         return target.folder.with_name(self.plan.name)
 
@@ -145,8 +150,9 @@ class SetInWork:
                 with media.atomic_file(target.folder / file) as beside:
                     beside.write_text(''.join(clips_lib.to_line(row) for _, note in notes for row in note[field]))
             write_json(target.folder / LATENTS_FILE, _latent_statistics(notes))
-            for leftover in target.folder.glob(f'.{self.plan.name}-*'):
-                leftover.unlink()  # half shards of a run that was killed
+            for leftover in target.folder.glob('.*'):
+                if leftover.name != LOCK_FILE:
+                    leftover.unlink()  # half files of a run that was killed
             records.write_metadata(target.folder, self.plan.name, target.schema, lengths, self._made_with)
         shutil.rmtree(target.progress, ignore_errors=True)
         target.folder.rename(self._final(target))

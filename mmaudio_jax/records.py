@@ -21,6 +21,7 @@ from array_record.python import array_record_module
 import ml_dtypes
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import example_serializer
 
 from mmaudio_jax.sequence import CLIP_WIDTH
 from mmaudio_jax.sequence import Sequence
@@ -86,6 +87,10 @@ class Schema:
         features.update(id=tfds.features.Text(), caption=tfds.features.Text(), duration_s=tfds.features.Scalar(np.float32))
         return tfds.features.FeaturesDict(features)
 
+    @functools.cached_property
+    def _serializer(self) -> example_serializer.ExampleSerializer:
+        return example_serializer.ExampleSerializer(self.tfds_features.get_serialized_info())
+
     def metadata(self) -> dict[str, Any]:
         """What metadata.json records about the features; two sets mix when these are equal."""
         shapes = {name: list(shape) for name, shape in self.shapes.items()}
@@ -109,7 +114,9 @@ class Schema:
                 values[name] = value.astype(FEATURE_DTYPES[self.feature_dtype])
             if not np.isfinite(values[name].astype(np.float32)).all():
                 raise ValueError(f'record {example["id"]!r}: {name} is not finite as {self.feature_dtype}')
-        return self.tfds_features.serialize_example(values)
+        example_proto = self._serializer.get_tf_example(self.tfds_features.encode_example(values))
+        # Else the order of the fields differs from process to process, and with it the bytes of the same record.
+        return example_proto.SerializeToString(deterministic=True)
 
     def parse(self, record: bytes) -> dict[str, Any]:
         """The example of `record`: arrays in feature_dtype, bool flags, str id and caption, float duration_s.
