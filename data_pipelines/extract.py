@@ -56,8 +56,8 @@ def extract(config, workdir: pathlib.Path) -> None:
     if config.clips.datasets:
         listing.make_tables(config, root)
     imported = memmaps.import_sets(config, root, *_place(settings)) if settings.memmaps else []
+    dataset_card.write_missing(root / 'records' / name for name in imported)
     if not settings.datasets and (config.clips.datasets or imported):
-        dataset_card.write_missing(root / 'records' / name for name in imported)
         return
     if not settings.datasets:
         raise ValueError("config.extract.datasets is empty; name (record set, folder of clip tables) pairs")

@@ -19,6 +19,7 @@ VIDEO_SUFFIXES = ('.mp4', '.mkv', '.webm', '.mov', '.avi', '.m4v', '.mpg', '.mpe
                   '.3g2', '.ogv', '.vob')
 SOUND_SUFFIXES = ('.wav', '.flac', '.ogg', '.oga', '.mp3', '.m4a', '.aac', '.opus', '.aif', '.aiff', '.wma')
 SUFFIXES = VIDEO_SUFFIXES + SOUND_SUFFIXES
+HEADER_SUFFIXES = ('.wav', '.flac', '.ogg', '.oga', '.aif', '.aiff')  # whose headers tell the length to the sample
 WINDOWS = 5  # of a sound file, at most (SPEC section 4)
 WINDOW_MARGIN_S = 0.1  # windows are that much longer than a clip
 REPORT = 'clips_report.json'
@@ -170,11 +171,13 @@ def source_of(name: str) -> str:
 def length_s(path: pathlib.Path) -> tuple[int, int] | str:
     """(samples, rate in Hz) of a file's sound, or why it cannot be read; runs in worker processes."""
     try:
-        try:
-            info = soundfile.info(os.fspath(path))
-            return info.frames, info.samplerate
-        except soundfile.SoundFileError:
-            found = media.probe(path)
+        if path.suffix.lower() in HEADER_SUFFIXES:
+            try:
+                info = soundfile.info(os.fspath(path))
+                return info.frames, info.samplerate
+            except soundfile.SoundFileError:
+                pass  # something else under this ending
+        found = media.probe(path)
         rate = found.sample_rate_hz or 1_000_000
         return int(found.duration_s * rate), rate
     except (media.MediaError, UnicodeError) as error:

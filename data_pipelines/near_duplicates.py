@@ -1,7 +1,7 @@
 """Which clips of a set sound nearly the same: signatures of 128 bits, and the groups of those that differ in few of them.
 
-A signature holds the signs of fixed random projections of how the latents change from one sixteenth of the clip to the next
-(Charikar 2002), so that neither loudness nor the set's mean counts.
+A signature holds the signs of fixed random projections (Charikar 2002): the first half of how the latents change from one
+sixteenth of the clip to the next, the second half of their mean. So clips are near that sound alike and have the same course.
 """
 import collections
 import functools
@@ -19,16 +19,17 @@ SEED = 2002
 
 @functools.lru_cache(maxsize=8)
 def _projections(size: int) -> np.ndarray:
-    """Fixed directions, float32 [size, BITS]."""
-    return np.random.Generator(np.random.PCG64(SEED)).standard_normal((size, BITS), dtype=np.float32)
+    """Fixed directions, float32 [size, BITS / 2]."""
+    return np.random.Generator(np.random.PCG64(SEED)).standard_normal((size, BITS // 2), dtype=np.float32)
 
 
 def signature(latents: np.ndarray) -> str:
     """The signature of a clip's latents `[N, C]`, hexadecimal."""
     ends = np.arange(SEGMENTS + 1) * len(latents) // SEGMENTS
     means = np.stack([latents[start:end].astype(np.float64).mean(axis=0) for start, end in zip(ends[:-1], ends[1:])])
-    changes = np.diff(means, axis=0).ravel()
-    return np.packbits((changes[:, None] * _projections(len(changes))).sum(axis=0) > 0).tobytes().hex()
+    halves = [(vector[:, None] * _projections(len(vector))).sum(axis=0) for vector in (np.diff(means, axis=0).ravel(),
+                                                                                       means.mean(axis=0))]
+    return np.packbits(np.concatenate(halves) > 0).tobytes().hex()
 
 
 def groups(signatures: Sequence[str], sources: Sequence[Hashable]) -> list[list[int]]:

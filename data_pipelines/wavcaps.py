@@ -33,7 +33,8 @@ def _read(listing: str, place: str, folder: pathlib.Path, media: layouts.Media,
         if not isinstance(row.get('id'), str):
             report.add('unusable_rows', f'{path.name}, entry {number}: id is {row.get("id")!r}')
             continue
-        stem = row['id'][:-4] if os.path.splitext(row['id'])[1] in layouts.SUFFIXES else row['id']
+        stem, suffix = os.path.splitext(row['id'])
+        stem = stem if suffix.lower() in layouts.SUFFIXES else row['id']
         yield layouts.Entry(stem, 'train', _captions(row, captions), media.find(stem, within=place), video=False, cut='spread',
                             source=layouts.source_of(row['id']))
 
