@@ -6,6 +6,7 @@ a shard is made by the same function as without Ray, and stands in the folder wh
 import collections
 import concurrent.futures
 import itertools
+import logging
 import os
 from typing import Any, Callable
 
@@ -91,7 +92,8 @@ def _connect(settings) -> None:
     """Joins the cluster at config.extract.ray_address, or starts one here."""
     if ray.is_initialized():
         return
+    where: dict[str, Any] = {'address': settings.ray_address} if settings.ray_address else {'include_dashboard': False}
     try:
-        ray.init(address=settings.ray_address or None, log_to_driver=False, logging_level='error', include_dashboard=False)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
     except (ConnectionError, ValueError) as error:
         raise OSError(f'no Ray cluster at config.extract.ray_address = {settings.ray_address!r}: {error}') from error
