@@ -164,11 +164,17 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Generation (generate.py): --mode=generate.
     c.generate = ml_collections.ConfigDict()
-    c.generate.input = ''  # a file or a folder of videos
+    c.generate.pretrained = ''  # an official network ('large_44k_v2'), or a folder with official files; '' is the workdir's own
+    c.generate.input = ''  # a video, an image, a folder of videos, or a CSV (columns: generate_jobs.COLUMNS)
     c.generate.output = ''  # folder; '' means workdir/generated
     c.generate.prompt = ''
     c.generate.duration_s = 0.0  # 0: as long as the video
+    c.generate.mask_clip = False  # videos give the timing (sync features) alone
     c.generate.audio_format = 'flac'  # 'flac' or 'wav'
+    c.generate.original_sound = 'replace'  # the video's own sound: 'replace' leaves it out, 'mix', or 'keep' as a second track
+    c.generate.original_db = 0.0  # its level in a mixture, dB
+    c.generate.compilation_cache = True  # keep compiled programs in the cache folder of config.weights
+    c.generate.verbose = False  # time and memory of each stage
 
     # Evaluation (evaluate.py): --mode=evaluate.
     c.evaluate = ml_collections.ConfigDict()

@@ -65,7 +65,7 @@ def describe(value: object) -> str:
     """What a wrong argument is: dtype and shape of an array, the type of anything else."""
     if isinstance(value, np.ndarray):
         return f'{value.dtype} {list(value.shape)}'
-    return f'a {type(value).__name__}'
+    return f'of type {type(value).__name__}'
 
 
 def exact(seconds: float) -> Fraction:

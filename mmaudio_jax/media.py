@@ -182,7 +182,7 @@ def upright(frame, divide: int = 1) -> Image.Image:
 
 
 def read_frames(path: Path, requests: Sequence[FrameRequest], start_s: float, duration_s: float,
-                hold_last: bool = False, threads: int = 0, strict: bool = False) -> list[np.ndarray]:
+                needed_s: float | None = None, threads: int = 0, strict: bool = False) -> list[np.ndarray]:
     """Reads all requests in one decoding pass; frames are scaled while decoding, so memory does not grow with their size.
 
     The sample for time k / fps is the first frame whose timestamp is at or after it (exact fractions; the released code
@@ -193,7 +193,7 @@ def read_frames(path: Path, requests: Sequence[FrameRequest], start_s: float, du
       requests: the streams of frames.
       start_s: where to start, seconds after the start of the video stream.
       duration_s: seconds.
-      hold_last: past the end of the stream its last frame stands still.
+      needed_s: how much of duration_s the stream must have; for the rest its last frame stands still. None: all of it.
       threads: of the decoder, 0 for one a core.
       strict: a frame that the decoder could only mend is an error.
 
@@ -201,8 +201,8 @@ def read_frames(path: Path, requests: Sequence[FrameRequest], start_s: float, du
       For each request uint8 [int(fps * duration_s), height, width, 3], RGB.
 
     Raises:
-      MediaError: unreadable, no video stream, no frames, or (without hold_last) the stream ends early by a sample period or
-        more. If by less, its last frame is repeated.
+      MediaError: unreadable, no video stream, no frames, or the stream ends early by a sample period or more. If by less,
+        its last frame is repeated.
     """
     lengths = [int(request.fps * duration_s) for request in requests]
     results = [np.empty((length, request.height, request.width, 3), np.uint8) for request, length in zip(requests, lengths)]
@@ -236,10 +236,12 @@ def read_frames(path: Path, requests: Sequence[FrameRequest], start_s: float, du
         if last is None:
             raise MediaError(path, 'has no frames')
         end += last.duration * stream.time_base if last.duration else min(periods)
-        missing = max(length - max(i, math.ceil((end - start) / period)) for length, i, period in zip(lengths, done, periods))
-        if missing > 1 and not hold_last:
+        needed_s = duration_s if needed_s is None else needed_s
+        needed = [int(request.fps * needed_s) for request in requests]
+        missing = max(length - max(i, math.ceil((end - start) / period)) for length, i, period in zip(needed, done, periods))
+        if missing > 1:
             end_s = float(end - start) + start_s
-            raise MediaError(path, f'the video ends at {end_s:.3f} s, {start_s + duration_s:.3f} s are needed')
+            raise MediaError(path, f'the video ends at {end_s:.3f} s, {start_s + needed_s:.3f} s are needed')
         take(last, start + max(length * period for length, period in zip(lengths, periods)))
     return results
 

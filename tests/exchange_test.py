@@ -13,6 +13,7 @@ from mmaudio_jax.weights import store
 from mmaudio_jax.weights import tensor_file
 from mmaudio_jax.weights import torch_writer
 from tests.golden import synthetic_weights
+from tests.run_test import run
 from tests.weights_store_test import SIZES
 
 
@@ -87,3 +88,13 @@ def test_mistakes(tmp_path, fields, message):
     config = make_config(tmp_path, **fields)
     with pytest.raises(ValueError, match=message):
         (exchange.import_weights if 'variants' in fields else exchange.export_weights)(config, tmp_path)
+
+
+@pytest.mark.parametrize('mode, message', [('import', '_16k.pth: not on this machine'), ('export', 'no trained weights')])
+def test_the_command_line(tmp_path, monkeypatch, mode, message):
+    monkeypatch.setenv('HF_HUB_CACHE', str(tmp_path / 'nothing'))
+    arguments = ('--config=configs/base.py', f'--workdir={tmp_path}', f'--mode={mode}', '--config.weights.offline=True',
+                 f'--config.weights.cache={tmp_path}/cache')
+    result = run(*arguments)
+    assert result.returncode == 1 and result.stderr.startswith('error: ') and message in result.stderr
+    assert result.stderr.count('\n') == 1

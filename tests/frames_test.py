@@ -42,7 +42,7 @@ def test_a_video_in_memory_is_sampled_as_a_file():
     (np.zeros((2, 4, 4, 3), np.float32), 25.0, r'frames in memory are float32 \[2, 4, 4, 3\]; uint8 \[T, H, W, 3\] is needed'),
     (np.zeros((2, 3, 4, 4), np.uint8), 25.0, r'uint8 \[2, 3, 4, 4\]'),
     (np.zeros((4, 4, 3), np.uint8), 25.0, r'uint8 \[4, 4, 3\]'),
-    ([[0]], 25.0, 'frames in memory are a list'),
+    ([[0]], 25.0, 'frames in memory are of type list'),
     (np.zeros((0, 4, 4, 3), np.uint8), 25.0, 'there is no frame'),
     (np.zeros((2, 4, 4, 3), np.uint8), 0.0, 'fps 0.0 of frames in memory is not a positive number'),
 ])

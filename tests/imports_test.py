@@ -11,15 +11,16 @@ PACKAGE = ROOT / 'mmaudio_jax'
 # A module may import those of its own row and of the rows above it.
 ROOMS = [
     {'resampling', 'frames'},
-    {'sequence', 'records', 'balance', 'media', 'mux', 'plots'},
+    {'sequence', 'records', 'balance', 'media', 'mux', 'plots', 'stages'},
     {'mel', 'tokenizer'},
     {'models'},
     {'partitioning', 'calls'},
     {'official_codec', 'official_encoder', 'encoders', 'codec', 'weights'},
     {'flow_matching', 'optimizer', 'ema', 'metrics'},
     {'sampler'},
-    {'train_step', 'input_pipeline', 'checkpoints', 'train_log', 'train_samples', 'pipeline'},
-    {'train', 'generate', 'evaluate', 'ablations', 'exchange'},
+    {'train_step', 'input_pipeline', 'checkpoints', 'train_log', 'train_samples', 'request',
+     'pretrained', 'pipeline'},
+    {'train', 'generate_jobs', 'generate', 'evaluate', 'ablations', 'exchange'},
 ]
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}
 FORBIDDEN = {'torch', 'torchvision', 'torchaudio', 'tensorflow', 'configs', 'data_pipelines'}

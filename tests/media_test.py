@@ -145,7 +145,7 @@ def test_bad_files_are_one_line(tmp_path):
 def test_a_video_of_one_frame(tmp_path, suffix):
     path = write_video(tmp_path / f'one{suffix}', frames=1, codec='libvpx' if suffix == '.webm' else 'mpeg4')
     assert media.duration_s(path) == pytest.approx(0.04, abs=0.0011)  # Matroska counts in milliseconds
-    frames, = media.read_frames(path, [SMALL], 0.0, 0.8, hold_last=True)
+    frames, = media.read_frames(path, [SMALL], 0.0, 0.8, needed_s=0.04)
     assert frames.shape == (20, 48, 64, 3)
     with pytest.raises(media.MediaError, match='the video ends at 0.04'):
         media.read_frames(path, [SMALL], 0.0, 0.8)

@@ -6,6 +6,9 @@ import http.server
 import json
 import os
 import pathlib
+import re
+import subprocess
+import sys
 import threading
 
 import huggingface_hub
@@ -18,10 +21,19 @@ from mmaudio_jax.weights import files
 
 CONTENT = np.random.RandomState(0).bytes(3_000_000)
 MD5 = hashlib.md5(CONTENT).hexdigest()
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+HUB_HEADERS = (('ETag', f'"{SHA256}"'), ('X-Repo-Commit', 40 * 'a'))
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
     """Serves CONTENT as the server's `behaviour` says."""
+
+    def do_HEAD(self):
+        """The hub's client asks this first."""
+        self.send_response(200)
+        for name, value in (*HUB_HEADERS, ('Content-Length', str(len(CONTENT)))):
+            self.send_header(name, value)
+        self.end_headers()
 
     def do_GET(self):
         server = self.server
@@ -40,7 +52,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         if start:
             self.send_header('Content-Range', f'bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}')
-        self.send_header('Content-Length', str(len(CONTENT) - start))
+        for name, value in (*HUB_HEADERS, ('Content-Length', str(len(CONTENT) - start))):
+            self.send_header(name, value)
         self.end_headers()
         end = start + server.bytes_a_connection if server.drops else len(CONTENT)
         server.drops -= 1 if server.drops else 0
@@ -50,11 +63,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
+@pytest.fixture(autouse=True)
+def fixture_no_hub_cache(monkeypatch):
+    """What this machine downloaded before plays no role."""
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', '/dev/null/cache')
+
+
 @pytest.fixture(name='server')
 def fixture_server():
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
     server.ranges, server.drops, server.bytes_a_connection, server.status, server.starts = True, 0, 1_000_000, 200, []
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.01}, daemon=True)
     thread.start()
     yield server
     server.shutdown()
@@ -196,16 +215,32 @@ def test_a_folder_in_place_of_a_file(tmp_path):
         download.find(files.get('vae_16k'), tmp_path, tmp_path / 'nowhere')
 
 
-def test_the_hub(tmp_path, monkeypatch):
-    entry = files.get('bigvgan_v2_44k')
+HUB = """
+import pathlib, sys
+from mmaudio_jax.weights import download, files
+print(download.fetch(files.get(sys.argv[1]), pathlib.Path(sys.argv[2]), offline=False))
+"""
 
-    def give(repo, file, cache_dir):
-        assert (repo, file) == (entry.repo, entry.file)
-        return str(_hub_cache(cache_dir, entry, CONTENT, hashlib.sha256(CONTENT).hexdigest()))
-    monkeypatch.setattr(huggingface_hub, 'hf_hub_download', give)
-    path = download.fetch(entry, tmp_path, offline=False)
-    assert path == download.find(entry, tmp_path, None)
-    assert download.checked_md5(entry, path, tmp_path, verify=True) == MD5
+
+@pytest.mark.parametrize('name, drops, expected', [
+    ('bigvgan_v2_44k', 1, ''),
+    ('bigvgan_v2_44k', 1000, 'ConnectionError: bigvgan_generator.pt: the download from the hub failed .*by hand'),
+    ('mmaudio_small_16k', 0, f'ValueError: mmaudio_small_16k.pth: .*has MD5 {MD5}, not'),
+])
+def test_the_hubs_own_client(server, tmp_path, name, drops, expected):
+    """It goes on after a dropped connection; a file whose MD5 is wrong is removed from its cache."""
+    server.drops, server.bytes_a_connection = drops, 0
+    endpoint = {'HF_ENDPOINT': f'http://127.0.0.1:{server.server_address[1]}'}
+    result = subprocess.run([sys.executable, '-c', HUB, name, str(tmp_path)], env={**os.environ, **endpoint}, check=False,
+                            capture_output=True, text=True)
+    blobs = [path for path in (tmp_path / 'hub').rglob('blobs/*') if path.is_file()]
+    entry = files.get(name)
+    if expected:
+        assert re.search(expected, result.stderr) and not blobs and download.find(entry, tmp_path, None) is None
+    else:
+        path = download.find(entry, tmp_path, None)
+        assert result.stdout.strip() == str(path) and [blob.name for blob in blobs] == [SHA256]
+        assert download.checked_md5(entry, path, tmp_path, verify=True) == MD5
 
 
 @pytest.mark.parametrize('error, message', [
@@ -222,7 +257,7 @@ def test_the_hub_fails(tmp_path, monkeypatch, error, message):
 
 def test_a_damaged_file_of_the_hub(tmp_path):
     entry = files.get('bigvgan_v2_44k')
-    path = _hub_cache(tmp_path / 'hub', entry, b'damaged', hashlib.sha256(CONTENT).hexdigest())
+    path = _hub_cache(tmp_path / 'hub', entry, b'damaged', SHA256)
     with pytest.raises(ValueError, match='bigvgan_generator.pt: has SHA-256 .* it is damaged'):
         download.checked_md5(entry, path, tmp_path, verify=True)
 

@@ -53,6 +53,19 @@ def test_compressed_members(tmp_path):
     np.testing.assert_array_equal(found['part'], torch_files.values()['part'])
 
 
+def test_check_sums(tmp_path):
+    path = tmp_path / 'torch_zip.pth'
+    shutil.copy(GOLDEN / 'torch_zip.pth', path)
+    tensor_file.check_sums(path)
+    tensor_file.check_sums(GOLDEN / 'torch_legacy.pth')
+    at = path.read_bytes().index(np.arange(5, dtype=np.float32).tobytes())
+    with path.open('r+b') as file:
+        file.seek(at)
+        file.write(b'\x01')
+    with pytest.raises(tensor_file.TensorFileError, match='torch_zip.pth: torch_zip/data/0 is damaged'):
+        tensor_file.check_sums(path)
+
+
 def _safetensors(path):
     safetensors.numpy.save_file({'a': np.arange(6.0).reshape(2, 3)}, path)
 

@@ -99,14 +99,20 @@ def fetch(entry: files.OfficialFile, root: pathlib.Path, offline: bool) -> pathl
 def _from_hub(entry: files.OfficialFile, root: pathlib.Path, by_hand: str) -> pathlib.Path:
     import huggingface_hub
     try:
-        return pathlib.Path(huggingface_hub.hf_hub_download(entry.repo, f'{entry.folder}{entry.file}', cache_dir=root / 'hub'))
+        found = huggingface_hub.hf_hub_download(entry.repo, f'{entry.folder}{entry.file}', cache_dir=root / 'hub')
     except PermissionError:
         raise
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
+    except Exception as error:  # pylint: disable=broad-except; the client lets through those of whatever it is built on
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise _disk_full(root / 'hub') from error
         raise ConnectionError(f'{entry.file}: the download from the hub failed ({_line(error)}); try again, it goes on where '
                               f'it stopped; {by_hand}') from error
+    path = pathlib.Path(found)
+    if entry.md5 and (md5 := _remembered(path, root)) != entry.md5:
+        path.resolve().unlink()  # the hub's cache: the name is a link to the content
+        path.unlink(missing_ok=True)
+        raise _wrong(entry, md5, by_hand)
+    return path
 
 
 def _from_release(entry: files.OfficialFile, place: pathlib.Path, by_hand: str) -> None:
@@ -124,9 +130,13 @@ def _from_release(entry: files.OfficialFile, place: pathlib.Path, by_hand: str) 
     md5 = _digest(partial)
     if md5 != entry.md5:
         partial.unlink()
-        raise ValueError(f'{entry.file}: what came from {entry.url} has MD5 {md5}, not {entry.md5}, and was removed; try again '
-                         f'or, if that repeats itself, {by_hand}')
+        raise _wrong(entry, md5, by_hand)
     partial.rename(place)
+
+
+def _wrong(entry: files.OfficialFile, md5: str, by_hand: str) -> ValueError:
+    return ValueError(f'{entry.file}: what came from {entry.url} has MD5 {md5}, not {entry.md5}, and was removed; try again; '
+                      f'{by_hand}')
 
 
 def _download(url: str, partial: pathlib.Path) -> None:
@@ -188,8 +198,8 @@ def checked_md5(entry: files.OfficialFile, path: pathlib.Path, root: pathlib.Pat
     """
     md5 = _remembered(path, root)
     if verify and entry.md5 and md5 != entry.md5:
-        raise ValueError(f'{path}: has MD5 {md5}, the official file {entry.md5}: it is damaged or another one; get '
-                         f'{entry.url} again, or set config.weights.verify to False for weights of your own')
+        raise ValueError(f'{path}: has MD5 {md5}, the official file {entry.md5}: it is damaged or another one; replace it by '
+                         f'{entry.url}, or set config.weights.verify to False for weights of your own')
     return md5
 
 
@@ -243,4 +253,4 @@ def _disk_full(path: pathlib.Path) -> OSError:
 
 
 def _line(error: BaseException) -> str:
-    return ' '.join(str(getattr(error, 'reason', None) or error).split())[:200]
+    return ' '.join(str(error).split())[:200]

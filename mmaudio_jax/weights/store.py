@@ -100,6 +100,8 @@ def converted(name: str, *, cache: Path | None = None, folder: Path | None = Non
     md5 = download.checked_md5(entry, source, root, verify)
     with download.lock(place(md5)):
         if not place(md5).is_file():
+            if verify and not entry.md5:
+                tensor_file.check_sums(source)
             _convert(entry, source, md5, place(md5))
             for old in place(md5).parent.glob(f'{name}-{md5[:12]}-*.safetensors'):
                 if old != place(md5):

@@ -99,6 +99,20 @@ def read(path: Path) -> TensorFile:
     return TensorFile(path, content, metadata, mapped)
 
 
+def check_sums(path: Path) -> None:
+    """Compares every member of a zip of torch.save with its checksum; other containers have none.
+
+    Raises:
+      TensorFileError: one differs.
+    """
+    path = pathlib.Path(path)
+    with _one_line(path):
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if bad := archive.testzip():
+                    raise TensorFileError(f'{path}: {bad} is damaged; get the file again')
+
+
 @contextlib.contextmanager
 def _one_line(path: pathlib.Path) -> Iterator[None]:
     """Whatever goes wrong while reading `path` becomes one line that names it."""
