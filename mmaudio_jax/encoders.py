@@ -1,4 +1,6 @@
-"""Condition encoders behind one interface: frames and text → features of SPEC section 1. `pixels` needs no weights.
+"""Condition encoders behind one interface: frames and text → features of SPEC section 1.
+
+official: CLIP and Synchformer (official_encoder.py). pixels: fixed functions, without weights.
 
 pixels, CLIP stream: each frame's 16 x 16 colours and edge strengths.
 pixels, sync stream: what moves where and which way, at three instants of each token. Token i stands for the time
@@ -9,9 +11,11 @@ import functools
 from typing import Protocol
 from typing import Sequence as Sequence_
 
+import jax
 import numpy as np
 
 from mmaudio_jax import media
+from mmaudio_jax import official_encoder
 from mmaudio_jax import tokenizer
 from mmaudio_jax.sequence import CLIP_FPS
 from mmaudio_jax.sequence import CLIP_WIDTH
@@ -56,12 +60,8 @@ class PixelEncoder:
 
     def encode_video(self, clip_frames: np.ndarray, sync_frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See Encoder; raises ValueError when the frames are not those that were asked for."""
-        lengths = (self._sequence.clip_length, self._sequence.sync_frames)
-        for frames, request, length in zip((clip_frames, sync_frames), self.frame_requests, lengths):
-            expected = (length, request.height, request.width, 3)
-            if frames.shape[1:] != expected or frames.dtype != np.uint8:
-                raise ValueError(f'frames are {frames.dtype} {list(frames.shape)}, not uint8 [B, '
-                                 f'{", ".join(map(str, expected))}] as frame_requests asks')
+        official_encoder.check_frames((clip_frames, sync_frames), self.frame_requests,
+                                      (self._sequence.clip_length, self._sequence.sync_frames))
         clip = np.stack([_appearance(clip) for clip in clip_frames])
         sync = np.stack([self._motion(clip) for clip in sync_frames])
         return clip, sync
@@ -138,18 +138,23 @@ def _fixed_vector(kind: str, number: int) -> np.ndarray:
     return np.random.Generator(np.random.PCG64(seed)).standard_normal(CLIP_WIDTH, dtype=np.float32)
 
 
-def make(name: str, sequence: Sequence) -> Encoder:
+def make(name: str, sequence: Sequence, load: official_encoder.Load | None = None) -> Encoder:
     """The encoder of that name.
 
     Args:
       name: config.extract.encoder, 'pixels' or 'official'.
       sequence: rate and lengths of the clips.
+      load: 'official' only: gives the parameters of an official model, 'clip_vit_h_14_378' and 'synchformer_visual', when
+        they are first needed. Encoders made with the same `load` share them.
 
     Raises:
-      ValueError: an unknown name, or an encoder that cannot be had.
+      ValueError: an unknown name, or 'official' without `load`.
     """
     if name == 'official':
-        raise ValueError("config.extract.encoder is 'official', which is not built in yet; use 'pixels'")
+        if load is None:
+            raise ValueError("config.extract.encoder is 'official', which needs the official weights: pass `load`")
+        calls = official_encoder.CPU_CALLS if jax.default_backend() == 'cpu' else official_encoder.ACCELERATOR_CALLS
+        return official_encoder.OfficialEncoder(sequence, official_encoder.shared_towers(load), calls)
     if name != 'pixels':
         raise ValueError(f'config.extract.encoder is {name!r}; it must be one of {", ".join(ENCODERS)}')
     return PixelEncoder(sequence)

@@ -14,7 +14,7 @@ ROOMS = [
     {'sequence', 'records', 'media', 'plots'},
     {'mel', 'tokenizer'},
     {'models'},
-    {'encoders', 'codec', 'weights'},
+    {'official_encoder', 'encoders', 'codec', 'weights'},
     {'flow_matching', 'optimizer', 'ema', 'partitioning', 'metrics'},
     {'sampler'},
     {'train_step', 'input_pipeline', 'checkpoints', 'train_log', 'train_samples', 'pipeline'},

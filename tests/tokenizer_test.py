@@ -1,4 +1,6 @@
 """Token ids equal open_clip's on varied texts."""
+import json
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,15 @@ def test_golden_texts():
     with np.load(GOLDEN / 'clip_vit_h_14_378.npz') as golden:
         texts, tokens = golden['texts'].tolist(), golden['tokens']
     np.testing.assert_array_equal(tokenize(texts), tokens)
+
+
+def test_varied_texts():
+    """125 texts: contractions, accents, ligatures, 20 scripts, emoji, control characters, broken encodings, over-long ones."""
+    with np.load(GOLDEN / 'tokens.npz') as golden:  # made by open_clip 3.3.0's SimpleTokenizer with ftfy 6.3.1
+        texts, ids = json.loads(str(golden['texts'])), golden['ids']
+    assert len(texts) == 125
+    for text, ours, expected in zip(texts, tokenize(texts), ids, strict=True):
+        np.testing.assert_array_equal(ours, expected, err_msg=repr(text))
 
 
 def test_start_end_and_padding():
