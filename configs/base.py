@@ -89,6 +89,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.optimizer.eps = 1e-6  # 1e-6 for bfloat16, 1e-8 for float32
     c.optimizer.weight_decay = 1e-6  # on every trained tensor
     c.optimizer.clip_norm = 1.0
+    c.optimizer.first_moment_dtype = 'float32'  # 'bfloat16' halves its memory
 
     # Post-hoc EMA (ema.py).
     c.ema = ml_collections.ConfigDict()
@@ -108,10 +109,22 @@ def get_config() -> ml_collections.ConfigDict:
     c.sharding.whole_params = False  # fsdp splits moments and averages, and leaves parameters whole (ZeRO-1)
     c.sharding.rules = ()  # (regular expression, axes) pairs that are tried before those of partitioning.RULES
 
+    # Several processes (distributed.py). TPU pods, Slurm and Open MPI need nothing here; otherwise set the first three, or
+    # JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    c.hosts = ml_collections.ConfigDict()
+    c.hosts.coordinator = ''  # 'host:port' of process 0, any free port
+    c.hosts.count = ''  # number of processes
+    c.hosts.index = ''  # which of them this one is, from 0
+    c.hosts.start_timeout_s = 300  # how long the processes wait for each other at the start
+    c.hosts.lost_after_s = 60  # a process that was not heard of for so long is lost, and the others end
+
     # The loop (train.py).
     c.train = ml_collections.ConfigDict()
     c.train.total_steps = 300_000
+    c.train.microbatches = 1  # parts of a batch whose gradients are computed one after the other and averaged; saves memory
+    c.train.max_skipped = 10  # steps in a row that are not finite and left out before the run stops; 0: the first one stops it
     c.train.log_every = 50
+    c.train.profile_steps = ()  # (first, last): a JAX profile of these steps is written to workdir/profile
     c.train.validate_every = 5_000
     c.train.sample_every = 20_000  # and at the end; 0: never
     c.train.sample_clips = 4  # spectrogram and sound of that many validation clips
@@ -121,8 +134,9 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Sampling (sampler.py).
     c.sampling = ml_collections.ConfigDict()
-    c.sampling.solver = 'euler'  # 'euler', 'midpoint' or 'dopri5'
+    c.sampling.solver = 'euler'  # 'euler', 'midpoint', 'heun' or 'dopri5'
     c.sampling.num_steps = 25
+    c.sampling.schedule = 'uniform'  # of the steps: 'uniform', 'cosine' (short at both ends) or 'quadratic' (at the start)
     c.sampling.guidance = 4.5  # w; below 1 the conditioned velocity alone
     c.sampling.negative_prompt = ''
     c.sampling.seed = 42

@@ -10,12 +10,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'mmaudio_jax'
 # A module may import those of its own row and of the rows above it.
 ROOMS = [
-    {'resampling'},
+    {'resampling', 'distributed'},
     {'sequence', 'records', 'media', 'plots'},
     {'mel', 'tokenizer'},
     {'models'},
     {'official_encoder', 'encoders', 'codec', 'weights'},
-    {'flow_matching', 'optimizer', 'ema', 'partitioning', 'metrics'},
+    {'flow_matching', 'optimizer', 'ema', 'partitioning', 'metrics', 'flops'},
     {'sampler'},
     {'train_step', 'input_pipeline', 'checkpoints', 'train_log', 'train_samples', 'pipeline'},
     {'train', 'generate', 'evaluate', 'ablations'},

@@ -24,6 +24,11 @@ class Network(nn.Module):
     text_width: int = 1024
     text_length: int = 77
     hidden_size: int = 64
+    joint_blocks: int = 1  # from here on: only read by the count of operations, which is not this network's
+    fused_blocks: int = 0
+    version: int = 1
+    sync_fusion: str = 'none'
+    mlp: str = 'linear'
 
     def setup(self):
         constant = lambda name, shape: self.param(name, nn.initializers.zeros, shape)
