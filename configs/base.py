@@ -68,6 +68,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.rope = 'aligned'  # 'aligned', 'unaligned' or 'none'
     c.model.mlp = 'conv'  # 'conv' or 'linear' (kernel 1)
     c.model.dtype = 'bfloat16'  # compute dtype, 'bfloat16' or 'float32'; parameters are float32
+    c.model.convolution = 'auto'  # 'xla', 'matmul' (the faster on CPUs), or 'auto': by the device
     c.model.remat = 'none'  # 'none', 'blocks' or 'dots'
 
     # Flow matching (flow_matching.py) and condition dropout for guidance.

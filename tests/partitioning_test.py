@@ -95,7 +95,7 @@ def test_rules_stand_for_the_last_dimensions_and_those_of_the_config_come_first(
 @pytest.mark.parametrize('fields', [{}, {'mlp': 'linear', 'sync_fusion': 'none'}], ids=str)
 def test_the_rules_match_every_parameter_of_the_networks(variant, fields):
     """Each splits over fsdp 2; the widths of L also over tensor 2."""
-    plain = {'dtype': 'float32', 'sync_fusion': 'modulate', 'rope': 'aligned', 'mlp': 'conv', 'remat': 'none'}
+    plain = {'dtype': 'float32', 'sync_fusion': 'modulate', 'rope': 'aligned', 'mlp': 'conv', 'convolution': 'matmul', 'remat': 'none'}
     sequence = Sequence(variant.split('_')[1], 8.0)
     model = mmaudio.build({'variant': variant, **plain, **fields}, sequence)
     inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (
@@ -246,7 +246,7 @@ def test_bytes_of_the_state_are_as_counted(name):
     expected += 4
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes.params):
         tensor_name = partitioning.tensor_name(path)
-        kernel, heads = re.search('kernel|w13|w2', tensor_name), re.search('qkv|projection|w13|w2', tensor_name)
+        kernel, heads = re.search('kernel|w[123]', tensor_name), re.search('qkv|projection|w[123]', tensor_name)
         wide = tensor if heads and (kernel or 'qkv/bias' in tensor_name) else 1
         copies = 2 if tensor_name in mmaudio.FROZEN else 4  # averages, and moments
         parameter = leaf.size / wide / (fsdp if kernel and not whole else 1)
