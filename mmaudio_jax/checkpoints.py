@@ -36,14 +36,9 @@ _UNFINISHED = '.orbax-checkpoint-tmp'  # in the name of a folder that Orbax has 
 # Fields that may differ between the run that saved and the run that resumes: they change no number that training computes.
 FREE_FIELDS = (
     'name', 'stages', 'data_dir', 'impacts.workers', 'extract.batch_size', 'extract.workers', 'input.validation',
-    'input.validation_batch_size', 'input.validation_examples', 'input.workers', 'input.prefetch', 'model.convolution', 'model.remat',
-<<<<<<< HEAD
-    'ema.snapshot_every', 'ema.synthesis_sigma_rel', 'mesh',
+    'input.validation_batch_size', 'input.validation_examples', 'input.workers', 'input.prefetch', 'model.convolution',
+    'model.remat', 'ema.snapshot_every', 'ema.synthesis_sigma_rel', 'mesh',
     'sharding', 'hosts', 'train', 'sampling', 'generate', 'evaluate', 'ablations')
-=======
-    'ema.snapshot_every', 'ema.synthesis_sigma_rel', 'mesh', 'sharding', 'train', 'sampling', 'generate', 'evaluate',
-    'ablations')
->>>>>>> main
 
 
 class CheckpointError(ValueError):

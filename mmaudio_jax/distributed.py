@@ -10,12 +10,14 @@ import sys
 import traceback
 from typing import Any
 
+from absl import logging
+
 _ENVIRONMENT = {'coordinator': 'JAX_COORDINATOR_ADDRESS', 'count': 'JAX_NUM_PROCESSES', 'index': 'JAX_PROCESS_ID'}
 _NO_CLUSTER = 'coordinator_address should be defined'  # how JAX says that it found none
 
 
 @contextlib.contextmanager
-def joined(hosts: Any) -> Iterator[None]:
+def joined(hosts: Any, alone: bool) -> Iterator[None]:
     """Inside the block the processes of a run work together; each computes alone when there is only one.
 
     When something is raised in one of several processes it ends at once, with a line that says what to do: it would wait for
@@ -24,12 +26,14 @@ def joined(hosts: Any) -> Iterator[None]:
 
     Args:
       hosts: config.hosts: coordinator, count, index, start_timeout_s, lost_after_s.
+      alone: join nothing.
 
     Raises:
       ValueError: the fields do not say which process this is, or the others cannot be reached.
     """
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # before jax: its compiler's chatter is not the user's
-    count = _start(hosts)
+    logging.set_verbosity(logging.ERROR)
+    count = 1 if alone else _start(hosts)
     try:
         yield
     except Exception as error:

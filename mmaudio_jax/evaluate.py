@@ -37,12 +37,8 @@ ROWS = ('generated', 'shuffled', 'codec', 'truth')
 SHUFFLE_SEED = 0  # of the control: always the same pairs, so that runs compare
 _FIELDS = ('clip_features', 'sync_features', 'text_features', 'video_exists', 'text_exists')
 _PACKAGES = ('jax', 'flax', 'numpy', 'librosa', 'mmaudio_jax')
-<<<<<<< HEAD
 # Sections that change no figure.
 _WITHOUT_INFLUENCE = ('name', 'stages', 'data_dir', 'generate', 'ablations', 'mesh', 'sharding', 'hosts')
-=======
-_WITHOUT_INFLUENCE = ('name', 'stages', 'data_dir', 'generate', 'ablations', 'mesh', 'sharding')  # change no figure
->>>>>>> main
 Row = Mapping[str, Any]
 
 

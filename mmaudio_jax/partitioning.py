@@ -53,8 +53,7 @@ def make_mesh(mesh_config: Mapping[str, int], slice_axis: str = 'data', devices:
     devices = jax.devices() if devices is None else devices
     unknown = sorted(set(mesh_config) - set(AXES))
     if unknown:
-        raise ValueError(f'config.mesh has the axes {", ".join(sorted(mesh_config))}, but the mesh knows only '
-                         f'{", ".join(AXES)}')
+        raise ValueError(f'config.mesh has the axes {", ".join(sorted(mesh_config))}; those that exist are {", ".join(AXES)}')
     sizes = {name: 1 for name in AXES} | dict(mesh_config)
     for name, size in sizes.items():
         if size != -1 and size < 1:

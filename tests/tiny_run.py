@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from configs import base
+from mmaudio_jax import distributed
 from mmaudio_jax import train
+from mmaudio_jax import train_log
 from tests import records_test
 
 TRAIN_CLIPS, VALIDATION_CLIPS = 24, 8
@@ -73,7 +75,8 @@ def make_config(**train_fields):
     config.input.mixture, config.input.validation, config.input.statistics = (('bells', 2),), 'bells', 'bells'
     config.input.batch_size = config.input.validation_batch_size = 8
     config.input.workers = 0
-    config.sharding.rules = (('hidden|out', ()), )  # Network's layers are not those of MMAudio
+    # Network's layers are not those of MMAudio.
+    config.sharding.rules = (('hidden/kernel', (None, 'fsdp')), ('hidden|out', ()))
     config.model.update(hidden_size=64, num_heads=1, joint_blocks=2, fused_blocks=1, dtype='float32')
     config.optimizer.update(learning_rate=1e-3, warmup_steps=5, schedule='constant')
     config.ema.snapshot_every = 4
@@ -95,25 +98,46 @@ def build_network(model_config, sequence) -> Network:
     return Network(sequence.latent_channels)
 
 
-def _run_in_child(workdir: str, fields: dict, cache: str) -> None:
-    log = os.open(f'{workdir}/output.txt', os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+def _run_in_child(workdir: str, output: str, fields: dict, cache: str, hosts: dict, devices: int, pause_s: float) -> None:
+    log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    if devices:
+        os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices}'
     jax.config.update('jax_compilation_cache_dir', cache)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
     train.mmaudio.build = build_network
-    train.train(make_config(**fields), pathlib.Path(workdir))
+    add = train_log.TrainLog.add
+    train_log.TrainLog.add = lambda *args: (time.sleep(pause_s), add(*args))
+    config = make_config(**fields)
+    config.hosts.update(hosts)
+    if devices:
+        config.mesh.update(data=-1, fsdp=2)
+    with distributed.joined(config.hosts, alone=not hosts):
+        train.train(config, pathlib.Path(workdir))
 
 
 class Run:
-    """train.train in a child process that is forked from a server in which everything is imported, but no device started."""
+    """train.train in a child process that is forked from a server in which everything is imported, but no device started.
 
-    def __init__(self, workdir: pathlib.Path, cache: pathlib.Path, **train_fields):
-        self.output_path = workdir / 'output.txt'
+    Args:
+      workdir: of the run; its output is in output_<index>.txt there.
+      cache: folder of compiled programs.
+      hosts: fields of config.hosts, when it is one of several processes.
+      devices: how many this process has, in a mesh with fsdp 2; 0: all eight, data parallel.
+      pause_s: after every step.
+      train_fields: of config.train.
+    """
+
+    def __init__(self, workdir: pathlib.Path, cache: pathlib.Path, hosts: dict | None = None, devices: int = 0,
+                 pause_s: float = 0.0, **train_fields):
+        hosts = hosts or {}
+        self.output_path = workdir / f'output_{hosts.get("index", 0)}.txt'
         self.output_path.unlink(missing_ok=True)
         context = multiprocessing.get_context('forkserver')
         context.set_forkserver_preload(['tests.tiny_run'])
-        self.process = context.Process(target=_run_in_child, args=(str(workdir), train_fields, str(cache)))
+        self.process = context.Process(target=_run_in_child, args=(str(workdir), str(self.output_path), train_fields,
+                                                                   str(cache), hosts, devices, pause_s))
         self.process.start()
 
     def output(self) -> str:
