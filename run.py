@@ -9,11 +9,12 @@ from ml_collections import config_flags
 
 from mmaudio_jax import distributed
 
-MODES = ('impacts', 'extract', 'train', 'evaluate', 'generate', 'ablations')
+MODES = ('impacts', 'extract', 'train', 'evaluate', 'generate', 'ablations', 'compile')
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, e.g. configs/impacts.py.', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of everything that the run makes.')
 _MODE = flags.DEFINE_enum('mode', None, MODES, 'One stage; without it, those of config.stages.')
+_TOPOLOGY = flags.DEFINE_string('topology', None, 'Of --mode=compile, e.g. v5e:16x16; sets config.compile.topology.')
 flags.mark_flags_as_required(['config', 'workdir'])
 _TRACEBACK = flags.DEFINE_bool('traceback', False, 'Show where an error came from.')
 
@@ -21,26 +22,22 @@ _TRACEBACK = flags.DEFINE_bool('traceback', False, 'Show where an error came fro
 def run_mode(mode: str, config, workdir: pathlib.Path) -> int:
     """Runs one stage and returns its exit code. Imports are here: a stage loads only what it needs."""
     if mode == 'impacts':
-        from data_pipelines import impacts
-        impacts.render(config, workdir)
+        from data_pipelines.impacts import render as run
     elif mode == 'extract':
-        from data_pipelines import extract
-        extract.extract(config, workdir)
+        from data_pipelines.extract import extract as run
     elif mode == 'train':
-        from mmaudio_jax import train
-        train.train(config, workdir)
+        from mmaudio_jax.train import train as run
     elif mode == 'evaluate':
-        from mmaudio_jax import evaluate
-        evaluate.evaluate(config, workdir)
+        from mmaudio_jax.evaluate import evaluate as run
     elif mode == 'generate':
-        from mmaudio_jax import generate
-        return generate.generate(config, workdir)
+        from mmaudio_jax.generate import generate as run
     elif mode == 'ablations':
-        from mmaudio_jax import ablations
-        return ablations.run(config, workdir)
+        from mmaudio_jax.ablations import run
+    elif mode == 'compile':
+        from mmaudio_jax.compile_report import report as run
     else:
         raise ValueError(f'stage {mode!r} is not one of {", ".join(MODES)}; change config.stages')
-    return 0
+    return run(config, workdir) or 0
 
 
 def main(argv: list[str]) -> None:
@@ -50,6 +47,8 @@ def main(argv: list[str]) -> None:
             raise ValueError(f'unexpected argument {argv[1]!r}; flags look like --mode=train')
         workdir = pathlib.Path(str(_WORKDIR.value))
         workdir.mkdir(parents=True, exist_ok=True)
+        if _TOPOLOGY.value:
+            _CONFIG.value.compile.topology = _TOPOLOGY.value
         modes = [_MODE.value] if _MODE.value else _CONFIG.value.stages
         with distributed.joined(_CONFIG.value.hosts, alone='ablations' in modes):  # whose runs join for themselves
             for mode in modes:

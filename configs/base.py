@@ -161,6 +161,12 @@ def get_config() -> ml_collections.ConfigDict:
     c.evaluate.onset_lag_s = 512 / 22_050  # the detector's lag (one hop), subtracted from its times; 0: the published protocol
     c.evaluate.save_clips = 8  # how many mp4 and spectrograms are written
 
+    # Ahead-of-time compilation for TPUs that need not be there (compile_report.py): --mode=compile, with --topology.
+    c.compile = ml_collections.ConfigDict()
+    c.compile.topology = 'v5e:16x16'  # chip (v4, v5e, v5p, v6e) and arrangement
+    c.compile.programs = ('train', 'sampler', 'frames', 'segments')  # any of these
+    c.compile.clips_per_device = 8  # of the sampler's batch
+
     # Several runs side by side (ablations.py): --mode=ablations.
     c.ablations = ml_collections.ConfigDict()
     c.ablations.rows = ()  # (name, what follows --config=) pairs, the default first

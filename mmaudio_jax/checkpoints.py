@@ -38,7 +38,7 @@ FREE_FIELDS = (
     'name', 'stages', 'data_dir', 'impacts.workers', 'extract.batch_size', 'extract.workers', 'input.validation',
     'input.validation_batch_size', 'input.validation_examples', 'input.workers', 'input.prefetch', 'model.convolution',
     'model.remat', 'ema.snapshot_every', 'ema.synthesis_sigma_rel', 'mesh',
-    'sharding', 'hosts', 'train', 'sampling', 'generate', 'evaluate', 'ablations')
+    'sharding', 'hosts', 'train', 'sampling', 'generate', 'evaluate', 'compile', 'ablations')
 
 
 class CheckpointError(ValueError):

@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'mmaudio_jax'
 # A module may import those of its own row and of the rows above it.
 ROOMS = [
-    {'resampling', 'distributed'},
+    {'resampling', 'distributed', 'chips', 'hlo_cost'},
     {'sequence', 'records', 'media', 'plots'},
     {'mel', 'tokenizer'},
     {'models'},
@@ -18,7 +18,7 @@ ROOMS = [
     {'flow_matching', 'optimizer', 'ema', 'partitioning', 'metrics', 'flops'},
     {'sampler'},
     {'train_step', 'input_pipeline', 'checkpoints', 'train_log', 'train_samples', 'pipeline'},
-    {'train', 'generate', 'evaluate', 'ablations'},
+    {'train', 'generate', 'evaluate', 'ablations', 'compile_report'},
 ]
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}
 FORBIDDEN = {'torch', 'torchvision', 'torchaudio', 'tensorflow', 'configs', 'data_pipelines'}
