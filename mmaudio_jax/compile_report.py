@@ -56,7 +56,7 @@ def report(config, workdir: pathlib.Path) -> None:
           f'{json.dumps(dict(config.mesh))}', flush=True)
     results = {}
     for name in config.compile.programs:
-        results[name] = measure(PROGRAMS[name], config, devices)
+        results[name] = measure(PROGRAMS[name], config, devices, pathlib.Path(workdir) / f'compile_{name}.txt')
         print(table(name, results[name]), flush=True)
     print(METHOD)
     path = pathlib.Path(workdir) / 'compile.json'
@@ -65,8 +65,8 @@ def report(config, workdir: pathlib.Path) -> None:
     print(f'every figure is in {path}')
 
 
-def measure(program: Any, config, devices: list[Any]) -> dict[str, Any]:
-    """Compiles one of PROGRAMS and reads what it costs.
+def measure(program: Any, config, devices: list[Any], text: pathlib.Path | None = None) -> dict[str, Any]:
+    """Compiles one of PROGRAMS and reads what it costs; the compiled program is written to `text`.
 
     Returns:
       Plain data: `fits`; when it does not, only `needs_bytes` and `memory_bytes`. Otherwise bytes a device, seconds of one
@@ -84,14 +84,16 @@ def measure(program: Any, config, devices: list[Any]) -> dict[str, Any]:
             raise
         return {**work, 'fits': False, 'memory_bytes': chip.memory_bytes, 'reason': _first_sentences(str(error))}
     finished = time.monotonic()
-    program_text = hlo_cost.parse(compiled.as_text())
+    written = compiled.as_text()
+    if text is not None:
+        text.write_text(written)
     shape = chips.torus(devices)
 
     def collective_cycles(collective):
         group = [used[place] for place in collective.group]
         return chip.clock_hz * chips.collective_seconds(chip, collective.bytes, group, shape)
 
-    cost = hlo_cost.cost(program_text, chip.memory_bandwidth / chip.clock_hz, collective_cycles)
+    cost = hlo_cost.cost(hlo_cost.parse(written), chip.memory_bandwidth / chip.clock_hz, collective_cycles)
     seconds = {name: getattr(cost, f'{name}_cycles') / chip.clock_hz for name in ('compute', 'collective', 'copy', 'guessed')}
     seconds['all'] = cost.cycles / chip.clock_hz
     peak = flops.peak(used[0].device_kind)
