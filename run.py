@@ -1,5 +1,6 @@
 """python run.py --config=configs/impacts.py --workdir=DIR [--mode=MODE] [--config.FIELD=VALUE ...].
 Without --mode the stages of config.stages run in order, each skipped when its result is there."""
+from collections.abc import Callable
 import pathlib
 import sys
 
@@ -9,7 +10,7 @@ from ml_collections import config_flags
 
 from mmaudio_jax import distributed
 
-MODES = ('impacts', 'extract', 'train', 'evaluate', 'generate', 'ablations', 'compile')
+MODES = ('impacts', 'extract', 'train', 'evaluate', 'generate', 'ablations', 'import', 'export', 'compile')
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, e.g. configs/impacts.py.', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of everything that the run makes.')
@@ -21,23 +22,28 @@ _TRACEBACK = flags.DEFINE_bool('traceback', False, 'Show where an error came fro
 
 def run_mode(mode: str, config, workdir: pathlib.Path) -> int:
     """Runs one stage and returns its exit code. Imports are here: a stage loads only what it needs."""
+    stage: Callable[..., int | None]
     if mode == 'impacts':
-        from data_pipelines.impacts import render as run
+        from data_pipelines.impacts import render as stage
     elif mode == 'extract':
-        from data_pipelines.extract import extract as run
+        from data_pipelines.extract import extract as stage
     elif mode == 'train':
-        from mmaudio_jax.train import train as run
+        from mmaudio_jax.train import train as stage
     elif mode == 'evaluate':
-        from mmaudio_jax.evaluate import evaluate as run
+        from mmaudio_jax.evaluate import evaluate as stage
     elif mode == 'generate':
-        from mmaudio_jax.generate import generate as run
+        from mmaudio_jax.generate import generate as stage
     elif mode == 'ablations':
-        from mmaudio_jax.ablations import run
+        from mmaudio_jax.ablations import run as stage
+    elif mode == 'import':
+        from mmaudio_jax.exchange import import_weights as stage
+    elif mode == 'export':
+        from mmaudio_jax.exchange import export_weights as stage
     elif mode == 'compile':
-        from mmaudio_jax.compile_report import report as run
+        from mmaudio_jax.compile_report import report as stage
     else:
         raise ValueError(f'stage {mode!r} is not one of {", ".join(MODES)}; change config.stages')
-    return run(config, workdir) or 0
+    return stage(config, workdir) or 0
 
 
 def main(argv: list[str]) -> None:

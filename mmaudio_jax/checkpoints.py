@@ -250,6 +250,8 @@ class Checkpointer:
         try:
             yield
         except Exception as error:
+            if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+                raise  # another process is lost: nothing is wrong with the folder
             whole = sorted(int(entry.name) for entry in self._directory.iterdir() if entry.name.isdigit())
             kept = f'the checkpoint of step {whole[-1]} is intact' if whole else 'there is no earlier one'
             raise CheckpointError(

@@ -66,7 +66,7 @@ class TrainLog:
         self._last_step = step
         self._skipped = 0  # in the open interval
         self._in_a_row = 0  # skipped ones
-        self._spent = (0.0, 0.0)  # data and dispatch of the newest step
+        self._spent = (0.0, 0.0)  # on data and dispatch since the step before finished
         self._timed = _Timed()
         self._mark: float | None = None  # when the step before finished
         self._open_line = False
@@ -88,7 +88,7 @@ class TrainLog:
         now = time.monotonic()
         if self._mark is not None:
             self._timed.add(now - self._mark, *self._spent, now - waiting)
-        self._mark = now
+        self._mark, self._spent = now, (0.0, 0.0)
         self._steps += 1
         self._last_step = step
         if self._is_finite(step, values):
@@ -110,7 +110,7 @@ class TrainLog:
         self._skipped += 1
         what = f'{bad[0]} is {values[bad[0]]} at step {step} (learning rate {values["learning_rate"]:.3g})'
         if self._in_a_row > self._max_skipped:
-            raise NonFiniteError(what if self._in_a_row == 1 else f'{what}, the {self._in_a_row}th step in a row')
+            raise NonFiniteError(what if self._in_a_row == 1 else f'{what}, {self._in_a_row} steps in a row')
         self.say(f'{what}: left out, {self._in_a_row} in a row; config.train.max_skipped is {self._max_skipped}')
         return False
 

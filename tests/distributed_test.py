@@ -5,8 +5,6 @@ import pathlib
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -19,7 +17,6 @@ from tests import tiny_run
 
 DEVICES = 4  # in a mesh of data 2 and fsdp 2, over 1, 2 or 4 processes
 LOST_AFTER_S = 10
-ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(name='records', scope='module')
@@ -40,13 +37,17 @@ def address() -> str:
         return f'127.0.0.1:{probe.getsockname()[1]}'
 
 
-def start(workdir: pathlib.Path, cache: pathlib.Path, count: int, **fields) -> list[tiny_run.Run]:
-    """`count` processes that train together."""
+def places(count: int) -> list[dict]:
+    """config.hosts of `count` processes on this machine."""
     where = address()
-    hosts = [{'coordinator': where, 'count': str(count), 'index': str(index), 'lost_after_s': LOST_AFTER_S}
-             for index in range(count)]
-    return [tiny_run.Run(workdir, cache, one if count > 1 else None, DEVICES // count, **{'log_every': 1, **fields})
-            for one in hosts]
+    return [{'coordinator': where, 'count': str(count), 'index': str(index), 'lost_after_s': LOST_AFTER_S}
+            for index in range(count)]
+
+
+def start(workdir: pathlib.Path, cache: pathlib.Path, count: int, pause_s: float = 0.0) -> list[tiny_run.Run]:
+    """`count` processes that train together."""
+    return [tiny_run.Run(workdir, cache, one if count > 1 else None, DEVICES // count, pause_s, log_every=1)
+            for one in places(count)]
 
 
 def losses(workdir: pathlib.Path) -> list[float]:
@@ -63,11 +64,12 @@ def fixture_alone(tmp_path_factory, records, cache):
 
 def assert_same_end(workdir: pathlib.Path, alone: pathlib.Path) -> None:
     """Losses of every step to 1e-5, and the last checkpoint nearly: another number of processes adds in another order."""
-    np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-5)  # measured: below
+    apart = np.abs(np.divide(losses(workdir), losses(alone)) - 1).max()
+    assert apart < 1e-5
     ours, expected = (resume_test.saved(folder, resume_test.STEPS) for folder in (workdir, alone))
     assert ours.keys() == expected.keys() and ours['iterator'] == expected['iterator']
     worst = max(np.abs(ours[name] - expected[name]).max() for name in ours if 'params' in name)
-    print('largest difference of a parameter:', worst)
+    print(f'largest difference of a loss, relative: {apart:.1e}, of a parameter: {worst:.1e}')
     assert worst < 1e-5
 
 
@@ -76,8 +78,8 @@ def assert_same_end(workdir: pathlib.Path, alone: pathlib.Path) -> None:
 def test_several_processes_compute_what_one_does(tmp_path, records, cache, alone, count):
     workdir = resume_test.new_workdir(tmp_path, records, 'run')
     runs = start(workdir, cache, count)
-    outputs = [run.finish() for run in runs]
-    assert 'on 4 cpu devices' in outputs[0] and not any(outputs[1:]), outputs  # only the first one tells
+    told = [[line for line in run.finish().splitlines() if not line.startswith('[Gloo]')] for run in runs]
+    assert 'on 4 cpu devices' in told[0][0] and not any(told[1:])  # only the first one tells
     assert_same_end(workdir, alone)
 
 
@@ -116,37 +118,16 @@ def test_sigterm_to_one_saves_on_all_and_more_go_on(tmp_path, records, cache, al
     assert_same_end(workdir, alone)
 
 
-READ_AN_EPOCH = '''
-import json, pathlib, sys
-import jax, numpy as np
-from mmaudio_jax import distributed, input_pipeline, partitioning
-from tests import tiny_run
-where, count, index, folder = sys.argv[1:]
-config = tiny_run.make_config()
-config.hosts.update(coordinator=where, count=count, index=index)
-with distributed.joined(config.hosts, alone=False):
-    mesh = partitioning.make_mesh({'data': -1})
-    iterator = input_pipeline.train_iterator(config, pathlib.Path(folder) / 'records', mesh)
-    seen = []
-    for _ in range(2 * tiny_run.TRAIN_CLIPS // 8):
-        shards = next(iterator)['latent_mean'].addressable_shards
-        seen.append([(shard.index[0].start + row, float(value)) for shard in shards
-                     for row, value in enumerate(np.asarray(shard.data)[:, 0, 0])])
-    iterator.close()
-    print(json.dumps(seen), flush=True)
-'''
-
-
 @pytest.mark.slow  # 10 s
-def test_an_epoch_has_every_example_as_often_as_the_mixture_says(records):
+def test_an_epoch_has_every_example_as_often_as_the_mixture_says(tmp_path, records):
     """Each process reads its own rows only; together they are the batches of one process."""
     epochs = {}
     for count in (1, 2, 4):
-        where = address()
-        environment = {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={DEVICES // count}'}
-        processes = [subprocess.Popen([sys.executable, '-c', READ_AN_EPOCH, where, str(count), str(index), str(records)],
-                                      stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT) for index in range(count)]
-        parts = [json.loads(process.communicate(timeout=120)[0]) for process in processes]
+        processes = [tiny_run.start_child(tiny_run.read_epoch, tmp_path / f'output_{one["index"]}.txt', DEVICES // count,
+                                          str(records), one) for one in places(count)]
+        for process in processes:
+            process.join(120)
+        parts = [json.loads((records / f'epoch_{index}.json').read_text()) for index in range(count)]
         assert all(len(rows) == 8 // count for part in parts for rows in part)
         epochs[count] = [sorted(tuple(row) for rows in batches for row in rows) for batches in zip(*parts)]
     assert epochs[1] == epochs[2] == epochs[4]

@@ -249,7 +249,7 @@ def test_bytes_of_the_state_are_as_counted(name):
     expected += 4
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes.params):
         tensor_name = partitioning.tensor_name(path)
-        kernel, heads = re.search('kernel|w[123]', tensor_name), re.search('qkv|projection|w[123]', tensor_name)
+        kernel, heads = re.search(r'kernel|/w\d', tensor_name), re.search(r'qkv|projection|/w\d', tensor_name)
         wide = tensor if heads and (kernel or 'qkv/bias' in tensor_name) else 1
         copies = 2 if tensor_name in mmaudio.FROZEN else 4  # averages, and moments
         parameter = leaf.size / wide / (fsdp if kernel and not whole else 1)

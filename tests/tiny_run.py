@@ -1,15 +1,20 @@
 """A network and a data set so small that a run takes seconds, and runs in processes of their own that can be killed."""
+import json
 import multiprocessing
 import os
 import pathlib
 import time
+from typing import Any, Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from configs import base
 from mmaudio_jax import distributed
+from mmaudio_jax import input_pipeline
+from mmaudio_jax import partitioning
 from mmaudio_jax import train
 from mmaudio_jax import train_log
 from tests import records_test
@@ -98,12 +103,45 @@ def build_network(model_config, sequence) -> Network:
     return Network(sequence.latent_channels)
 
 
-def _run_in_child(workdir: str, output: str, fields: dict, cache: str, hosts: dict, devices: int, pause_s: float) -> None:
+def start_child(target: Callable[..., None], output: pathlib.Path, devices: int, *args: Any) -> Any:
+    """`target`(*`args`) in a process forked from a server in which everything is imported, but no device started.
+
+    Its output goes to a file; it has that many devices, 0 for all.
+    """
+    output.unlink(missing_ok=True)
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['tests.tiny_run'])
+    process = context.Process(target=_in_child, args=(target, str(output), devices, *args))
+    process.start()
+    return process
+
+
+def _in_child(target: Callable[..., None], output: str, devices: int, *args: Any) -> None:
     log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
     if devices:
         os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices}'
+    target(*args)
+
+
+def read_epoch(folder: str, hosts: dict) -> None:
+    """One of several processes reads an epoch; writes (row, value) of its rows of every batch to folder/epoch_<index>.json."""
+    config = make_config()
+    config.hosts.update(hosts)
+    with distributed.joined(config.hosts, alone=False):
+        mesh = partitioning.make_mesh({'data': -1})
+        iterator = input_pipeline.train_iterator(config, pathlib.Path(folder) / 'records', mesh)
+        seen = []
+        for _ in range(2 * TRAIN_CLIPS // config.input.batch_size):
+            shards = next(iterator)['latent_mean'].addressable_shards
+            seen.append([(shard.index[0].start + row, float(value)) for shard in shards
+                         for row, value in enumerate(np.asarray(shard.data)[:, 0, 0])])
+        iterator.close()
+        (pathlib.Path(folder) / f'epoch_{hosts["index"]}.json').write_text(json.dumps(seen))
+
+
+def _train(workdir: str, fields: dict, cache: str, hosts: dict, devices: int, pause_s: float) -> None:
     jax.config.update('jax_compilation_cache_dir', cache)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
     train.mmaudio.build = build_network
@@ -118,7 +156,7 @@ def _run_in_child(workdir: str, output: str, fields: dict, cache: str, hosts: di
 
 
 class Run:
-    """train.train in a child process that is forked from a server in which everything is imported, but no device started.
+    """train.train in a child process.
 
     Args:
       workdir: of the run; its output is in output_<index>.txt there.
@@ -133,12 +171,8 @@ class Run:
                  pause_s: float = 0.0, **train_fields):
         hosts = hosts or {}
         self.output_path = workdir / f'output_{hosts.get("index", 0)}.txt'
-        self.output_path.unlink(missing_ok=True)
-        context = multiprocessing.get_context('forkserver')
-        context.set_forkserver_preload(['tests.tiny_run'])
-        self.process = context.Process(target=_run_in_child, args=(str(workdir), str(self.output_path), train_fields,
-                                                                   str(cache), hosts, devices, pause_s))
-        self.process.start()
+        self.process = start_child(_train, self.output_path, devices, str(workdir), train_fields, str(cache), hosts, devices,
+                                   pause_s)
 
     def output(self) -> str:
         """What the run has printed so far."""
