@@ -15,7 +15,6 @@ MODES = ('impacts', 'extract', 'train', 'evaluate', 'generate', 'ablations', 'im
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, e.g. configs/impacts.py.', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of everything that the run makes.')
 _MODE = flags.DEFINE_enum('mode', None, MODES, 'One stage; without it, those of config.stages.')
-_TOPOLOGY = flags.DEFINE_string('topology', None, 'Of --mode=compile, e.g. v5e:16x16; sets config.compile.topology.')
 flags.mark_flags_as_required(['config', 'workdir'])
 _TRACEBACK = flags.DEFINE_bool('traceback', False, 'Show where an error came from.')
 
@@ -53,13 +52,9 @@ def main(argv: list[str]) -> None:
             raise ValueError(f'unexpected argument {argv[1]!r}; flags look like --mode=train')
         workdir = pathlib.Path(str(_WORKDIR.value))
         workdir.mkdir(parents=True, exist_ok=True)
-        if _TOPOLOGY.value:
-            _CONFIG.value.compile.topology = _TOPOLOGY.value
         modes = [_MODE.value] if _MODE.value else _CONFIG.value.stages
         with distributed.joined(_CONFIG.value.hosts, alone='ablations' in modes):  # whose runs join for themselves
-            for mode in modes:
-                if code := run_mode(mode, _CONFIG.value, workdir):
-                    sys.exit(code)
+            sys.exit(next(filter(None, (run_mode(mode, _CONFIG.value, workdir) for mode in modes)), 0))  # the first failure
     except (ValueError, OSError) as error:
         if _TRACEBACK.value:
             raise
@@ -68,9 +63,9 @@ def main(argv: list[str]) -> None:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses `argv`; an unknown flag, field, mode or config file ends the program with one line."""
-    for argument in argv:
-        path = argument.removeprefix('--config=').split(':')[0]
-        if argument.startswith('--config=') and not pathlib.Path(path).is_file():
+    argv = [argument.replace('--topology=', '--config.compile.topology=', 1) for argument in argv]
+    for path in [argument.removeprefix('--config=').split(':')[0] for argument in argv if argument.startswith('--config=')]:
+        if not pathlib.Path(path).is_file():
             sys.exit(f'error: no config file {path!r}; those that exist are in configs/')
     try:
         return flags.FLAGS(argv)

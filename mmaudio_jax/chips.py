@@ -62,7 +62,8 @@ def devices_of(topology: str) -> list[Any]:
         return list(topologies.get_topology_desc(topology, platform='tpu', **CHIPS[name].options).devices)
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:200]
-        raise ValueError(f'--topology {topology!r} cannot be described ({reason}); sizes are powers of 2, such as v5e:8x8') from error
+        raise ValueError(f'--topology {topology!r} cannot be described ({reason}); '
+                         'sizes are powers of 2, such as v5e:8x8') from error
 
 
 def collective_seconds(chip: Chip, sent: float, group: Sequence[Any], shape: Sequence[int]) -> float:

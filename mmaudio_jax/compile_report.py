@@ -144,7 +144,8 @@ def table(name: str, result: Mapping[str, Any]) -> str:
     lines.append(f'  compiled in      {result["compile_seconds"]:.0f} s, traced in {result["trace_seconds"]:.0f} s')
     lines.append('  costliest        ms       operation')
     for row in result['costliest']:
-        lines.append(f'                   {1e3 * row["seconds"]:<8.2f} {row["name"]}  {row["shape"][:60]}  {row["source"][-70:]}')
+        milliseconds = f'{1e3 * row["seconds"]:.2f}'
+        lines.append(f'                   {milliseconds:8} {row["name"]}  {row["shape"][:60]}  {row["source"][-70:]}')
     return '\n'.join(lines)
 
 
@@ -155,7 +156,8 @@ def _gib(size: float) -> str:
 def _model(config, sequence: Sequence) -> mmaudio.MMAudio:
     """The network as accelerators run it."""
     fields = dict(config.model)
-    return mmaudio.build({**fields, 'convolution': 'xla' if fields['convolution'] == 'auto' else fields['convolution']}, sequence)
+    fields['convolution'] = 'xla' if fields['convolution'] == 'auto' else fields['convolution']
+    return mmaudio.build(fields, sequence)
 
 
 def train(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:
@@ -212,8 +214,8 @@ def sample(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:
     split = partitioning.state_sharding(mesh, params, rules, config.sharding.whole_params)
     evaluations = settings.num_steps * (2 if settings.solver in ('midpoint', 'heun') else 1)
     versions = 2 if settings.guidance > 1 else 1
-    work = {'what': f'{size} clips of {sequence.duration_s:g} s over {len(devices)} devices, {settings.solver} {settings.num_steps}, '
-                    f'guidance {settings.guidance:g}; operations and utilisation of the flow alone',
+    work = {'what': f'{size} clips of {sequence.duration_s:g} s over {len(devices)} devices, {settings.solver} '
+                    f'{settings.num_steps}, guidance {settings.guidance:g}; operations and utilisation of the flow alone',
             'devices': len(devices), 'clips': size, 'model_flops':
             size * versions * (flops.conditions(model, sequence) + evaluations * flops.velocity(model, sequence))}
     arguments = (partitioning.abstract(params, split), partitioning.abstract(codec, whole))
@@ -248,7 +250,8 @@ def _tower(function: Any, module: Any, method: str | None, shape: tuple[int, ...
     example = jax.ShapeDtypeStruct((1, *shape[1:]), jnp.bfloat16)
     params = jax.eval_shape(functools.partial(module.init, method=method), jax.random.key(0), example)['params']
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=one), params)
-    work = {'what': f'{what}, bfloat16', 'devices': 1, 'model_flops': flops.traced(jax.make_jaxpr(function)(params, items).jaxpr)}
+    products = flops.traced(jax.make_jaxpr(function)(params, items).jaxpr)
+    work = {'what': f'{what}, bfloat16', 'devices': 1, 'model_flops': products}
     return function.lower(params, items), devices[:1], work
 
 
