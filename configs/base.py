@@ -102,6 +102,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.rope = 'aligned'  # 'aligned', 'unaligned' or 'none'
     c.model.mlp = 'conv'  # 'conv' or 'linear' (kernel 1)
     c.model.dtype = 'bfloat16'  # compute dtype, 'bfloat16' or 'float32'; parameters are float32
+    c.model.convolution = 'auto'  # 'xla', 'matmul' (the faster on CPUs), or 'auto': by the device
     c.model.remat = 'none'  # 'none', 'blocks' or 'dots'
 
     # Flow matching (flow_matching.py) and condition dropout for guidance.
@@ -199,6 +200,12 @@ def get_config() -> ml_collections.ConfigDict:
     c.evaluate.onset_delta = 0.3  # the detector's threshold, not the window
     c.evaluate.onset_lag_s = 512 / 22_050  # the detector's lag (one hop), subtracted from its times; 0: the published protocol
     c.evaluate.save_clips = 8  # how many mp4 and spectrograms are written
+
+    # Ahead-of-time compilation for TPUs that need not be there (compile_report.py): --mode=compile, with --topology.
+    c.compile = ml_collections.ConfigDict()
+    c.compile.topology = 'v5e:16x16'  # chip (v4, v5e, v5p, v6e) and arrangement
+    c.compile.programs = ('train', 'sampler', 'frames', 'segments')  # any of these
+    c.compile.clips_per_device = 8  # of the sampler's batch
 
     # Several runs side by side (ablations.py): --mode=ablations.
     c.ablations = ml_collections.ConfigDict()
