@@ -25,6 +25,7 @@ from mmaudio_jax import encoders
 from mmaudio_jax import input_pipeline
 from mmaudio_jax import media
 from mmaudio_jax import metrics
+from mmaudio_jax import mux
 from mmaudio_jax import partitioning
 from mmaudio_jax import pipeline
 from mmaudio_jax import plots
@@ -38,7 +39,8 @@ SHUFFLE_SEED = 0  # of the control: always the same pairs, so that runs compare
 _FIELDS = ('clip_features', 'sync_features', 'text_features', 'video_exists', 'text_exists')
 _PACKAGES = ('jax', 'flax', 'numpy', 'librosa', 'mmaudio_jax')
 # Sections that change no figure.
-_WITHOUT_INFLUENCE = ('name', 'stages', 'data_dir', 'generate', 'ablations', 'mesh', 'sharding', 'hosts')
+_WITHOUT_INFLUENCE = ('name', 'stages', 'data_dir', 'generate', 'ablations', 'mesh', 'sharding', 'hosts',
+                      'compile')
 Row = Mapping[str, Any]
 
 
@@ -240,7 +242,7 @@ def _save_clips(config, workdir: pathlib.Path, data: pathlib.Path, rows: list[Ro
         generated = sounds['generated'][index]
         if row['video'] and not row.get('start_s', 0.0):  # a later part of a video cannot be copied without its beginning
             video = data / 'media' / config.evaluate.dataset / row['video']
-            media.mux(video, generated, sequence.sample_rate_hz, folder / f'{row["id"]}.mp4')
+            mux.write_video(video, generated, sequence.sample_rate_hz, folder / f'{row["id"]}.mp4')
         else:
             media.write_audio(folder / f'{row["id"]}.flac', generated, sequence.sample_rate_hz)
         titles = {f'generated: {row["caption"]}': generated, 'true sound': sounds['truth'][index]}

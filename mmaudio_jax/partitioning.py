@@ -25,12 +25,12 @@ BATCH_AXES = ('data', 'fsdp')
 # Names are paths such as 'params/joint/latents/qkv/kernel'. Dimensions before those of the rule, such as the layers of a scan,
 # are not split.
 RULES: tuple[tuple[str, tuple], ...] = (
-    (r'/qkv/kernel$', ('fsdp', None, 'tensor', None)),  # [D, q|k|v, H, K]
-    (r'/qkv/bias$', (None, 'tensor', None)),
+    (r'/qkv/kernel$', ('fsdp', 'tensor')),  # [q|k|v, D, H · K]
+    (r'/qkv/bias$', ('tensor', None)),  # [q|k|v, H, K]
     (r'/projection/kernel$', ('tensor', 'fsdp')),  # [H · K, D]
-    (r'/w13$', ('fsdp', None, 'tensor')),  # [taps, D, w1|w3, hidden]
+    (r'/w[13]$', ('fsdp', 'tensor')),  # [taps, D, hidden]
     (r'/w2$', ('tensor', 'fsdp')),  # [taps, hidden, D]
-    (r'/modulation/kernel$', ('fsdp', None)),  # [D, 6 D]
+    (r'/modulation/kernel$', ('fsdp', None)),  # [6, D, D]
     (r'final_layer/conv/kernel$', ('fsdp', None)),  # [taps, D, C]
     (r'(_input_proj/first|t_embed/first|t_embed/second|clip_cond_proj|text_cond_proj)/kernel$', (None, 'fsdp')),
     (r'/bias$|_norm$|latent_mean$|latent_std$|empty_\w+_feat$|sync_pos_emb$', ()),

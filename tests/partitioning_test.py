@@ -96,7 +96,8 @@ def test_rules_stand_for_the_last_dimensions_and_those_of_the_config_come_first(
 @pytest.mark.parametrize('fields', [{}, {'mlp': 'linear', 'sync_fusion': 'none'}], ids=str)
 def test_the_rules_match_every_parameter_of_the_networks(variant, fields):
     """Each splits over fsdp 2; the widths of L also over tensor 2."""
-    plain = {'dtype': 'float32', 'sync_fusion': 'modulate', 'rope': 'aligned', 'mlp': 'conv', 'remat': 'none'}
+    plain = {'dtype': 'float32', 'sync_fusion': 'modulate', 'rope': 'aligned', 'mlp': 'conv', 'remat': 'none',
+             'convolution': 'matmul'}
     sequence = Sequence(variant.split('_')[1], 8.0)
     model = mmaudio.build({'variant': variant, **plain, **fields}, sequence)
     inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (
