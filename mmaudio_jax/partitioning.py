@@ -134,7 +134,8 @@ def _several(axes: Any) -> tuple[str, ...]:
 
 
 def _without_fsdp(spec: PartitionSpec) -> PartitionSpec:
-    return PartitionSpec(*(tuple(axis for axis in _several(axes) if axis != 'fsdp') or None for axes in spec))
+    kept = (tuple(axis for axis in _several(axes) if axis != 'fsdp') for axes in spec)
+    return PartitionSpec(*(axes if len(axes) > 1 else axes[0] if axes else None for axes in kept))
 
 
 def rules_of(config) -> tuple[tuple[str, tuple], ...]:
