@@ -195,7 +195,7 @@ def first_group(attributes: str, devices: int) -> tuple[int, ...]:
     if lists := re.search(r'replica_groups=\{\{([\d,]+)\}', attributes):
         return tuple(int(place) for place in lists[1].split(','))
     if counted := re.search(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', attributes):
-        shape, sizes_, order = ([int(n) for n in part.split(',')] if part else None for part in counted.groups())
+        shape, sizes_, order = ([int(n) for n in part.split(',')] if part else [] for part in counted.groups())
         places = np.arange(math.prod(sizes_)).reshape(sizes_)
         return tuple(places.transpose(order).reshape(shape)[0].tolist() if order else places.reshape(shape)[0].tolist())
     if pairs := re.search(r'source_target_pairs=\{\{(\d+),(\d+)\}', attributes):

@@ -11,7 +11,7 @@ PACKAGE = ROOT / 'mmaudio_jax'
 # A module may import those of its own row and of the rows above it.
 ROOMS = [
     {'resampling', 'frames', 'distributed', 'chips', 'hlo_cost'},
-    {'sequence', 'records', 'media', 'mux', 'plots', 'stages'},
+    {'sequence', 'records', 'balance', 'media', 'mux', 'plots', 'stages'},
     {'mel', 'tokenizer'},
     {'models'},
     {'partitioning', 'calls'},
