@@ -38,7 +38,8 @@ _DTYPES = {'float32': np.dtype(np.float32), 'bfloat16': np.dtype(ml_dtypes.bfloa
 _MODELS = {'network': mmaudio, 'vae': vae, 'vocoder': bigvgan, 'clip': clip, 'synchformer': synchformer}
 _MAPPINGS: dict[str, Any] = {'network': mmaudio_weights, 'vae': vae_weights, 'vocoder': bigvgan_weights, 'clip': clip_weights,
                              'synchformer': synchformer_weights}
-_OFFICIAL = {'sync_fusion': 'modulate', 'rope': 'aligned', 'mlp': 'conv', 'dtype': jnp.float32, 'remat': 'none'}
+_OFFICIAL = {'sync_fusion': 'modulate', 'rope': 'aligned', 'mlp': 'conv', 'dtype': jnp.float32, 'convolution': 'matmul',
+             'remat': 'none'}
 
 
 def load(name: str, *, dtype: str = 'float32', cache: Path | None = None, folder: Path | None = None, offline: bool = False,
