@@ -18,7 +18,7 @@ Run = Callable[[], np.ndarray]
 
 def _load(model: str, folder: pathlib.Path) -> tuple[Any, Any]:
     """The Flax module and its parameters, which stay in the mapped file."""
-    return store.build(model), jax.tree.map(jnp.asarray, store.load(model, **rows.places(folder)))
+    return store.build(model), jax.device_put(store.load(model, **rows.places(folder)))
 
 
 def _run(function: Callable, *arguments: Any) -> Run:
