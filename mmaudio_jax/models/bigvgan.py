@@ -60,6 +60,18 @@ class BigVGAN(nn.Module):
     rates: tuple[int, ...]
     tanh: bool
 
+    @property
+    def reach(self) -> int:
+        """How many mel frames before and after its own a sample of the waveform depends on, rounded up."""
+        widest = (max(_KERNELS) - 1) // 2
+        block = sum(2 * _REACH + widest * (dilation + 1) for dilation in _DILATIONS)  # steps at the rate of a stage
+        frames, steps = 3.0, 1  # conv_pre; steps a frame
+        for rate in self.rates:
+            frames += 1.5 / steps  # the transposed convolution
+            steps *= rate
+            frames += block / steps
+        return math.ceil(frames + (_REACH + 3) / steps)  # the last activation and conv_post
+
     @nn.compact
     def __call__(self, mel):
         x = Conv(self.width, 7, use_bias=True, name='conv_pre')(mel)
