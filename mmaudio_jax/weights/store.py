@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from mmaudio_jax import sequence
 from mmaudio_jax.models import bigvgan
 from mmaudio_jax.models import clip
 from mmaudio_jax.models import mmaudio
@@ -38,7 +39,7 @@ _DTYPES = {'float32': np.dtype(np.float32), 'bfloat16': np.dtype(ml_dtypes.bfloa
 _MODELS = {'network': mmaudio, 'vae': vae, 'vocoder': bigvgan, 'clip': clip, 'synchformer': synchformer}
 _MAPPINGS: dict[str, Any] = {'network': mmaudio_weights, 'vae': vae_weights, 'vocoder': bigvgan_weights, 'clip': clip_weights,
                              'synchformer': synchformer_weights}
-_OFFICIAL = {'sync_fusion': 'modulate', 'rope': 'aligned', 'mlp': 'conv', 'dtype': jnp.float32, 'convolution': 'matmul',
+_OFFICIAL = {'sync_fusion': 'modulate', 'rope': 'aligned', 'mlp': 'conv', 'convolution': 'auto', 'dtype': 'float32',
              'remat': 'none'}
 
 
@@ -126,7 +127,7 @@ def build(name: str) -> Any:
     """
     entry = files.get(name)
     if entry.kind == 'network':
-        return mmaudio.MMAudio(**{**mmaudio.VARIANTS[entry.variant], **_OFFICIAL})
+        return mmaudio.build({'variant': entry.variant, **_OFFICIAL}, sequence.Sequence(entry.variant.split('_')[1], 8.0))
     if entry.kind in ('vae', 'vocoder'):
         return _MODELS[entry.kind].build(entry.variant)
     return _MODELS[entry.kind].build(entry.variant, jnp.float32)
