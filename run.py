@@ -1,14 +1,14 @@
 """python run.py --config=configs/impacts.py --workdir=DIR [--mode=MODE] [--config.FIELD=VALUE ...].
 Without --mode the stages of config.stages run in order, each skipped when its result is there."""
 from collections.abc import Callable
-import os
 import pathlib
 import sys
 
 from absl import app
 from absl import flags
-from absl import logging
 from ml_collections import config_flags
+
+from mmaudio_jax import distributed
 
 MODES = ('impacts', 'extract', 'train', 'evaluate', 'generate', 'ablations', 'import', 'export')
 
@@ -45,16 +45,16 @@ def run_mode(mode: str, config, workdir: pathlib.Path) -> int:
 
 def main(argv: list[str]) -> None:
     """Dispatches; every error of the user's is one line on stderr and exit code 1."""
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # before jax: its compiler's chatter is not the user's
-    logging.set_verbosity(logging.ERROR)
     try:
         if len(argv) > 1:
             raise ValueError(f'unexpected argument {argv[1]!r}; flags look like --mode=train')
         workdir = pathlib.Path(str(_WORKDIR.value))
         workdir.mkdir(parents=True, exist_ok=True)
-        for mode in [_MODE.value] if _MODE.value else _CONFIG.value.stages:
-            if code := run_mode(mode, _CONFIG.value, workdir):
-                sys.exit(code)
+        modes = [_MODE.value] if _MODE.value else _CONFIG.value.stages
+        with distributed.joined(_CONFIG.value.hosts, alone='ablations' in modes):  # whose runs join for themselves
+            for mode in modes:
+                if code := run_mode(mode, _CONFIG.value, workdir):
+                    sys.exit(code)
     except (ValueError, OSError) as error:
         if _TRACEBACK.value:
             raise

@@ -40,15 +40,17 @@ def export_weights(config: Any, workdir: pathlib.Path) -> None:
     if config.weights.export_format not in FORMATS:
         raise ValueError(f'config.weights.export_format is {config.weights.export_format!r}; it must be one of '
                          f'{", ".join(FORMATS)}')
-    folder = workdir / 'export'
-    folder.mkdir(parents=True, exist_ok=True)
     for name in config.weights.export:
         tensors, stem = _trained(workdir) if name == OWN else _official(name, config)
-        path = folder / f'{stem}.{config.weights.export_format}'
-        if path.suffix == '.pth':
-            torch_writer.write(path, tensors)
-        else:
-            tensor_file.write_safetensors(path, tensors.items(), {'format': 'pt'})
+        path = workdir / 'export' / f'{stem}.{config.weights.export_format}'
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.suffix == '.pth':
+                torch_writer.write(path, tensors)
+            else:
+                tensor_file.write_safetensors(path, tensors.items(), {'format': 'pt'})
+        except OSError as error:
+            raise OSError(f'{path}: cannot be written ({error.strerror or error})') from error
         print(f'{name}: {path.stat().st_size / 1e6:.0f} MB in {path}', flush=True)
 
 

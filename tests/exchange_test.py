@@ -1,5 +1,7 @@
 """--mode=import and --mode=export."""
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -76,6 +78,14 @@ def test_export_of_a_trained_network(tmp_path, monkeypatch, export_format):
     assert found.keys() == tensors.keys()
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(found[name], tensor, err_msg=name)
+
+
+def test_a_full_disk(tmp_path, vae_tensors, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(torch_writer, 'write', full)
+    with pytest.raises(OSError, match='export/v1-16.pth: cannot be written .No space left on device'):
+        exchange.export_weights(make_config(tmp_path, export=('vae_16k',)), tmp_path)
 
 
 @pytest.mark.parametrize('fields, message', [

@@ -224,7 +224,8 @@ print(download.fetch(files.get(sys.argv[1]), pathlib.Path(sys.argv[2]), offline=
 
 @pytest.mark.parametrize('name, drops, expected', [
     ('bigvgan_v2_44k', 1, ''),
-    ('bigvgan_v2_44k', 1000, 'ConnectionError: bigvgan_generator.pt: the download from the hub failed .*by hand'),
+    pytest.param('bigvgan_v2_44k', 1000, 'ConnectionError: bigvgan_generator.pt: the download from the hub failed .*by hand',
+                 marks=pytest.mark.slow),
     ('mmaudio_small_16k', 0, f'ValueError: mmaudio_small_16k.pth: .*has MD5 {MD5}, not'),
 ])
 def test_the_hubs_own_client(server, tmp_path, name, drops, expected):

@@ -50,7 +50,7 @@ def gelu(x: jax.Array) -> jax.Array:
     return x * (0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5)))
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: np.ndarray | None = None) -> jax.Array:
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | np.ndarray | None = None) -> jax.Array:
     """Softmax attention `[..., N, H, K]`, `[..., M, H, K]`, `[..., M, H, K]` → `[..., N, H, K]`.
 
     `mask` `[N, M]` is True where a query may look; None: everywhere.
@@ -70,6 +70,7 @@ class Block(nn.Module):
       num_heads: H. hidden: width of the MLP. eps: of both LayerNorms. activation: of the MLP.
       causal: a token sees itself and those before it.
       first_only: only the first token's result is computed, `[B, 1, D]`; it still sees all tokens.
+      extra_key: one learned key and value more, which every token sees.
     """
     num_heads: int
     hidden: int
@@ -78,12 +79,18 @@ class Block(nn.Module):
     dtype: Any
     causal: bool = False
     first_only: bool = False
+    extra_key: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
         batch, length, width = x.shape
         qkv = nn.Dense(3 * width, dtype=self.dtype, name='qkv')(LayerNorm(self.eps, self.dtype, name='norm1')(x))
         q, k, v = (part[:, :, 0] for part in jnp.split(qkv.reshape(batch, length, 3, self.num_heads, -1), 3, axis=2))
+        if self.extra_key:
+            shape = (1, 1, self.num_heads, width // self.num_heads)
+            k, v = (jnp.concatenate([part, jnp.broadcast_to(self.param(name, INIT, shape).astype(part.dtype),
+                                                            (batch, *shape[1:]))], axis=1)
+                    for name, part in (('bias_k', k), ('bias_v', v)))
         if self.first_only:
             q, x = q[:, :1], x[:, :1]
         mixed = attention(q, k, v, np.tri(length, dtype=bool) if self.causal else None)

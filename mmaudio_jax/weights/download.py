@@ -10,6 +10,7 @@ import os
 import pathlib
 import re
 import shutil
+import sys
 import time
 from typing import Any
 import urllib.error
@@ -83,6 +84,7 @@ def fetch(entry: files.OfficialFile, root: pathlib.Path, offline: bool) -> pathl
     by_hand = f'to do it by hand, put {entry.url} into {place.parent}'
     if offline:
         raise FileNotFoundError(f'{entry.file}: not on this machine, and config.weights.offline forbids a download; {by_hand}')
+    print(f'{entry.file}: downloading {entry.url} into {root}', file=sys.stderr, flush=True)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         if entry.repo:
@@ -98,6 +100,7 @@ def fetch(entry: files.OfficialFile, root: pathlib.Path, offline: bool) -> pathl
 
 def _from_hub(entry: files.OfficialFile, root: pathlib.Path, by_hand: str) -> pathlib.Path:
     import huggingface_hub
+    huggingface_hub.logging.set_verbosity_error()  # its retries are not the user's
     try:
         found = huggingface_hub.hf_hub_download(entry.repo, f'{entry.folder}{entry.file}', cache_dir=root / 'hub')
     except PermissionError:
@@ -105,8 +108,8 @@ def _from_hub(entry: files.OfficialFile, root: pathlib.Path, by_hand: str) -> pa
     except Exception as error:  # pylint: disable=broad-except; the client lets through those of whatever it is built on
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise _disk_full(root / 'hub') from error
-        raise ConnectionError(f'{entry.file}: the download from the hub failed ({_line(error)}); try again, it goes on where '
-                              f'it stopped; {by_hand}') from error
+        raise ConnectionError(f'{entry.file}: the download from the hub failed ({_line(error.__cause__ or error)}); try again, '
+                              f'it goes on where it stopped; {by_hand}') from error
     path = pathlib.Path(found)
     if entry.md5 and (md5 := _remembered(path, root)) != entry.md5:
         path.resolve().unlink()  # the hub's cache: the name is a link to the content
