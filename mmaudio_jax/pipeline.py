@@ -198,10 +198,7 @@ class Pipeline:
         Warns:
           A length of more than twice or less than half the training length.
         """
-        defaults = self.config['sampling']
-        settings = sampler.SamplerSettings(solver=defaults['solver'] if solver is None else solver,
-                                           num_steps=defaults['num_steps'] if num_steps is None else num_steps,
-                                           guidance=defaults['guidance'] if guidance is None else guidance)
+        settings = self.settings(num_steps, guidance, solver)
         columns = {'video': video, 'image': image, 'fps': fps, 'prompt': prompt, 'negative_prompt': negative_prompt,
                    'duration_s': duration_s, 'seed': seed, 'noise': noise}
         rows, is_batch = request_lib.rows(columns)
@@ -211,6 +208,14 @@ class Pipeline:
         clips = self.generate(made, settings)
         results = [clip[0] if takes is None else clip for clip in clips]
         return results if is_batch else results[0]
+
+    def settings(self, num_steps: int | None = None, guidance: float | None = None,
+                 solver: str | None = None) -> sampler.SamplerSettings:
+        """Of the sampler; None stands for config.sampling's. Raises ValueError for an unknown solver, or no step."""
+        defaults = self.config['sampling']
+        return sampler.SamplerSettings(solver=defaults['solver'] if solver is None else solver,
+                                       num_steps=defaults['num_steps'] if num_steps is None else num_steps,
+                                       guidance=defaults['guidance'] if guidance is None else guidance)
 
     def request(self, *, video: Any = None, image: Any = None, fps: float | None = None, prompt: str = '',
                 negative_prompt: str | None = None, duration_s: float | None = None, seed: int | None = None,
