@@ -1,5 +1,6 @@
 """python run.py --config=configs/impacts.py --workdir=DIR [--mode=MODE] [--config.FIELD=VALUE ...].
 Without --mode the stages of config.stages run in order, each skipped when its result is there."""
+from collections.abc import Callable
 import os
 import pathlib
 import sys
@@ -9,7 +10,7 @@ from absl import flags
 from absl import logging
 from ml_collections import config_flags
 
-MODES = ('impacts', 'extract', 'train', 'evaluate', 'generate', 'ablations')
+MODES = ('impacts', 'extract', 'train', 'evaluate', 'generate', 'ablations', 'import', 'export')
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, e.g. configs/impacts.py.', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of everything that the run makes.')
@@ -20,27 +21,26 @@ _TRACEBACK = flags.DEFINE_bool('traceback', False, 'Show where an error came fro
 
 def run_mode(mode: str, config, workdir: pathlib.Path) -> int:
     """Runs one stage and returns its exit code. Imports are here: a stage loads only what it needs."""
+    stage: Callable[..., int | None]
     if mode == 'impacts':
-        from data_pipelines import impacts
-        impacts.render(config, workdir)
+        from data_pipelines.impacts import render as stage
     elif mode == 'extract':
-        from data_pipelines import extract
-        extract.extract(config, workdir)
+        from data_pipelines.extract import extract as stage
     elif mode == 'train':
-        from mmaudio_jax import train
-        train.train(config, workdir)
+        from mmaudio_jax.train import train as stage
     elif mode == 'evaluate':
-        from mmaudio_jax import evaluate
-        evaluate.evaluate(config, workdir)
+        from mmaudio_jax.evaluate import evaluate as stage
     elif mode == 'generate':
-        from mmaudio_jax import generate
-        return generate.generate(config, workdir)
+        from mmaudio_jax.generate import generate as stage
     elif mode == 'ablations':
-        from mmaudio_jax import ablations
-        return ablations.run(config, workdir)
+        from mmaudio_jax.ablations import run as stage
+    elif mode == 'import':
+        from mmaudio_jax.exchange import import_weights as stage
+    elif mode == 'export':
+        from mmaudio_jax.exchange import export_weights as stage
     else:
         raise ValueError(f'stage {mode!r} is not one of {", ".join(MODES)}; change config.stages')
-    return 0
+    return stage(config, workdir) or 0
 
 
 def main(argv: list[str]) -> None:

@@ -56,6 +56,17 @@ def get_config() -> ml_collections.ConfigDict:
     c.input.workers = 4  # processes a host that read records; 0 reads in threads
     c.input.prefetch = 2  # batches on the device ahead of the step
 
+    # Official weights (weights/store.py), wherever they are used. --mode=import brings them, --mode=export writes their form.
+    c.weights = ml_collections.ConfigDict()
+    c.weights.variants = ()  # import: networks, e.g. ('large_44k_v2',), each with its codec and encoders; () is model.variant
+    c.weights.folder = ''  # where official files are looked for first, under their names (also in its weights/, ext_weights/)
+    c.weights.cache = ''  # downloads and conversions; '' for $MMAUDIO_JAX_CACHE, or ~/.cache/mmaudio_jax
+    c.weights.offline = False  # never download
+    c.weights.verify = True  # a file must have the published MD5; False for weights of your own in the official form
+    c.weights.dtype = 'float32'  # 'float32' or 'bfloat16', as loaded
+    c.weights.export = ('network',)  # 'network' is what the workdir trained; else official networks and VAEs, e.g. 'vae_44k'
+    c.weights.export_format = 'pth'  # 'pth' or 'safetensors'
+
     # The network (models/mmaudio.py). Plain fields of the module.
     c.model = ml_collections.ConfigDict()
     c.model.variant = 'small_16k'  # a key of VARIANTS; the fields below that are not None override it
@@ -96,9 +107,17 @@ def get_config() -> ml_collections.ConfigDict:
     c.ema.snapshot_every = 5_000  # steps
     c.ema.synthesis_sigma_rel = 0.05  # the weights that are sampled from
 
-    # The mesh (partitioning.py): axis sizes, -1 takes the remaining devices.
+    # The mesh (partitioning.py): axis sizes, -1 takes the remaining devices. A batch is split over data and fsdp.
     c.mesh = ml_collections.ConfigDict()
     c.mesh.data = -1
+    c.mesh.fsdp = 1  # also splits parameters, moments and averages; divides config.model's width
+    c.mesh.tensor = 1  # splits heads and the width of the MLPs; divides both
+
+    # What the axes split.
+    c.sharding = ml_collections.ConfigDict()
+    c.sharding.slice_axis = 'data'  # the axis over the slow links, when the devices are several slices: 'data' or 'fsdp'
+    c.sharding.whole_params = False  # fsdp splits moments and averages, and leaves parameters whole (ZeRO-1)
+    c.sharding.rules = ()  # (regular expression, axes) pairs that are tried before those of partitioning.RULES
 
     # The loop (train.py).
     c.train = ml_collections.ConfigDict()
@@ -122,11 +141,17 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Generation (generate.py): --mode=generate.
     c.generate = ml_collections.ConfigDict()
-    c.generate.input = ''  # a file or a folder of videos
+    c.generate.pretrained = ''  # an official network ('large_44k_v2'), or a folder with official files; '' is the workdir's own
+    c.generate.input = ''  # a video, an image, a folder of videos, or a CSV (columns: generate_jobs.COLUMNS)
     c.generate.output = ''  # folder; '' means workdir/generated
     c.generate.prompt = ''
     c.generate.duration_s = 0.0  # 0: as long as the video
+    c.generate.mask_clip = False  # videos give the timing (sync features) alone
     c.generate.audio_format = 'flac'  # 'flac' or 'wav'
+    c.generate.original_sound = 'replace'  # the video's own sound: 'replace' leaves it out, 'mix', or 'keep' as a second track
+    c.generate.original_db = 0.0  # its level in a mixture, dB
+    c.generate.compilation_cache = True  # keep compiled programs in the cache folder of config.weights
+    c.generate.verbose = False  # time and memory of each stage
 
     # Evaluation (evaluate.py): --mode=evaluate.
     c.evaluate = ml_collections.ConfigDict()

@@ -27,6 +27,7 @@ from data_pipelines import impacts_picture
 from data_pipelines import impacts_scene
 from data_pipelines import impacts_sound
 from mmaudio_jax import media
+from mmaudio_jax import mux
 
 VERSION = 1  # of what a seed looks and sounds like; other versions' files are not mixed with these
 NOT_CONTENT = ('workers',)  # fields of config.impacts that do not change the files
@@ -87,8 +88,8 @@ def write_clip(job: Job) -> None:
         sound = container.add_stream('aac', rate=impacts_sound.SAMPLE_RATE_HZ, layout='mono', bit_rate=AUDIO_BIT_RATE,
                                      options=AUDIO_CODEC_OPTIONS)
         frames = _video_packets(picture, impacts_picture.frames(scene, job.size, job.fps))
-        sounds = media.encode_sound(sound, waveform, Fraction(0))
-        for packet in heapq.merge(frames, sounds, key=media.packet_time):
+        sounds = mux.encode_sound(sound, waveform, Fraction(0))
+        for packet in heapq.merge(frames, sounds, key=mux.packet_time):
             container.mux(packet)
 
 

@@ -37,7 +37,8 @@ _UNFINISHED = '.orbax-checkpoint-tmp'  # in the name of a folder that Orbax has 
 FREE_FIELDS = (
     'name', 'stages', 'data_dir', 'impacts.workers', 'extract.batch_size', 'extract.workers', 'input.validation',
     'input.validation_batch_size', 'input.validation_examples', 'input.workers', 'input.prefetch', 'model.remat',
-    'ema.snapshot_every', 'ema.synthesis_sigma_rel', 'mesh', 'train', 'sampling', 'generate', 'evaluate', 'ablations')
+    'ema.snapshot_every', 'ema.synthesis_sigma_rel', 'mesh', 'sharding', 'train', 'sampling', 'generate', 'evaluate',
+    'ablations')
 
 
 class CheckpointError(ValueError):

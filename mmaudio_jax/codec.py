@@ -1,7 +1,8 @@
-"""Audio codecs behind one interface: waveform → latents → waveform. `pca` needs no weights; it is fitted to a dataset.
+"""Audio codecs behind one interface: waveform → latents → waveform.
 
-pca: two neighbouring log-mel frames → principal components → latents; back by the inverse, the pseudo-inverse of the mel
-filters and Griffin-Lim.
+official: mel VAE and BigVGAN (official_codec.py).
+pca, which needs no weights and is fitted to a dataset: two neighbouring log-mel frames → principal components → latents;
+back by the inverse, the pseudo-inverse of the mel filters and Griffin-Lim.
 """
 import functools
 import os
@@ -11,9 +12,11 @@ import zipfile
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 
 from mmaudio_jax import mel
+from mmaudio_jax import official_codec
 from mmaudio_jax.sequence import AUDIO_RATES
 from mmaudio_jax.sequence import LATENT_DOWNSAMPLING
 from mmaudio_jax.sequence import Sequence
@@ -177,20 +180,26 @@ def _read(path: pathlib.Path, sequence: Sequence) -> tuple[np.ndarray, np.ndarra
     return stored['mean'], stored['components'], stored['std']
 
 
-def make(name: str, sequence: Sequence, path: pathlib.Path | None = None) -> Codec:
+def make(name: str, sequence: Sequence, path: pathlib.Path | None = None, load: official_codec.Load | None = None,
+         mesh: Mesh | None = None) -> Codec:
     """The codec of that name.
 
     Args:
       name: config.extract.codec, 'pca' or 'official'.
       sequence: rate and lengths of the clips.
       path: pca: the file that `fit_pca` wrote.
+      load: official: gives the parameters of an official model, such as 'vae_16k' and 'bigvgan_16k', when they are first
+        needed. Codecs made with the same `load` and `mesh` share them.
+      mesh: official: splits the clips over its devices; None: the default device.
 
     Raises:
       FileNotFoundError: pca was not fitted.
-      ValueError: an unknown name, a codec that cannot be had, or a file of another rate.
+      ValueError: an unknown name, a file of another rate, or 'official' without `load`.
     """
     if name == 'official':
-        raise ValueError("config.extract.codec is 'official', which is not built in yet; use 'pca'")
+        if load is None:
+            raise ValueError("config.extract.codec is 'official', which needs the official weights: a function that loads them")
+        return official_codec.OfficialCodec(sequence, official_codec.shared_parts(load, sequence.rate, mesh))
     if name != 'pca':
         raise ValueError(f'config.extract.codec is {name!r}; it must be one of {", ".join(CODECS)}')
     if path is None:

@@ -12,11 +12,13 @@ from typing import Protocol
 from typing import Sequence as Sequence_
 
 import jax
+from jax.sharding import Mesh
 import numpy as np
 
 from mmaudio_jax import media
 from mmaudio_jax import official_encoder
 from mmaudio_jax import tokenizer
+from mmaudio_jax.frames import fit_frame
 from mmaudio_jax.sequence import CLIP_FPS
 from mmaudio_jax.sequence import CLIP_WIDTH
 from mmaudio_jax.sequence import Sequence
@@ -46,6 +48,15 @@ class Encoder(Protocol):
     def encode_video(self, clip_frames: np.ndarray, sync_frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """uint8 `[B, V, h, w, 3]` and `[B, F, h, w, 3]` → float32 `[B, V, 1024]` and `[B, S, 768]`."""
 
+    def encode_clip(self, frames: np.ndarray) -> np.ndarray:
+        """The CLIP stream alone."""
+
+    def encode_sync(self, frames: np.ndarray) -> np.ndarray:
+        """The sync stream alone."""
+
+    def encode_image(self, image: np.ndarray) -> np.ndarray:
+        """The CLIP feature of a still image of any size, uint8 `[H, W, 3]` → float32 `[1024]`."""
+
     def encode_text(self, texts: Sequence_[str]) -> np.ndarray:
         """float32 `[B, 77, 1024]`; that of '' is the empty string feature."""
 
@@ -60,11 +71,21 @@ class PixelEncoder:
 
     def encode_video(self, clip_frames: np.ndarray, sync_frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See Encoder; raises ValueError when the frames are not those that were asked for."""
-        official_encoder.check_frames((clip_frames, sync_frames), self.frame_requests,
-                                      (self._sequence.clip_length, self._sequence.sync_frames))
-        clip = np.stack([_appearance(clip) for clip in clip_frames])
-        sync = np.stack([self._motion(clip) for clip in sync_frames])
-        return clip, sync
+        return self.encode_clip(clip_frames), self.encode_sync(sync_frames)
+
+    def encode_clip(self, frames: np.ndarray) -> np.ndarray:
+        """See Encoder."""
+        official_encoder.check_frames(frames, self.frame_requests[0], self._sequence.clip_length)
+        return np.stack([_appearance(clip) for clip in frames])
+
+    def encode_sync(self, frames: np.ndarray) -> np.ndarray:
+        """See Encoder."""
+        official_encoder.check_frames(frames, self.frame_requests[1], self._sequence.sync_frames)
+        return np.stack([self._motion(clip) for clip in frames])
+
+    def encode_image(self, image: np.ndarray) -> np.ndarray:
+        """See Encoder."""
+        return _appearance(fit_frame(image, self.frame_requests[0])[None])[0]
 
     def _motion(self, frames: np.ndarray) -> np.ndarray:
         """uint8 `[F, h, w, 3]` → float32 `[S, 768]`."""
@@ -138,14 +159,15 @@ def _fixed_vector(kind: str, number: int) -> np.ndarray:
     return np.random.Generator(np.random.PCG64(seed)).standard_normal(CLIP_WIDTH, dtype=np.float32)
 
 
-def make(name: str, sequence: Sequence, load: official_encoder.Load | None = None) -> Encoder:
+def make(name: str, sequence: Sequence, load: official_encoder.Load | None = None, mesh: Mesh | None = None) -> Encoder:
     """The encoder of that name.
 
     Args:
       name: config.extract.encoder, 'pixels' or 'official'.
       sequence: rate and lengths of the clips.
       load: 'official' only: gives the parameters of an official model, 'clip_vit_h_14_378' and 'synchformer_visual', when
-        they are first needed. Encoders made with the same `load` share them.
+        they are first needed. Encoders made with the same `load` and `mesh` share them.
+      mesh: 'official' only: splits frames, segments and texts over its devices; None: the default device.
 
     Raises:
       ValueError: an unknown name, or 'official' without `load`.
@@ -153,8 +175,8 @@ def make(name: str, sequence: Sequence, load: official_encoder.Load | None = Non
     if name == 'official':
         if load is None:
             raise ValueError("config.extract.encoder is 'official', which needs the official weights: pass `load`")
-        calls = official_encoder.CPU_CALLS if jax.default_backend() == 'cpu' else official_encoder.ACCELERATOR_CALLS
-        return official_encoder.OfficialEncoder(sequence, official_encoder.shared_towers(load), calls)
+        sizes = official_encoder.CPU_CALLS if jax.default_backend() == 'cpu' else official_encoder.ACCELERATOR_CALLS
+        return official_encoder.OfficialEncoder(sequence, official_encoder.shared_towers(load, mesh), sizes)
     if name != 'pixels':
         raise ValueError(f'config.extract.encoder is {name!r}; it must be one of {", ".join(ENCODERS)}')
     return PixelEncoder(sequence)

@@ -24,6 +24,7 @@ from mmaudio_jax import encoders
 from mmaudio_jax import input_pipeline
 from mmaudio_jax import media
 from mmaudio_jax import metrics
+from mmaudio_jax import mux
 from mmaudio_jax import partitioning
 from mmaudio_jax import pipeline
 from mmaudio_jax import plots
@@ -36,7 +37,7 @@ ROWS = ('generated', 'shuffled', 'codec', 'truth')
 SHUFFLE_SEED = 0  # of the control: always the same pairs, so that runs compare
 _FIELDS = ('clip_features', 'sync_features', 'text_features', 'video_exists', 'text_exists')
 _PACKAGES = ('jax', 'flax', 'numpy', 'librosa', 'mmaudio_jax')
-_WITHOUT_INFLUENCE = ('name', 'stages', 'data_dir', 'generate', 'ablations', 'mesh')  # sections that change no figure
+_WITHOUT_INFLUENCE = ('name', 'stages', 'data_dir', 'generate', 'ablations', 'mesh', 'sharding')  # change no figure
 Row = Mapping[str, Any]
 
 
@@ -96,12 +97,13 @@ def sample(config, model: mmaudio.MMAudio, params: Any, examples: list[dict], se
 
     Example i has the noise of (config.sampling.seed, i), whatever the batch size and the number of devices.
     """
-    mesh = partitioning.make_mesh(config.mesh)
+    mesh = partitioning.make_mesh(config.mesh, config.sharding.slice_axis)
     size = config.sampling.batch_size
     partitioning.check_batch_size(mesh, size, 'config.sampling.batch_size')
     settings = sampler.SamplerSettings(config.sampling.solver, config.sampling.num_steps, config.sampling.guidance)
     run = sampler.make_sampler(model, settings, mesh)
-    params = jax.device_put(params, partitioning.state_sharding(mesh, params))
+    rules = partitioning.rules_of(config)
+    params = jax.device_put(params, partitioning.state_sharding(mesh, params, rules, config.sharding.whole_params))
     sharding = partitioning.batch_sharding(mesh)
     encoder = encoders.make(config.extract.encoder, sequence) if config.sampling.negative_prompt else None
     done = []
@@ -238,7 +240,7 @@ def _save_clips(config, workdir: pathlib.Path, data: pathlib.Path, rows: list[Ro
         generated = sounds['generated'][index]
         if row['video'] and not row.get('start_s', 0.0):  # a later part of a video cannot be copied without its beginning
             video = data / 'media' / config.evaluate.dataset / row['video']
-            media.mux(video, generated, sequence.sample_rate_hz, folder / f'{row["id"]}.mp4')
+            mux.write_video(video, generated, sequence.sample_rate_hz, folder / f'{row["id"]}.mp4')
         else:
             media.write_audio(folder / f'{row["id"]}.flac', generated, sequence.sample_rate_hz)
         titles = {f'generated: {row["caption"]}': generated, 'true sound': sounds['truth'][index]}

@@ -1,95 +1,213 @@
-"""--mode=generate: sounds for a file, a folder of videos, or a prompt alone, as files."""
-import hashlib
+"""--mode=generate: sounds for a file, a folder of videos, the rows of a CSV, or a prompt alone, as files.
+
+    OUTPUT/NAME.flac (or .wav), NAME.mp4 with the new sound, NAME.png (spectrogram), NAME.json (the settings), for each input
+    OUTPUT/report.jsonl  one line an input of the last run: name, what was asked for, status (done, kept, failed), files, error
+"""
+from collections.abc import Iterator
+import concurrent.futures
+import contextlib
+import dataclasses
 import json
 import pathlib
 import sys
+import time
+from typing import Any
+import warnings
 
 import jax
 
+from mmaudio_jax import generate_jobs
 from mmaudio_jax import media
+from mmaudio_jax import mux
 from mmaudio_jax import pipeline
 from mmaudio_jax import plots
+from mmaudio_jax import sampler
+from mmaudio_jax.generate_jobs import Job
+from mmaudio_jax.request import Request
+from mmaudio_jax.weights import store
 
-VIDEO_SUFFIXES = ('.mp4', '.m4v', '.mov', '.mkv', '.webm', '.avi', '.mpg', '.mpeg', '.wmv', '.flv', '.ogv', '.3gp')
-_COPY_INTO = ('.mp4', '.mkv')  # the first that can hold the video's codec
+_ERRORS = (ValueError, OSError, jax.errors.JaxRuntimeError)  # of one input or its results; the last: out of memory
 
 
 def generate(config, workdir: pathlib.Path) -> int:
-    """Writes for every input NAME: NAME.flac (or .wav), NAME.mp4 with the new sound, NAME.png and NAME.json (the settings).
+    """Writes the files of every input; see the module's docstring.
 
-    The video stream is copied; where mp4 cannot hold its codec, the file is NAME.mkv. A result whose NAME.json has the same
-    settings is left as it is. A file that fails is reported, the others are done. With several processes each does its share.
+    A result whose NAME.json has the same settings is left as it is. An input that fails is reported, the others are done.
+    Inputs of equal length share batches of config.sampling.batch_size, split over the devices of the process; while a batch
+    is computed, the next one is read and the last one written. With several processes each does its share of the inputs.
 
     Args:
-      config: its fields generate, sampling and ema.
-      workdir: of a training run.
+      config: its fields generate, sampling, weights and ema.
+      workdir: of a training run, unless config.generate.pretrained is set; holds the output unless config.generate.output is.
 
     Returns:
-      0, or 1 when a file failed.
+      0, or 1 when an input failed.
 
     Raises:
-      ValueError: nothing to do, an input that is not there, or no trained network in workdir.
+      ValueError: nothing to do, an input that is not there, a CSV that cannot be used, or no trained network.
     """
-    inputs = _inputs(config.generate)
+    jobs = generate_jobs.jobs(config.generate, config.sampling)
+    if config.generate.original_sound not in mux.ORIGINAL_SOUND:
+        raise ValueError(f'config.generate.original_sound is {config.generate.original_sound!r}; it must be one of '
+                         f'{", ".join(mux.ORIGINAL_SOUND)}')
     folder = pathlib.Path(config.generate.output or workdir / 'generated')
-    if any(video and video.parent.resolve() == folder.resolve() for video in inputs.values()):
+    if any(source and source.parent.resolve() == folder.resolve() for job in jobs for source in (job.video, job.image)):
         raise ValueError(f'config.generate.output is the folder of the videos, {folder}: they would be overwritten; '
                          'choose another one')
     folder.mkdir(parents=True, exist_ok=True)
-    pipe = pipeline.Pipeline.from_pretrained(workdir, sigma_rel=config.ema.synthesis_sigma_rel,
-                                             data_dir=config.data_dir or None)
-    mine = list(inputs.items())[jax.process_index()::jax.process_count()]
-    failed = 0
-    for number, (name, video) in enumerate(mine, 1):
-        progress = f'generate: {number}/{len(mine)} {video or name}'
+    run = _Run(config, _load(config, workdir), folder, jobs[jax.process_index()::jax.process_count()])
+    with _plain_warnings():
+        return run.run()
+
+
+def _load(config, workdir: pathlib.Path) -> pipeline.Pipeline:
+    """The network of config.generate.pretrained, or that of the workdir."""
+    options = config.generate
+    common = {**store.places(config.weights), 'compilation_cache': options.compilation_cache, 'verbose': options.verbose,
+              'devices': jax.local_devices()}
+    if options.pretrained:
+        return pipeline.Pipeline.from_pretrained(options.pretrained, dtype=config.weights.dtype, **common)
+    return pipeline.Pipeline.from_pretrained(workdir, sigma_rel=config.ema.synthesis_sigma_rel,
+                                             data_dir=config.data_dir or None, **common)
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings are one line without the place in the code, each time; those of threads too."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('always', UserWarning)
+        warnings.showwarning = lambda message, *_, **__: print(f'generate: {message}', file=sys.stderr, flush=True)
+        yield
+
+
+class _Run:
+    """The inputs of this process, on their way."""
+
+    def __init__(self, config, pipe: pipeline.Pipeline, folder: pathlib.Path, jobs: list[Job]):
+        self._config, self._pipe, self._folder, self._jobs = config, pipe, folder, jobs
+        self._settings = sampler.SamplerSettings(config.sampling.solver, config.sampling.num_steps, config.sampling.guidance)
+        self._numbers = {job.name: number for number, job in enumerate(jobs, 1)}
+        self._failed = 0
+        process = f'_{jax.process_index()}' if jax.process_count() > 1 else ''
+        self._report = folder / f'report{process}.jsonl'
+
+    def run(self) -> int:
+        """Makes everything; the exit code."""
+        self._report.write_text('')
+        waiting: dict[Any, list[tuple[Job, Request]]] = {}
+        for job in self._jobs:
+            with self._caught(job):
+                if _is_done(self._folder / job.name, self._description(job)):
+                    self._tell(job, 'kept', f'is in {self._folder}, nothing to do')
+                    continue
+                fields = {name: value for name, value in dataclasses.asdict(job).items() if name != 'name'}
+                request = self._pipe.request(**fields, mask_clip=self._config.generate.mask_clip and job.video is not None)
+                waiting.setdefault(request.sequence, []).append((job, request))
+        size = self._config.sampling.batch_size
+        batches = [alike[start:start + size] for alike in waiting.values() for start in range(0, len(alike), size)]
+        with concurrent.futures.ThreadPoolExecutor(pipeline.READERS) as pool:
+            reading = [pool.submit(self._pipe.read, request) for _, request in batches[0]] if batches else []
+            writing: list[tuple[Job, concurrent.futures.Future]] = []
+            for number, batch in enumerate(batches):
+                frames = reading
+                reading = [pool.submit(self._pipe.read, request) for _, request in (batches[number + 1:] or [[]])[0]]
+                made = self._make(batch, frames)
+                self._finish(writing)
+                writing = [(job, pool.submit(self._write, job, clip)) for job, clip in made]
+            self._finish(writing)
+        if self._failed:
+            print(f'generate: {self._failed} of {len(self._jobs)} failed, the others are in {self._folder}', file=sys.stderr,
+                  flush=True)
+        return 1 if self._failed else 0
+
+    def _make(self, batch: list[tuple[Job, Request]],
+              reading: list[concurrent.futures.Future]) -> list[tuple[Job, pipeline.Clip]]:
+        """The sounds of a batch, but for those whose frames cannot be read. If all fail together, each is tried alone."""
+        ready = []
+        for (job, request), future in zip(batch, reading, strict=True):
+            with self._caught(job):
+                ready.append((job, request, future.result()))
+        if not ready:
+            return []
+        jobs, requests, frames = zip(*ready)
         try:
-            settings = _settings(config, pipe, video)
-            if _is_done(folder / name, settings):
-                print(f'{progress}: is in {folder}, nothing to do', flush=True)
-                continue
-            written = _generate_one(config, pipe, video, folder / name, settings)
-            print(f'{progress}: wrote {written}', flush=True)
-        except (ValueError, OSError) as error:
-            failed += 1
-            print(f'{progress}: FAILED: {error}', file=sys.stderr, flush=True)
-    if failed:
-        print(f'generate: {failed} of {len(mine)} failed, the others are in {folder}', file=sys.stderr, flush=True)
-    return 1 if failed else 0
+            return [(job, clips[0]) for job, clips in zip(jobs, self._pipe.generate_batch(requests, frames, self._settings))]
+        except _ERRORS as error:
+            if len(ready) == 1:
+                self._fail(jobs[0], error)
+                return []
+        made = []
+        for job, request, streams in ready:
+            with self._caught(job):
+                made.append((job, self._pipe.generate_batch([request], [streams], self._settings)[0][0]))
+        return made
+
+    def _write(self, job: Job, clip: pipeline.Clip) -> tuple[list[str], float]:
+        """Writes the files of one input; their names, and the seconds that took."""
+        started, stem, options = time.monotonic(), self._folder / job.name, self._config.generate
+        record = _beside(stem, '.json')
+        record.unlink(missing_ok=True)  # what it describes is about to change
+        files = [_beside(stem, f'.{options.audio_format}')]
+        clip.save(files[0])
+        if job.video or job.image:
+            files.append(_beside(stem, '.mp4'))
+            clip.save(files[1], *([options.original_sound, options.original_db] if job.video else []))
+        files.append(_beside(stem, '.png'))
+        plots.spectrogram(files[-1], {job.prompt or job.name: clip.audio}, clip.sample_rate_hz)
+        names = [file.name for file in files]
+        with media.atomic_file(record) as partial:
+            partial.write_text(json.dumps({'settings': self._description(job), 'files': names}, indent=1) + '\n')
+        return names, time.monotonic() - started
+
+    def _finish(self, writing: list[tuple[Job, concurrent.futures.Future]]) -> None:
+        for job, future in writing:
+            with self._caught(job):
+                names, seconds = future.result()
+                self._tell(job, 'done', f'wrote {", ".join(names)}', files=names, seconds_to_write=round(seconds, 2))
+
+    @contextlib.contextmanager
+    def _caught(self, job: Job) -> Iterator[None]:
+        try:
+            yield
+        except _ERRORS as error:
+            self._fail(job, error)
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        self._failed += 1
+        text = ' '.join(str(error).splitlines()[:1])
+        self._tell(job, 'failed', f'FAILED: {text}', error=text)
+
+    def _tell(self, job: Job, status: str, message: str, **details: Any) -> None:
+        """Prints a line and adds one to the report."""
+        print(f'generate: {self._numbers[job.name]}/{len(self._jobs)} {job.source}: {message}',
+              file=sys.stderr if status == 'failed' else sys.stdout, flush=True)
+        with open(self._report, 'a', encoding='utf-8') as file:
+            file.write(json.dumps({**dataclasses.asdict(job), 'status': status, **details}, default=str) + '\n')
+
+    def _description(self, job: Job) -> dict[str, Any]:
+        """What a result depends on, as JSON has it."""
+        options, pipe = self._config.generate, self._pipe
+        weights = {'run': pipe.name, 'step': pipe.step}
+        if options.pretrained:
+            weights |= {'pretrained': options.pretrained, 'dtype': self._config.weights.dtype}
+        else:
+            weights |= {'seed': pipe.config['seed'], 'sigma_rel': self._config.ema.synthesis_sigma_rel}
+        return {
+            **{name: _identity(getattr(job, name)) for name in ('video', 'image')},
+            **{name: getattr(job, name) for name in ('prompt', 'negative_prompt', 'seed', 'duration_s')},
+            **{name: options[name] for name in ('mask_clip', 'audio_format', 'original_sound', 'original_db')},
+            **{name: self._config.sampling[name] for name in ('solver', 'num_steps', 'guidance')},
+            'weights': weights,
+        }
 
 
-def _inputs(options) -> dict[str, pathlib.Path | None]:
-    """Name of the results to the video, or to None for the prompt alone."""
-    if not options.input:
-        if not options.prompt:
-            raise ValueError('nothing to generate: set config.generate.input (a video or a folder of videos), '
-                             'config.generate.prompt, or both')
-        digest = hashlib.sha256(options.prompt.encode()).hexdigest()[:8]
-        words = ''.join(letter if letter.isalnum() else '_' for letter in options.prompt)[:60].strip('_')
-        return {f'{words}_{digest}': None}
-    path = pathlib.Path(options.input)
-    if path.is_file():
-        return {path.stem: path}
-    if not path.is_dir():
-        raise ValueError(f'config.generate.input is {options.input!r}, and there is no such file or folder')
-    videos = sorted(file for file in path.iterdir() if file.suffix.lower() in VIDEO_SUFFIXES)
-    if not videos:
-        raise ValueError(f'config.generate.input: no videos ({" ".join(VIDEO_SUFFIXES)}) in {path}')
-    stems = [video.stem for video in videos]
-    return {video.stem if stems.count(video.stem) == 1 else video.name.replace('.', '_'): video for video in videos}
-
-
-def _settings(config, pipe: pipeline.Pipeline, video: pathlib.Path | None) -> dict:
-    """What a result depends on, as JSON has it."""
-    state = video.stat() if video else None
-    return {
-        'video': {'name': video.name, 'bytes': state.st_size, 'modified': state.st_mtime} if video and state else None,
-        'prompt': config.generate.prompt,
-        'duration_s': config.generate.duration_s,
-        'audio_format': config.generate.audio_format,
-        'sampling': {**config.sampling.to_dict(), 'batch_size': 1},
-        'weights': {'run': pipe.config['name'], 'seed': pipe.config['seed'], 'step': pipe.step,
-                    'sigma_rel': config.ema.synthesis_sigma_rel},
-    }
+def _identity(path: pathlib.Path | None) -> dict[str, Any] | None:
+    """Name, size and time of a file."""
+    if path is None:
+        return None
+    with media.explained(path):
+        state = path.stat()
+    return {'name': path.name, 'bytes': state.st_size, 'modified': state.st_mtime}
 
 
 def _is_done(stem: pathlib.Path, settings: dict) -> bool:
@@ -99,40 +217,6 @@ def _is_done(stem: pathlib.Path, settings: dict) -> bool:
     except (OSError, ValueError):
         return False
     return found.get('settings') == settings and all((stem.parent / file).is_file() for file in found.get('files', ['']))
-
-
-def _generate_one(config, pipe: pipeline.Pipeline, video: pathlib.Path | None, stem: pathlib.Path, settings: dict) -> str:
-    """Writes the files of one input; returns their names."""
-    sampling = config.sampling
-    record = _beside(stem, '.json')
-    record.unlink(missing_ok=True)  # what it describes is about to change
-    clip = pipe(video=video, prompt=config.generate.prompt, negative_prompt=sampling.negative_prompt,
-                duration_s=config.generate.duration_s or None, seed=sampling.seed, num_steps=sampling.num_steps,
-                guidance=sampling.guidance, solver=sampling.solver)
-    sound = _beside(stem, f'.{config.generate.audio_format}')
-    clip.save(sound)
-    files = [sound]
-    if video is not None:
-        files.append(_save_video(clip, stem))
-    picture = _beside(stem, '.png')
-    plots.spectrogram(picture, {config.generate.prompt or stem.name: clip.audio}, clip.sample_rate_hz)
-    names = [file.name for file in [*files, picture]]
-    partial = _beside(stem, '.json.partial')
-    partial.write_text(json.dumps({'settings': settings, 'files': names}, indent=1) + '\n')
-    partial.replace(record)
-    return ', '.join(names)
-
-
-def _save_video(clip: pipeline.Clip, stem: pathlib.Path) -> pathlib.Path:
-    """Writes the video with its new sound into the first container that takes it; its path."""
-    for suffix in _COPY_INTO[:-1]:
-        try:
-            clip.save(_beside(stem, suffix))
-            return _beside(stem, suffix)
-        except media.MediaError:  # not for this container: the last one reports what is wrong
-            pass
-    clip.save(_beside(stem, _COPY_INTO[-1]))
-    return _beside(stem, _COPY_INTO[-1])
 
 
 def _beside(stem: pathlib.Path, suffix: str) -> pathlib.Path:

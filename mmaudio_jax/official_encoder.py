@@ -11,10 +11,13 @@ from typing import Any
 import weakref
 
 import jax
+from jax.sharding import Mesh
 import numpy as np
 
-from mmaudio_jax import media
+from mmaudio_jax import calls
 from mmaudio_jax import tokenizer
+from mmaudio_jax.frames import fit_frame
+from mmaudio_jax.frames import FrameRequest
 from mmaudio_jax.models import clip
 from mmaudio_jax.models import synchformer
 from mmaudio_jax.sequence import CLIP_FPS
@@ -36,7 +39,7 @@ Arrays = Sequence_[np.ndarray] | np.ndarray  # equally shaped, one after the oth
 
 @dataclasses.dataclass(frozen=True)
 class CallSizes:
-    """How many frames, segments and texts one jitted call takes."""
+    """How many frames, segments and texts one jitted call takes on a device."""
     frames: int
     segments: int
     texts: int
@@ -47,38 +50,38 @@ ACCELERATOR_CALLS = CallSizes(frames=32, segments=16, texts=16)
 
 
 class Towers:
-    """Parameters on the device; a part is loaded when it is first used, and no other part with it.
+    """Parameters on the device, or on each one of a mesh; a part is loaded when it is first used, and no other part with it.
 
     Parts are `image` and `text` (CLIP) and `sync` (Synchformer).
     """
 
-    def __init__(self, load: Load):
-        self._load = load
+    def __init__(self, load: Load, mesh: Mesh | None = None):
+        self._load, self.mesh = load, mesh
 
     @functools.cached_property
     def image(self) -> Any:
         """Of CLIP's image tower."""
-        return jax.device_put({'image': self._load(CLIP_WEIGHTS)['image']})
+        return calls.put({'image': self._load(CLIP_WEIGHTS)['image']}, self.mesh)
 
     @functools.cached_property
     def text(self) -> Any:
         """Of CLIP's text tower."""
-        return jax.device_put({'text': self._load(CLIP_WEIGHTS)['text']})
+        return calls.put({'text': self._load(CLIP_WEIGHTS)['text']}, self.mesh)
 
     @functools.cached_property
     def sync(self) -> Any:
         """Of Synchformer's visual encoder."""
-        return jax.device_put(self._load(SYNC_WEIGHTS))
+        return calls.put(self._load(SYNC_WEIGHTS), self.mesh)
 
 
-_SHARED: weakref.WeakValueDictionary[Load, Towers] = weakref.WeakValueDictionary()
+_SHARED: weakref.WeakValueDictionary[tuple[Load, Mesh | None], Towers] = weakref.WeakValueDictionary()
 
 
-def shared_towers(load: Load) -> Towers:
-    """The same Towers for the same `load` as long as an encoder holds them: a clip of another length loads nothing again."""
-    towers = _SHARED.get(load)
+def shared_towers(load: Load, mesh: Mesh | None = None) -> Towers:
+    """The same Towers for the same arguments as long as an encoder holds them: a clip of another length loads nothing again."""
+    towers = _SHARED.get((load, mesh))
     if towers is None:
-        towers = _SHARED[load] = Towers(load)
+        towers = _SHARED[load, mesh] = Towers(load, mesh)
     return towers
 
 
@@ -88,51 +91,60 @@ class OfficialEncoder:
     The compute dtype is that of the loaded parameters. Results are float32.
     """
 
-    def __init__(self, sequence: Sequence, towers: Towers, calls: CallSizes):
+    def __init__(self, sequence: Sequence, towers: Towers, sizes: CallSizes):
         """
         Args:
           sequence: lengths of the clips.
           towers: parameters.
-          calls: sizes of the jitted calls.
+          sizes: of the jitted calls.
         """
-        self._sequence, self._towers, self._calls = sequence, towers, calls
+        self._sequence, self._towers, self._sizes = sequence, towers, sizes
         clip_size, sync_size = clip.VARIANTS[CLIP_VARIANT]['image_size'], synchformer.VARIANTS[SYNC_VARIANT]['image_size']
-        self.frame_requests = (media.FrameRequest(CLIP_FPS, clip_size, clip_size, 'squash'),
-                               media.FrameRequest(SYNC_FPS, sync_size, sync_size, 'crop'))
+        self.frame_requests = (FrameRequest(CLIP_FPS, clip_size, clip_size, 'squash'),
+                               FrameRequest(SYNC_FPS, sync_size, sync_size, 'crop'))
 
     def encode_video(self, clip_frames: np.ndarray, sync_frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See encoders.Encoder; raises ValueError when the frames are not those that were asked for."""
-        sequence = self._sequence
-        check_frames((clip_frames, sync_frames), self.frame_requests, (sequence.clip_length, sequence.sync_frames))
-        clip_features = self.encode_frames(clip_frames.reshape(-1, *clip_frames.shape[2:]))
-        segments = [frames[start:start + SYNC_SEGMENT_FRAMES] for frames in sync_frames
-                    for start in SYNC_SEGMENT_STRIDE * np.arange(sequence.num_segments)]
-        sync_features = self.encode_segments(segments)
-        return (clip_features.reshape(len(clip_frames), sequence.clip_length, CLIP_WIDTH),
-                sync_features.reshape(len(sync_frames), sequence.sync_length, SYNC_WIDTH))
+        return self.encode_clip(clip_frames), self.encode_sync(sync_frames)
+
+    def encode_clip(self, frames: np.ndarray) -> np.ndarray:
+        """See encoders.Encoder."""
+        check_frames(frames, self.frame_requests[0], self._sequence.clip_length)
+        features = self.encode_frames(frames.reshape(-1, *frames.shape[2:]))
+        return features.reshape(len(frames), self._sequence.clip_length, CLIP_WIDTH)
+
+    def encode_sync(self, frames: np.ndarray) -> np.ndarray:
+        """See encoders.Encoder."""
+        check_frames(frames, self.frame_requests[1], self._sequence.sync_frames)
+        segments = [clip[start:start + SYNC_SEGMENT_FRAMES] for clip in frames
+                    for start in SYNC_SEGMENT_STRIDE * np.arange(self._sequence.num_segments)]
+        return self.encode_segments(segments).reshape(len(frames), self._sequence.sync_length, SYNC_WIDTH)
 
     def encode_frames(self, frames: Arrays) -> np.ndarray:
         """CLIP features of single frames, uint8 `[384, 384, 3]` each → float32 `[frames, 1024]`."""
         if not len(frames):
             return np.zeros((0, CLIP_WIDTH), np.float32)
-        return _in_calls(_image_features, self._towers.image, frames, self._calls.frames)
+        return self._in_calls(_image_features, self._towers.image, frames, self._sizes.frames)
 
     def encode_image(self, image: np.ndarray) -> np.ndarray:
-        """CLIP feature of a still image of any size, uint8 `[H, W, 3]` → float32 `[1024]`."""
-        return self.encode_frames([media.fit_frame(image, self.frame_requests[0])])[0]
+        """See encoders.Encoder."""
+        return self.encode_frames([fit_frame(image, self.frame_requests[0])])[0]
 
     def encode_segments(self, segments: Arrays) -> np.ndarray:
         """Synchformer features of segments, uint8 `[16, 224, 224, 3]` each → float32 `[segments, 8, 768]`."""
         if not len(segments):
             return np.zeros((0, SYNC_TOKENS_PER_SEGMENT, SYNC_WIDTH), np.float32)
-        return _in_calls(_sync_features, self._towers.sync, segments, self._calls.segments)
+        return self._in_calls(_sync_features, self._towers.sync, segments, self._sizes.segments)
 
     def encode_text(self, texts: Sequence_[str]) -> np.ndarray:
         """See encoders.Encoder; a text that stands there several times is encoded once."""
         tokens, places = np.unique(tokenizer.tokenize(texts), axis=0, return_inverse=True)
         if not len(tokens):
             return np.zeros((0, TEXT_LENGTH, CLIP_WIDTH), np.float32)
-        return _in_calls(_text_features, self._towers.text, tokens, self._calls.texts)[places.reshape(-1)]
+        return self._in_calls(_text_features, self._towers.text, tokens, self._sizes.texts)[places.reshape(-1)]
+
+    def _in_calls(self, function: Callable[[Any, Any], Any], params: Any, items: Arrays, size: int) -> np.ndarray:
+        return calls.in_calls(functools.partial(function, params), items, size, self._towers.mesh)
 
 
 @jax.jit
@@ -159,25 +171,13 @@ def _dtype(params: Any) -> Any:
     return max(jax.tree.leaves(params), key=lambda leaf: leaf.size).dtype
 
 
-def _in_calls(function: Callable[[Any, Any], Any], params: Any, items: Arrays, size: int) -> np.ndarray:
-    """function(params, items) in calls of `size` items, of which one runs while the next is handed over."""
-    results: list[Any] = []
-    for start in range(0, len(items), size):
-        part = [*items[start:start + size]]
-        results.append(function(params, np.stack(part + part[-1:] * (size - len(part)))))
-        if len(results) > 1:
-            results[-2] = np.asarray(results[-2])
-    return np.concatenate([np.asarray(result) for result in results])[:len(items)]
-
-
-def check_frames(streams: Sequence_[np.ndarray], requests: Sequence_[media.FrameRequest], lengths: Sequence_[int]) -> None:
-    """Passes when every stream is uint8 `[B, length, height, width, 3]` of its request.
+def check_frames(frames: np.ndarray, request: FrameRequest, length: int) -> None:
+    """Passes when the frames are uint8 `[B, length, height, width, 3]` of their request.
 
     Raises:
       ValueError: names what it is and what it must be.
     """
-    for frames, request, length in zip(streams, requests, lengths, strict=True):
-        expected = (length, request.height, request.width, 3)
-        if frames.shape[1:] != expected or frames.dtype != np.uint8:
-            raise ValueError(f'frames are {frames.dtype} {list(frames.shape)}, not uint8 [B, '
-                             f'{", ".join(map(str, expected))}] as frame_requests asks')
+    expected = (length, request.height, request.width, 3)
+    if frames.shape[1:] != expected or frames.dtype != np.uint8:
+        raise ValueError(f'frames are {frames.dtype} {list(frames.shape)}, not uint8 [B, '
+                         f'{", ".join(map(str, expected))}] as frame_requests asks')

@@ -13,26 +13,46 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
 
-AXES = ('data',)  # the order of the mesh's dimensions
+# The order of the mesh's dimensions, slowest links first. The batch is split over data and fsdp. Parameters, moments and
+# averages are split over fsdp and gathered block by block; heads and the width of the MLPs are split over tensor.
+AXES = ('data', 'fsdp', 'tensor')
+BATCH_AXES = ('data', 'fsdp')
 
-# (regular expression searched in the tensor's name, mesh axis of each dimension); the first that matches counts.
-# Names are paths such as 'params/joint_blocks/latent/qkv/kernel'. Data parallel: every tensor is on every device.
-RULES = ((r'.*', ()),)
+# (regular expression searched in the tensor's name, mesh axis of each of its last dimensions); the first that matches counts.
+# Names are paths such as 'params/joint/latents/qkv/kernel'. Dimensions before those of the rule, such as the layers of a scan,
+# are not split.
+RULES: tuple[tuple[str, tuple], ...] = (
+    (r'/qkv/kernel$', ('fsdp', None, 'tensor', None)),  # [D, q|k|v, H, K]
+    (r'/qkv/bias$', (None, 'tensor', None)),
+    (r'/projection/kernel$', ('tensor', 'fsdp')),  # [H · K, D]
+    (r'/w13$', ('fsdp', None, 'tensor')),  # [taps, D, w1|w3, hidden]
+    (r'/w2$', ('tensor', 'fsdp')),  # [taps, hidden, D]
+    (r'/modulation/kernel$', ('fsdp', None)),  # [D, 6 D]
+    (r'final_layer/conv/kernel$', ('fsdp', None)),  # [taps, D, C]
+    (r'(_input_proj/first|t_embed/first|t_embed/second|clip_cond_proj|text_cond_proj)/kernel$', (None, 'fsdp')),
+    (r'/bias$|_norm$|latent_mean$|latent_std$|empty_\w+_feat$|sync_pos_emb$', ()),
+)
 
 
-def make_mesh(mesh_config: Mapping[str, int]) -> Mesh:
+def make_mesh(mesh_config: Mapping[str, int], slice_axis: str = 'data', devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh over all devices of all processes.
 
     Args:
-      mesh_config: config.mesh, axis name -> size; one of them may be -1 and takes the remaining devices.
+      mesh_config: config.mesh, axis name -> size; one of them may be -1 and takes the remaining devices. An axis that is
+        not named has size 1.
+      slice_axis: config.sharding.slice_axis, the axis that goes over the slow links when the devices are several slices.
+      devices: those of a described topology; None for the real ones.
 
     Raises:
-      ValueError: an unknown axis, two axes of -1, or sizes whose product is not the number of devices.
+      ValueError: an unknown axis, two axes of -1, sizes whose product is not the number of devices, or an axis over
+        slices that is not a multiple of their number.
     """
-    sizes = dict(mesh_config)
-    if set(sizes) != set(AXES):
-        raise ValueError(f'config.mesh has the axes {", ".join(sorted(sizes))}, but the mesh has exactly {", ".join(AXES)}')
-    devices = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    unknown = sorted(set(mesh_config) - set(AXES))
+    if unknown:
+        raise ValueError(f'config.mesh has the axes {", ".join(sorted(mesh_config))}, but the mesh knows only '
+                         f'{", ".join(AXES)}')
+    sizes = {name: 1 for name in AXES} | dict(mesh_config)
     for name, size in sizes.items():
         if size != -1 and size < 1:
             raise ValueError(f'config.mesh.{name} is {size}; it must be at least 1, or -1 for the remaining devices')
@@ -40,23 +60,39 @@ def make_mesh(mesh_config: Mapping[str, int]) -> Mesh:
     if len(free) > 1:
         raise ValueError(f'config.mesh: only one axis can be -1, not {" and ".join(free)}')
     fixed = math.prod(size for size in sizes.values() if size != -1)
-    if free and devices % fixed == 0:
-        sizes[free[0]] = devices // fixed
+    if free and len(devices) % fixed == 0:
+        sizes[free[0]] = len(devices) // fixed
     shape = tuple(sizes[name] for name in AXES)
-    if math.prod(shape) != devices:
+    if math.prod(shape) != len(devices):
         wanted = ' x '.join(f'{name} {sizes[name]}' for name in AXES)
-        raise ValueError(f'config.mesh ({wanted}) does not cover the {devices} devices; '
+        raise ValueError(f'config.mesh ({wanted}) does not cover the {len(devices)} devices; '
                          'set one axis to -1 to take what is left')
-    return Mesh(mesh_utils.create_device_mesh(shape), AXES)
+    return Mesh(_arrange(shape, slice_axis, devices), AXES)
 
 
-def state_sharding(mesh: Mesh, tree: Any, rules: Sequence[tuple[str, tuple]] = RULES) -> Any:
+def _arrange(shape: tuple[int, ...], slice_axis: str, devices: Sequence[Any]) -> np.ndarray:
+    """The devices as an array of `shape`, neighbours on fast links; slices lie along slice_axis only."""
+    slices = len({getattr(device, 'slice_index', 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    if slice_axis not in BATCH_AXES:
+        raise ValueError(f'config.sharding.slice_axis is {slice_axis!r}; it must be one of {", ".join(BATCH_AXES)}')
+    over = tuple(slices if name == slice_axis else 1 for name in AXES)
+    within, rest = zip(*(divmod(size, count) for size, count in zip(shape, over)))
+    if any(rest):
+        raise ValueError(f'config.mesh.{slice_axis} is {shape[AXES.index(slice_axis)]}, not a multiple of the {slices} slices; '
+                         'change it, or config.sharding.slice_axis')
+    return mesh_utils.create_hybrid_device_mesh(within, over, devices, allow_split_physical_axes=True)
+
+
+def state_sharding(mesh: Mesh, tree: Any, rules: Sequence[tuple[str, tuple]] = RULES, whole_params: bool = False) -> Any:
     """A NamedSharding for every tensor of a tree, by its name.
 
     Args:
       mesh: from make_mesh.
-      tree: any pytree of arrays or shapes (a whole TrainState); scalars are on every device.
-      rules: (regular expression, one mesh axis or None per dimension) pairs; missing dimensions are not split.
+      tree: any pytree of arrays or shapes (a whole TrainState, or parameters); scalars are on every device.
+      rules: (regular expression, one mesh axis or None for each of the last dimensions) pairs; see rules_of.
+      whole_params: config.sharding.whole_params: fsdp does not split parameters, only the rest of the state (ZeRO-1).
 
     Returns:
       The same tree with a NamedSharding at each leaf.
@@ -68,24 +104,37 @@ def state_sharding(mesh: Mesh, tree: Any, rules: Sequence[tuple[str, tuple]] = R
         name = tensor_name(path)
         if not leaf.shape:
             return NamedSharding(mesh, PartitionSpec())
-        axes = next((axes for pattern, axes in rules if re.search(pattern, name)), None)
+        axes = next((axes for pattern, axes in rules if re.search(pattern, f'/{name}')), None)
         if axes is None:
             raise ValueError(f'no sharding rule matches the tensor {name} {tuple(leaf.shape)}; '
-                             'add one to partitioning.RULES')
+                             'add one to config.sharding.rules')
         if len(axes) > len(leaf.shape):
             raise ValueError(f'the sharding rule {axes} has more axes than the tensor {name} {tuple(leaf.shape)} '
                              'has dimensions')
-        for dimension, axis in zip(leaf.shape, axes):
+        for dimension, axis in zip(leaf.shape[len(leaf.shape) - len(axes):], axes):
             if axis is not None and dimension % mesh.shape[axis]:
                 raise ValueError(f'the mesh axis {axis!r} of size {mesh.shape[axis]} does not divide the dimension {dimension} '
-                                 f'of the tensor {name} {tuple(leaf.shape)}; change config.mesh or the rule {axes}')
-        return NamedSharding(mesh, PartitionSpec(*axes))
+                                 f'of the tensor {name} {tuple(leaf.shape)}; change config.mesh.{axis}, or put a rule other '
+                                 f'than {axes} into config.sharding.rules')
+        if whole_params and not name.startswith(('opt_state/', 'ema/')):
+            axes = tuple(None if axis == 'fsdp' else axis for axis in axes)
+        return NamedSharding(mesh, PartitionSpec(*[None] * (len(leaf.shape) - len(axes)), *axes))
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
+def rules_of(config) -> tuple[tuple[str, tuple], ...]:
+    """config.sharding.rules, then RULES."""
+    return (*((pattern, tuple(axes)) for pattern, axes in config.sharding.rules), *RULES)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of a batch: its first dimension over the data axis."""
-    return NamedSharding(mesh, PartitionSpec('data'))
+    """Sharding of a batch: its first dimension over the axes data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -94,11 +143,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def check_batch_size(mesh: Mesh, batch_size: int, field: str) -> None:
-    """Raises ValueError, naming the config field, when the data axis does not divide the batch size."""
-    size = mesh.shape['data']
+    """Raises ValueError, naming the config field, when the axes data and fsdp do not divide the batch size."""
+    size = batch_shards(mesh)
     if batch_size < 1 or batch_size % size:
         nearest = max(size, round(batch_size / size) * size)
-        raise ValueError(f'{field} is {batch_size}, which the {size} devices of the mesh axis data do not share evenly; '
+        raise ValueError(f'{field} is {batch_size}, which the {size} parts of the mesh axes data and fsdp do not share evenly; '
                          f'set it to a multiple of {size}, for example {nearest}')
 
 

@@ -1,10 +1,11 @@
 """The public door for generation: a trained network with its encoders and codec, from a video or a text to a sound.
 
-    pipe = Pipeline.from_pretrained('DIR')
+    pipe = Pipeline.from_pretrained('large_44k_v2')
     pipe(video='silent.mp4', prompt='a glass strikes').save('new.mp4')
 """
 from collections.abc import Mapping
 from collections.abc import Sequence as Sequence_
+import concurrent.futures
 import dataclasses
 import os
 import pathlib
@@ -14,185 +15,307 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmaudio_jax import checkpoints
+from mmaudio_jax import calls
 from mmaudio_jax import codec
 from mmaudio_jax import encoders
 from mmaudio_jax import media
+from mmaudio_jax import mux
+from mmaudio_jax import partitioning
+from mmaudio_jax import pretrained
+from mmaudio_jax import request as request_lib
 from mmaudio_jax import sampler
+from mmaudio_jax.frames import Frames
+from mmaudio_jax.frames import sample_frames
+from mmaudio_jax.media import Path
 from mmaudio_jax.models import mmaudio
+from mmaudio_jax.request import Request
 from mmaudio_jax.sequence import Sequence
+from mmaudio_jax.stages import Stages
+from mmaudio_jax.weights import download
 
-Path = str | os.PathLike
+READERS = 4  # files that are decoded at a time
+STILL_FPS = 25.0  # of the video that a still image makes
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Clip:
     """A generated sound.
 
     Attributes:
       audio: float32 [samples] within ±1.
       sample_rate_hz: of `audio`.
-      video: the file that it was made for, or None.
+      video: the file or the frames that it was made for, or None.
+      image: the still image that it was made for, uint8 [H, W, 3], or None.
       prompt: the text that it was made for.
+      latents: float32 [N, C], from which the sound was decoded.
     """
     audio: np.ndarray
     sample_rate_hz: int
-    video: pathlib.Path | None
+    video: pathlib.Path | Frames | None
+    image: np.ndarray | None
     prompt: str
+    latents: np.ndarray
 
     @property
     def duration_s(self) -> float:
         """Length in seconds."""
         return len(self.audio) / self.sample_rate_hz
 
-    def save(self, path: Path) -> None:
-        """Writes .flac or .wav (the sound alone), or a video file (.mp4, .mkv …) with the original pictures and this sound.
+    def save(self, path: Path, original: str = 'replace', original_db: float = 0.0) -> None:
+        """Writes .flac or .wav (the sound alone, 16 bits, mono), or a video: .mp4, .m4v, .mov, .mkv, .webm.
+
+        The pictures of a video file are copied as they are, up to the end of the sound; they are encoded anew only when the
+        container cannot take them, with a warning. Frames in memory, and a still image, are encoded.
+
+        Args:
+          path: the file; written whole or not at all.
+          original: what becomes of the video's own sound: 'replace' leaves it out, 'mix' adds it to the new one, 'keep' makes
+            it a second track.
+          original_db: its level in a mixture, dB.
 
         Raises:
-          ValueError: a video file for a sound that was made without a video.
-          media.MediaError: the file cannot be written, or the container cannot hold this video.
+          ValueError: a video file for a sound that was made without pictures, or the original's sound in a sound file.
+          media.MediaError: the file cannot be written, or the video cannot be read any more.
         """
         path = pathlib.Path(path)
         if path.suffix.lower() in media.SOUND_FORMATS:
+            if original != 'replace':
+                raise ValueError(f'{path}: a sound file holds the new sound alone; original={original!r} needs a video file')
             media.write_audio(path, self.audio, self.sample_rate_hz)
-        elif self.video is None:
+            return
+        pictures = self.video
+        if self.image is not None:
+            count = max(1, round(self.duration_s * STILL_FPS))
+            pictures = Frames(np.broadcast_to(self.image, (count, *self.image.shape)), STILL_FPS)
+        if pictures is None:
             raise ValueError(f'{path}: this sound was made without a video; save it as {" or ".join(media.SOUND_FORMATS)}')
-        else:
-            media.mux(self.video, self.audio, self.sample_rate_hz, path)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Request:
-    """One clip to make; `index` picks its noise."""
-    index: int
-    video: pathlib.Path | None
-    prompt: str
-    negative_prompt: str
-    sequence: Sequence
+        mux.write_video(pictures, self.audio, self.sample_rate_hz, path, original, original_db)
 
 
 class Pipeline:
     """Generates sounds; made by `from_pretrained`.
 
     Attributes:
-      config: that of the training run, plain data.
-      step: of the weights.
+      name: of the official variant or the training run. config: plain data, as in configs/base.py.
+      step: of the weights; None for an official network.
     """
 
-    def __init__(self, model: mmaudio.MMAudio, params: Any, config: Mapping[str, Any], step: int, codec_path: pathlib.Path):
-        self.config, self.step = config, step
-        self._model = model
-        self._params = jax.device_put(params)
-        self._codec_path = codec_path
+    def __init__(self, parts: pretrained.Pretrained, devices: Sequence_[jax.Device] | None, stages: Stages):
+        self.name, self.config, self.step = parts.name, parts.config, parts.step
+        self._model, self._codec_path, self._stages = parts.model, parts.codec_path, stages
+        devices = list(devices or ())
+        self._mesh = partitioning.make_mesh({'data': -1}, devices=devices) if len(devices) > 1 else None
+        self._params = calls.put(parts.params, self._mesh)
         self._samplers: dict[sampler.SamplerSettings, Any] = {}
         self._rooms: dict[Sequence, tuple[encoders.Encoder, codec.Codec]] = {}
 
+        def load(name: str) -> Any:
+            with stages('load', name):
+                return parts.load(name)
+
+        self._load = load
+
     @classmethod
-    def from_pretrained(cls, workdir: Path, *, sigma_rel: float | None = None, step: int | None = None,
-                        data_dir: Path | None = None) -> 'Pipeline':
-        """Loads what a training run left.
+    def from_pretrained(cls, source: Path, *, variant: str | None = None, dtype: str | None = None, cache: Path | None = None,
+                        folder: Path | None = None, offline: bool = False, verify: bool = True, compilation_cache: bool = True,
+                        devices: Sequence_[jax.Device] | None = None, verbose: bool = False, sigma_rel: float | None = None,
+                        step: int | None = None, data_dir: Path | None = None) -> 'Pipeline':
+        """Loads the network; encoders and codec are loaded when they are first used.
 
         Args:
-          workdir: of the run.
-          sigma_rel: width of the weights' average; None for the run's config.ema.synthesis_sigma_rel.
-          step: one of the stored ones; None for the last.
-          data_dir: folder with records/ (the fitted codec); None for the run's config.data_dir, or the workdir.
+          source: an official network ('small_16k', 'small_44k', 'medium_44k', 'large_44k', 'large_44k_v2'), whose files are
+            downloaded when they are first used; a folder with official files; or the workdir of a training run.
+          variant: which network, for a folder that holds several.
+          dtype: 'float32' or 'bfloat16', of weights and computation (the codec stays float32); None for float32, or what the
+            training run used.
+          cache: folder of downloads and conversions; None for $MMAUDIO_JAX_CACHE, or ~/.cache/mmaudio_jax.
+          folder: where official files are looked for first, when `source` is not a folder of them.
+          offline: nothing is downloaded.
+          verify: official files must have the published MD5; False for weights of your own in the official form.
+          compilation_cache: keep compiled programs in the cache folder, so that the next process starts quickly; programs
+            that are kept elsewhere already (jax_compilation_cache_dir) stay there.
+          devices: batches are split over these; None for the first one alone.
+          verbose: print time and memory of each stage.
+          sigma_rel: training run: width of the weights' average; None for its config.ema.synthesis_sigma_rel.
+          step: training run: one of the stored ones; None for the last.
+          data_dir: training run: folder with records/ (the fitted codec); None for its config.data_dir, or the workdir.
 
         Raises:
-          ValueError: nothing was trained there, or the step is not stored.
-          FileNotFoundError: the codec's file is missing.
+          ValueError: an unknown name, nothing in the folder, a file of other weights, a step that is not stored.
+          FileNotFoundError: the fitted codec is missing.
+          OSError: no network, disk full.
         """
-        workdir = pathlib.Path(workdir)
-        step = checkpoints.latest_snapshot(workdir) if step is None else step
-        params, config = checkpoints.load_params(workdir, sigma_rel, step)
-        sequence = Sequence(config['sequence']['rate'], config['sequence']['duration_s'])
-        data = pathlib.Path(data_dir or config['data_dir'] or workdir)
-        pipe = cls(mmaudio.build(config['model'], sequence), params, config, step, data / 'records' / 'codec.npz')
-        pipe.room(sequence)  # a missing codec is reported now
+        if compilation_cache and jax.config.read('jax_compilation_cache_dir') is None:
+            jax.config.update('jax_compilation_cache_dir', str(download.cache_folder(cache) / 'compiled'))
+        stages = Stages('pipeline', verbose)
+        with stages('load', os.fspath(source)):
+            parts = pretrained.find(source, variant=variant, dtype=dtype, cache=cache, folder=folder, offline=offline,
+                                    verify=verify, sigma_rel=sigma_rel, step=step, data_dir=data_dir)
+            pipe = cls(parts, devices, stages)
+        pipe.room(Sequence(pipe.config['sequence']['rate'], pipe.config['sequence']['duration_s']))  # reports a missing codec
         return pipe
 
     def room(self, sequence: Sequence) -> tuple[encoders.Encoder, codec.Codec]:
         """Encoder and codec for clips of this length."""
         if sequence not in self._rooms:
             names = self.config['extract']
-            self._rooms[sequence] = (encoders.make(names['encoder'], sequence),
-                                     codec.make(names['codec'], sequence, self._codec_path))
+            self._rooms[sequence] = (encoders.make(names['encoder'], sequence, self._load, self._mesh),
+                                     codec.make(names['codec'], sequence, self._codec_path, self._load, self._mesh))
         return self._rooms[sequence]
 
-    def __call__(self, video: Path | None | Sequence_[Path | None] = None, prompt: str | Sequence_[str] = '',
-                 negative_prompt: str | Sequence_[str] = '', duration_s: float | None = None, seed: int = 42,
-                 num_steps: int | None = None, guidance: float | None = None, solver: str | None = None) -> Any:
-        """Makes sounds.
+    def __call__(self, video: Any = None, prompt: Any = '', negative_prompt: Any = None, duration_s: Any = None,
+                 seed: Any = None, num_steps: int | None = None, guidance: float | None = None, solver: str | None = None, *,
+                 image: Any = None, fps: Any = None, takes: int | None = None, mask_clip: bool = False,
+                 noise: Any = None) -> Any:
+        """Makes sounds. A list (or tuple) for any of the arguments down to seed, image, fps or noise makes a batch.
 
         Args:
-          video: a file with a video stream; None for a sound from the text alone. A list makes a batch.
-          prompt: what is heard; '' leaves it to the video. A list makes a batch.
-          negative_prompt: what is not to be heard.
-          duration_s: seconds from the start of the video; None for all of it, or the training length without a video.
-          seed: of the noise; clip i of a batch has noise of its own.
-          num_steps, guidance, solver: of the sampler; None for the training run's config.sampling.
+          video: a file with a video stream; frames in memory, uint8 [T, H, W, 3] with their `fps` (or a Frames); None for a
+            sound from the text or the image alone.
+          prompt: what is heard; '' leaves it to the video.
+          negative_prompt: what is not to be heard; None for config.sampling's.
+          duration_s: seconds from the start of the video. None for all of it (at most 120 s), or the training length without a
+            video. The network attends over the whole clip, so that its length decides the result: what is asked for is
+            computed at exactly that length, as the official code does. A length that is only the video's is rounded up to
+            the next half second, where the last frame stands still, and the sound is cut back to the sample: videos of many
+            lengths share few compiled programs, and batches.
+          seed: of the noise; None for config.sampling's. Clip i of a batch has the noise of (seed, i); with a list, that of
+            (seed[i], 0), so that it is the same alone.
+          num_steps, guidance, solver: of the sampler; None for config.sampling's.
+          image: a still image instead of a video: a file, or uint8 [H, W, 3].
+          fps: frames a second of frames in memory.
+          takes: makes so many sounds of each clip; take t is what seed + t gives.
+          mask_clip: the video's CLIP frames are left out, so that it gives the timing (sync features) alone.
+          noise: float [N, C] (with takes [takes, N, C]) in place of the seed's.
 
         Returns:
-          A Clip, or a list of them when video, prompt or negative_prompt is a list. Clips of equal length share a batch.
+          A Clip; with a list, or with takes, a list; with both, a list of lists. Clips of equal length share a batch.
 
         Raises:
-          ValueError: lists of different lengths, or a duration too short.
+          ValueError: what is wrong with which argument; results that are not finite.
           media.MediaError: a video that cannot be read, or is shorter than duration_s.
+
+        Warns:
+          A length of more than twice or less than half the training length.
         """
-        given = (video, prompt, negative_prompt)
-        lengths = {len(value) for value in given if isinstance(value, (list, tuple))}
-        if len(lengths) > 1:
-            raise ValueError(f'video, prompt and negative_prompt are lists of different lengths: {sorted(lengths)}')
-        count = lengths.pop() if lengths else None
-        if count == 0:
-            return []
-        columns = [value if isinstance(value, (list, tuple)) else [value] * (count or 1) for value in given]
         defaults = self.config['sampling']
         settings = sampler.SamplerSettings(solver=defaults['solver'] if solver is None else solver,
                                            num_steps=defaults['num_steps'] if num_steps is None else num_steps,
                                            guidance=defaults['guidance'] if guidance is None else guidance)
-        requests = [self._request(index, *row) for index, row in enumerate(zip(*columns, [duration_s] * len(columns[0])))]
-        clips: dict[int, Clip] = {}
-        for sequence in dict.fromkeys(request.sequence for request in requests):
-            alike = [request for request in requests if request.sequence == sequence]
-            for start in range(0, len(alike), defaults['batch_size']):
-                batch = alike[start:start + defaults['batch_size']]
-                clips |= zip((request.index for request in batch), self._generate(batch, settings, seed))
-        return clips[0] if count is None else [clips[index] for index in range(count)]
+        columns = {'video': video, 'image': image, 'fps': fps, 'prompt': prompt, 'negative_prompt': negative_prompt,
+                   'duration_s': duration_s, 'seed': seed, 'noise': noise}
+        rows, is_batch = request_lib.rows(columns)
+        own_seeds = isinstance(seed, (list, tuple))
+        made = [self.request(index=0 if own_seeds else index, takes=1 if takes is None else takes, mask_clip=mask_clip, **row)
+                for index, row in enumerate(rows)]
+        clips = self.generate(made, settings)
+        results = [clip[0] if takes is None else clip for clip in clips]
+        return results if is_batch else results[0]
 
-    def _request(self, index: int, video: Any, prompt: Any, negative_prompt: Any, duration_s: Any) -> _Request:
-        """Checks one clip's arguments and fixes its length."""
-        path = None if video is None else pathlib.Path(video)
-        if duration_s is None:
-            duration_s = self.config['sequence']['duration_s'] if path is None else media.duration_s(path)
-        return _Request(index, path, prompt, negative_prompt, Sequence(self.config['sequence']['rate'], duration_s))
+    def request(self, *, video: Any = None, image: Any = None, fps: float | None = None, prompt: str = '',
+                negative_prompt: str | None = None, duration_s: float | None = None, seed: int | None = None,
+                noise: Any = None, index: int = 0, takes: int = 1, mask_clip: bool = False) -> Request:
+        """One clip to make, checked; arguments and errors are those of __call__. `index` picks the noise of the seed."""
+        defaults, sequence = self.config['sampling'], self.config['sequence']
+        return request_lib.make(sequence['rate'], sequence['duration_s'], index, video=video, image=image, fps=fps,
+                                prompt=prompt, duration_s=duration_s,
+                                negative_prompt=defaults['negative_prompt'] if negative_prompt is None else negative_prompt,
+                                seed=defaults['seed'] if seed is None else seed, takes=takes, mask_clip=mask_clip, noise=noise)
 
-    def _generate(self, batch: list[_Request], settings: sampler.SamplerSettings, seed: int) -> list[Clip]:
-        """The sounds of clips of one length."""
+    def generate(self, made: Sequence_[Request], settings: sampler.SamplerSettings) -> list[list[Clip]]:
+        """The takes of every request, in their order; those of equal length share batches of config.sampling.batch_size."""
+        size = self.config['sampling']['batch_size']
+        clips: dict[int, list[Clip]] = {}
+        for sequence in dict.fromkeys(one.sequence for one in made):
+            alike = [index for index, one in enumerate(made) if one.sequence == sequence]
+            for start in range(0, len(alike), size):
+                chunk = alike[start:start + size]
+                batch = [made[index] for index in chunk]
+                with self._stages('frames', f'{len(batch)} clips'), concurrent.futures.ThreadPoolExecutor(READERS) as pool:
+                    frames = list(pool.map(self.read, batch))
+                clips |= zip(chunk, self.generate_batch(batch, frames, settings))
+        return [clips[index] for index in range(len(made))]
+
+    def read(self, one: Request) -> list[np.ndarray]:
+        """Frames of its video, uint8: CLIP stream (unless masked) and sync stream; nothing without a video."""
+        if one.video is None:
+            return []
+        wanted = self.room(one.sequence)[0].frame_requests[1 if one.mask_clip else 0:]
+        if isinstance(one.video, Frames):
+            return sample_frames(one.video, wanted, one.sequence.duration_s)
+        return media.read_frames(one.video, wanted, 0.0, one.sequence.duration_s, needed_s=one.duration_s)
+
+    def generate_batch(self, batch: Sequence_[Request], frames: Sequence_[list[np.ndarray]],
+                       settings: sampler.SamplerSettings) -> list[list[Clip]]:
+        """The takes of requests of one sequence; frames are what `read` gave for each of them."""
         sequence = batch[0].sequence
         encoder, decoder = self.room(sequence)
-        features = [self._video_features(request, encoder) for request in batch]
-        clip, sync = (np.concatenate(parts) for parts in zip(*features))
-        text = encoder.encode_text([request.prompt for request in batch])
-        negative = encoder.encode_text([request.negative_prompt for request in batch])
-        if settings not in self._samplers:
-            self._samplers[settings] = sampler.make_sampler(self._model, settings)
-        noise = sampler.noise(seed, [request.index for request in batch], sequence.latent_length,
-                              sequence.latent_channels)
-        latents = self._samplers[settings](self._params, noise, clip, sync, text, negative)
-        waveforms = decoder.decode(np.asarray(latents))[:, :round(sequence.duration_s * sequence.sample_rate_hz)]
-        return [Clip(np.asarray(waveform, np.float32), sequence.sample_rate_hz, request.video, request.prompt)
-                for waveform, request in zip(waveforms, batch)]
+        clip, sync = self.video_features(batch, frames, encoder)
+        with self._stages('text', f'{len(batch)} clips'):
+            text = encoder.encode_text([one.prompt for one in batch] + [one.negative_prompt for one in batch])
+        rows = [(index, take) for index, one in enumerate(batch) for take in range(one.takes)]
+        clips: list[list[Clip]] = [[] for _ in batch]
+        size = self.config['sampling']['batch_size']
+        for start in range(0, len(rows), size):
+            part = rows[start:start + size]
+            at = np.array([index for index, _ in part])
+            noise = np.concatenate([_noise(batch[index], take) for index, take in part])
+            with self._stages('flow', f'{len(part)} sounds of {sequence.duration_s:g} s, {settings.num_steps} steps'):
+                latents = self._sample(settings, noise, clip[at], sync[at], text[at], text[len(batch) + at])
+            with self._stages('sound', f'{len(part)} sounds'):
+                waveforms = np.asarray(decoder.decode(latents), np.float32)
+            self._check_finite(latents, waveforms)
+            for (index, _), waveform, latent in zip(part, waveforms, latents):
+                one = batch[index]
+                sound = waveform[:one.samples]
+                clips[index].append(Clip(sound, sequence.sample_rate_hz, one.video, one.image, one.prompt, latent))
+        return clips
 
-    def _video_features(self, request: _Request, encoder: encoders.Encoder) -> tuple[np.ndarray, np.ndarray]:
-        """CLIP `[1, V, 1024]` and sync `[1, S, 768]` features; the learned empty ones without a video."""
-        sequence = request.sequence
-        if request.video is None:
-            empty: Any = self._model.apply({'params': self._params}, 1, sequence.clip_length, sequence.sync_length,
-                                           method='empty_features')
-            return np.asarray(empty[0]), np.asarray(empty[1])
-        frames = media.read_frames(request.video, encoder.frame_requests, 0.0, sequence.duration_s)
-        return encoder.encode_video(*(stream[None] for stream in frames))
+    def video_features(self, batch: Sequence_[Request], frames: Sequence_[list[np.ndarray]],
+                       encoder: encoders.Encoder) -> tuple[np.ndarray, np.ndarray]:
+        """CLIP `[B, V, 1024]` and sync `[B, S, 768]` features; the learned empty ones where there is nothing to see."""
+        sequence = batch[0].sequence
+        empty: Any = self._model.apply({'params': self._params}, len(batch), sequence.clip_length, sequence.sync_length,
+                                       method='empty_features')
+        clip, sync = (np.array(feature, np.float32) for feature in empty[:2])
+        with_clip = [index for index, streams in enumerate(frames) if len(streams) == 2]
+        with_sync = [index for index, streams in enumerate(frames) if streams]
+        images = {index: one.image for index, one in enumerate(batch) if one.image is not None}
+        if with_clip or images:
+            with self._stages('CLIP', f'{len(with_clip)} videos, {len(images)} images'):
+                if with_clip:
+                    clip[with_clip] = encoder.encode_clip(np.stack([frames[index][0] for index in with_clip]))
+                for index, image in images.items():
+                    clip[index] = encoder.encode_image(image)
+        if with_sync:
+            with self._stages('Synchformer', f'{len(with_sync)} videos'):
+                sync[with_sync] = encoder.encode_sync(np.stack([frames[index][-1] for index in with_sync]))
+        return clip, sync
+
+    def _sample(self, settings: sampler.SamplerSettings, *arrays: np.ndarray) -> np.ndarray:
+        """Latents `[B, N, C]`; a batch that the devices do not share evenly is filled up."""
+        if settings not in self._samplers:
+            self._samplers[settings] = sampler.make_sampler(self._model, settings, self._mesh)
+        count = len(arrays[0])
+        missing = 0 if self._mesh is None else -count % partitioning.batch_shards(self._mesh)
+        filled = [np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) for array in arrays]
+        return np.asarray(self._samplers[settings](self._params, *filled))[:count]
+
+    def _check_finite(self, latents: np.ndarray, waveforms: np.ndarray) -> None:
+        if np.isfinite(latents).all() and np.isfinite(waveforms).all():
+            return
+        leaves, _ = jax.tree_util.tree_flatten_with_path(self._params)
+        bad = [partitioning.tensor_name(path) for path, leaf in leaves if not np.isfinite(np.asarray(leaf, np.float32)).all()]
+        reason = f'its weights hold NaN or infinity, first in {bad[0]}' if bad else "its weights are; try dtype='float32'"
+        raise ValueError(f'{self.name}: the result is not finite: {reason}')
+
+
+def _noise(one: Request, take: int) -> np.ndarray:
+    """float32 [1, N, C]."""
+    if one.noise is not None:
+        return one.noise[take:take + 1]
+    seed = (one.seed + take) % 2**32
+    return np.asarray(sampler.noise(seed, [one.index], one.sequence.latent_length, one.sequence.latent_channels))
 
 
 def with_empty_features(model: mmaudio.MMAudio, params: Any,

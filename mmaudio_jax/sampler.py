@@ -97,7 +97,8 @@ def make_sampler(model: MMAudio, settings: SamplerSettings, mesh: Mesh | None = 
     Args:
       model: the network.
       settings: solver, steps and guidance.
-      mesh: splits the batch over its devices; B must then be a multiple of their number. None: the default device.
+      mesh: splits the batch by partitioning.batch_sharding; the parameters keep the sharding that they have. None: the
+        default device.
     """
     guided = settings.guidance > 1
 
@@ -137,7 +138,7 @@ def make_sampler(model: MMAudio, settings: SamplerSettings, mesh: Mesh | None = 
     if mesh is None:
         return jax.jit(sample)
     batch = partitioning.batch_sharding(mesh)
-    return _checked(jax.jit(sample, in_shardings=(None, *[batch] * 5), out_shardings=batch), mesh.size)
+    return _checked(jax.jit(sample, in_shardings=(None, *[batch] * 5), out_shardings=batch), partitioning.batch_shards(mesh))
 
 
 def _flat(pairs: jax.Array) -> jax.Array:
@@ -145,11 +146,11 @@ def _flat(pairs: jax.Array) -> jax.Array:
     return pairs.reshape(-1, *pairs.shape[2:])
 
 
-def _checked(sampler: Callable[..., jax.Array], devices: int) -> Callable[..., jax.Array]:
+def _checked(sampler: Callable[..., jax.Array], parts: int) -> Callable[..., jax.Array]:
 
     def checked(params: Any, initial: jax.Array, *features: jax.Array | None) -> jax.Array:
-        if initial.shape[0] % devices:
-            raise ValueError(f'a batch of {initial.shape[0]} cannot be split over {devices} devices: choose a multiple '
+        if initial.shape[0] % parts:
+            raise ValueError(f'a batch of {initial.shape[0]} cannot be split into {parts} parts: choose a multiple '
                              '(sampling.batch_size), or fill the batch up and cut the result')
         return sampler(params, initial, *features)
 

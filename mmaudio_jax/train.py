@@ -67,7 +67,7 @@ def train(config, workdir: pathlib.Path) -> None:
 
 def _run(config, workdir: pathlib.Path, checkpointer: checkpoints.Checkpointer) -> bool:
     """Prepares everything and runs the loop; whether it ended because of a preemption notice."""
-    mesh = partitioning.make_mesh(config.mesh)
+    mesh = partitioning.make_mesh(config.mesh, config.sharding.slice_axis)
     partitioning.check_batch_size(mesh, config.input.batch_size, 'config.input.batch_size')
     sequence = Sequence(**config.sequence)
     model = mmaudio.build(config.model, sequence)
@@ -78,7 +78,8 @@ def _run(config, workdir: pathlib.Path, checkpointer: checkpoints.Checkpointer) 
     channels = sequence.latent_channels
     empty = np.zeros((model.text_length, model.text_width))
     shapes = jax.eval_shape(lambda: init((np.zeros(channels), np.ones(channels)), empty))
-    shardings = partitioning.state_sharding(mesh, shapes)
+    rules = partitioning.rules_of(config)
+    shardings = partitioning.state_sharding(mesh, shapes, rules, config.sharding.whole_params)
     restored = checkpointer.restore_latest(partitioning.abstract(shapes, shardings), iterator, config)
     if restored is None:
         checkpoints.check_snapshots(workdir, config)

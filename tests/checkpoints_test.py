@@ -50,7 +50,7 @@ def _state(value, size=64):
 
 def _abstract(state):
     mesh = partitioning.make_mesh({'data': -1})
-    return partitioning.abstract(jax.eval_shape(lambda: state), partitioning.state_sharding(mesh, state))
+    return partitioning.abstract(jax.eval_shape(lambda: state), partitioning.state_sharding(mesh, state, (('.*', ()),)))
 
 
 def _saved(folder, steps, **train):

@@ -1,10 +1,17 @@
 """Files in, files out: what is written, skipped, refused, and what happens to the others when one fails."""
 import json
 
+import numpy as np
+from PIL import Image
 import pytest
+import soundfile
 
 from mmaudio_jax import generate
+from mmaudio_jax import generate_jobs
+from mmaudio_jax import media
+from mmaudio_jax import pipeline
 from tests import trained_run
+from tests.media_test import write_video
 
 
 @pytest.fixture(name='small_network', scope='module', autouse=True)
@@ -38,7 +45,8 @@ def test_a_folder(workdir, capfd):
     captured = capfd.readouterr()
     assert 'broken.mp4' in captured.err and '1 of 3 failed' in captured.err
     names = sorted(path.name for path in (workdir / 'out').iterdir())
-    assert names == [f'{stem}.{suffix}' for stem in ('a.b', 'c') for suffix in ('flac', 'json', 'mp4', 'png')]
+    results = [f'{stem}.{suffix}' for stem in ('a.b', 'c') for suffix in ('flac', 'json', 'mp4', 'png')]
+    assert names == [*results, 'report.jsonl']
     before = (workdir / 'out' / 'c.flac').stat().st_mtime_ns
     assert generate.generate(_config(workdir), workdir) == 1
     assert capfd.readouterr().out.count('nothing to do') == 2
@@ -55,21 +63,110 @@ def test_one_file_with_other_settings_is_made_again(workdir):
     config.sampling.seed = 7
     assert generate.generate(config, workdir) == 0
     assert (workdir / 'one' / 'c.wav').read_bytes() != first
-    assert json.loads((workdir / 'one' / 'c.json').read_text())['settings']['sampling']['seed'] == 7
+    assert json.loads((workdir / 'one' / 'c.json').read_text())['settings']['seed'] == 7
 
 
 def test_a_prompt_alone(workdir):
     assert generate.generate(_config(workdir, input='', output='', prompt='a glass/strikes'), workdir) == 0
     names = sorted(path.suffix for path in (workdir / 'generated').iterdir())
-    assert names == ['.flac', '.json', '.png']
+    assert names == ['.flac', '.json', '.jsonl', '.png']
+
+
+def test_the_rows_of_a_csv(workdir, tmp_path, capfd):
+    """Lengths, prompts, seeds, an image, a prompt alone, a file that is missing and one that was cut off; then once more."""
+    whole = (workdir / 'videos' / 'c.mp4').read_bytes()
+    (tmp_path / 'cut.mp4').write_bytes(whole[:len(whole) // 2])
+    trained_run.write_video(tmp_path / 'v.mp4', 3, 1.4)
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / 'i.png')
+    (tmp_path / 'list.csv').write_text('video,prompt,negative_prompt,seed,duration_s,image\n'
+                                       'v.mp4,a glass,,7,,\n'
+                                       'v.mp4,,"noise, hum",,0.8,\n'
+                                       'missing.mp4,a,,,,\n'
+                                       '\n'
+                                       'cut.mp4,a,,,,\n'
+                                       ',,,,,i.png\n'
+                                       ',rain,,,1.5,\n')
+    config = _config(workdir, input=str(tmp_path / 'list.csv'), output=str(tmp_path / 'out'), prompt='wood', verbose=True)
+    assert generate.generate(config, workdir) == 1
+    captured = capfd.readouterr()
+    assert 'missing.mp4: FAILED' in captured.err and 'cut.mp4: FAILED' in captured.err and '2 of 6 failed' in captured.err
+    assert 'pipeline: flow (2 sounds of 1.5 s, 2 steps): ' in captured.out  # v.mp4 (rounded up) and rain share a batch
+    rows = {row['name']: row for row in map(json.loads, (tmp_path / 'out' / 'report.jsonl').read_text().splitlines())}
+    rain = next(name for name in rows if name.startswith('rain'))
+    statuses = {name: row['status'] for name, row in rows.items()}
+    assert statuses == {'v_2': 'done', 'v_3': 'done', 'missing': 'failed', 'cut': 'failed', 'i': 'done', rain: 'done'}
+    assert rows['missing']['error'].endswith('missing.mp4: no such file') and rows['v_2']['seed'] == 7
+    assert rows['v_3']['prompt'] == 'wood' and rows['v_3']['negative_prompt'] == 'noise, hum'
+    assert rows['v_2']['files'] == ['v_2.flac', 'v_2.mp4', 'v_2.png'] and rows[rain]['files'] == [f'{rain}.flac', f'{rain}.png']
+    lengths = {name: soundfile.info(tmp_path / 'out' / f'{name}.flac').frames for name in ('v_2', 'v_3', 'i', rain)}
+    assert lengths == {'v_2': 22_400, 'v_3': 12_800, 'i': 16_000, rain: 24_000}
+    assert not [path for path in (tmp_path / 'out').iterdir() if path.name.startswith('.')]
+    alone = _config(workdir, input=str(tmp_path / 'v.mp4'), output=str(tmp_path / 'alone'), prompt='a glass')
+    alone.sampling.seed = 7
+    assert generate.generate(alone, workdir) == 0
+    sounds = [soundfile.read(path)[0] for path in (tmp_path / 'out' / 'v_2.flac', tmp_path / 'alone' / 'v.flac')]
+    assert np.std(sounds[0] - sounds[1]) / np.std(sounds[1]) < 0.02  # the same in a batch and alone
+    assert generate.generate(config, workdir) == 1
+    assert capfd.readouterr().out.count('nothing to do') == 4
+    statuses = [json.loads(line)['status'] for line in (tmp_path / 'out' / 'report.jsonl').read_text().splitlines()]
+    assert sorted(statuses) == ['failed', 'failed', 'kept', 'kept', 'kept', 'kept']
+
+
+def test_what_mp4_cannot_hold_is_encoded_anew_with_a_warning(workdir, tmp_path, capfd):
+    write_video(tmp_path / 'a.webm', codec='libvpx')
+    config = _config(workdir, input=str(tmp_path / 'a.webm'), output=str(tmp_path / 'out'), original_sound='mix')
+    assert generate.generate(config, workdir) == 0
+    error = capfd.readouterr().err
+    assert 'generate: ' in error and 'a.mp4: mp4 cannot hold vp8 video: encoded anew\n' in error
+    assert 'a.webm: has no sound of its own\n' in error
+    assert media.probe(tmp_path / 'out' / 'a.mp4').duration_s == 1.0
+
+
+def test_a_batch_that_fails_is_tried_one_by_one(workdir, tmp_path, capfd, monkeypatch):
+    whole = pipeline.Pipeline.generate_batch
+
+    def fails_for_some(self, batch, frames, settings):
+        if any(one.prompt == 'bad' for one in batch):
+            raise ValueError('too much')
+        return whole(self, batch, frames, settings)
+
+    monkeypatch.setattr(pipeline.Pipeline, 'generate_batch', fails_for_some)
+    (tmp_path / 'list.csv').write_text('prompt\ngood\nbad\nbetter\n')
+    config = _config(workdir, input=str(tmp_path / 'list.csv'), output=str(tmp_path / 'out'))
+    assert generate.generate(config, workdir) == 1
+    assert 'FAILED: too much' in capfd.readouterr().err
+    assert len(list((tmp_path / 'out').glob('*.flac'))) == 2
+
+
+@pytest.mark.parametrize('text,message', [
+    ('', r'list.csv: is empty; the columns are video, image, prompt, negative_prompt, seed, duration_s'),
+    ('video,prompt\n', 'list.csv: has no rows'),
+    ('video,caption\na.mp4,b\n', "list.csv: unknown column 'caption'; the columns are video"),
+    ('video,video\na.mp4,b\n', "list.csv: the column 'video' stands there twice"),
+    ('seed\n3\n', 'list.csv: has none of the columns video, image and prompt'),
+    ('video,prompt\na.mp4\n', 'list.csv:2: 1 cells, but the header has 2 columns'),
+    ('prompt,seed\nrain,x\n', "list.csv:2: seed is 'x', not a whole number"),
+    ('prompt,duration_s\nrain,2\nrain,long\n', "list.csv:3: duration_s is 'long', not a number of seconds"),
+    ('video,prompt,seed\n,,3\n', 'list.csv:2: neither a video, nor an image, nor a prompt'),
+    ('video,image\na.mp4,b.png\n', 'list.csv:2: both a video and an image'),
+    ('video\n"a.mp4\n', 'list.csv: not a CSV file in UTF-8'),
+])
+def test_bad_csv(workdir, tmp_path, text, message):
+    (tmp_path / 'list.csv').write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        generate.generate(_config(workdir, input=str(tmp_path / 'list.csv')), workdir)
+    assert '\n' not in str(error.value)
 
 
 def test_same_stem_and_mistakes(workdir, tmp_path):
     for name in ('x.mp4', 'x.webm', 'y.mov'):
         (tmp_path / name).touch()
-    assert list(generate._inputs(_config(workdir, input=str(tmp_path)).generate)) == ['x_mp4', 'x_webm', 'y']
+    config = _config(workdir, input=str(tmp_path))
+    assert [job.name for job in generate_jobs.jobs(config.generate, config.sampling)] == ['x_mp4', 'x_webm', 'y']
     for fields, message in (({'input': ''}, 'nothing to generate'), ({'input': str(tmp_path / 'no')}, 'no such file'),
                             ({'input': str(workdir)}, 'no videos'),
-                            ({'output': str(workdir / 'videos')}, 'would be overwritten')):
+                            ({'output': str(workdir / 'videos')}, 'would be overwritten'),
+                            ({'original_sound': 'louder'}, 'config.generate.original_sound is .louder.; it must be one of'),
+                            ({'pretrained': 'small_17k'}, "'small_17k' is neither an official network")):
         with pytest.raises(ValueError, match=message):
             generate.generate(_config(workdir, **fields), workdir)

@@ -10,15 +10,17 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'mmaudio_jax'
 # A module may import those of its own row and of the rows above it.
 ROOMS = [
-    {'resampling'},
-    {'sequence', 'records', 'media', 'plots'},
+    {'resampling', 'frames'},
+    {'sequence', 'records', 'media', 'mux', 'plots', 'stages'},
     {'mel', 'tokenizer'},
     {'models'},
-    {'official_encoder', 'encoders', 'codec', 'weights'},
-    {'flow_matching', 'optimizer', 'ema', 'partitioning', 'metrics'},
+    {'partitioning', 'calls'},
+    {'official_codec', 'official_encoder', 'encoders', 'codec', 'weights'},
+    {'flow_matching', 'optimizer', 'ema', 'metrics'},
     {'sampler'},
-    {'train_step', 'input_pipeline', 'checkpoints', 'train_log', 'train_samples', 'pipeline'},
-    {'train', 'generate', 'evaluate', 'ablations'},
+    {'train_step', 'input_pipeline', 'checkpoints', 'train_log', 'train_samples', 'request',
+     'pretrained', 'pipeline'},
+    {'train', 'generate_jobs', 'generate', 'evaluate', 'ablations', 'exchange'},
 ]
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}
 FORBIDDEN = {'torch', 'torchvision', 'torchaudio', 'tensorflow', 'configs', 'data_pipelines'}

@@ -89,7 +89,7 @@ def test_initialisation():
     matrices = layers.GatedMLP(1, jnp.float32).init(jax.random.key(0), inputs)['params']
     xavier = np.sqrt(6 / (64 + 256))
     assert 0.99 * xavier < np.abs(matrices['w13']).max() <= xavier and 0.99 * xavier < np.abs(matrices['w2']).max() <= xavier
-    first, second = np.split(np.asarray(matrices['w13']), 2, axis=-1)
+    first, second = np.moveaxis(np.asarray(matrices['w13']), -2, 0)
     assert np.abs(first - second).max() > xavier
     zero = layers.Conv(128, 3, jnp.float32, zero_init=True).init(jax.random.key(0), inputs)['params']
     assert not np.any(zero['kernel']) and not np.any(zero['bias'])

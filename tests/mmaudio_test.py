@@ -107,6 +107,7 @@ def tiny_features(batch: int = 2):
     return {key: synthetic_weights.example_input(key, shape) for key, shape in shapes.items()}
 
 
+@functools.cache
 def tiny_velocity(**fields):
     """Velocity of a tiny network whose parameters are all random, and the gradient of its mean square."""
     model = build('small_16k', **{**TINY, **fields})
@@ -116,11 +117,12 @@ def tiny_velocity(**fields):
     random = np.random.RandomState(0)
     params = jax.tree.map(lambda leaf: (0.1 * random.standard_normal(leaf.shape)).astype(np.float32), shapes)
 
-    @jax.jit
-    def run(params):
-        return model.apply({'params': params}, *inputs)
+    def mean_square(params):
+        velocity = model.apply({'params': params}, *inputs)
+        return jnp.mean(jnp.square(velocity)), velocity
 
-    return run(params), jax.jit(jax.grad(lambda p: jnp.mean(jnp.square(run(p)))))(params)
+    gradient, velocity = jax.jit(jax.grad(mean_square, has_aux=True))(params)
+    return velocity, gradient
 
 
 @pytest.mark.parametrize('remat', ['blocks', 'dots'])

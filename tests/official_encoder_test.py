@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from mmaudio_jax import encoders
-from mmaudio_jax import media
 from mmaudio_jax import official_encoder
+from mmaudio_jax.frames import fit_frame
+from mmaudio_jax.frames import FrameRequest
 from mmaudio_jax.models import clip
 from mmaudio_jax.models import synchformer
 from mmaudio_jax.sequence import Sequence
@@ -62,8 +63,8 @@ def random_frames(batch):
 
 def test_requests_are_those_of_the_networks():
     clip_request, sync_request = encoder_of(lambda name: None).frame_requests
-    assert clip_request == media.FrameRequest(8.0, 20, 20, 'squash')
-    assert sync_request == media.FrameRequest(25.0, 8, 8, 'crop')
+    assert clip_request == FrameRequest(8.0, 20, 20, 'squash')
+    assert sync_request == FrameRequest(25.0, 8, 8, 'crop')
 
 
 def test_features_of_a_batch_are_those_of_its_frames_and_segments(trees):
@@ -124,7 +125,7 @@ def test_a_tower_is_loaded_when_it_is_used(trees):
     encoder.encode_text(['wind'])
     assert load.loaded == ['clip_vit_h_14_378']
     towers = official_encoder.shared_towers(load)
-    assert towers.__dict__.keys() == {'_load', 'text'} and towers.text.keys() == {'text'}
+    assert towers.__dict__.keys() == {'_load', 'mesh', 'text'} and towers.text.keys() == {'text'}
     encoder.encode_segments([np.zeros((16, 8, 8, 3), np.uint8)])
     assert load.loaded == ['clip_vit_h_14_378', 'synchformer_visual'] and 'image' not in towers.__dict__
 
@@ -144,7 +145,7 @@ def test_encoders_of_one_load_share_its_parameters(trees):
 def test_a_still_image_of_any_size(trees):
     encoder = encoder_of(Loader(trees))
     image = np.random.default_rng(0).integers(0, 256, (31, 47, 3), np.uint8)
-    fitted = media.fit_frame(image, encoder.frame_requests[0])
+    fitted = fit_frame(image, encoder.frame_requests[0])
     feature = encoder.encode_image(image)
     assert feature.shape == (1024,)
     np.testing.assert_allclose(feature, encoder.encode_frames([fitted, fitted])[1], atol=1e-6)

@@ -1,11 +1,17 @@
 """Generation through the public door: lengths, batches, seeds, files and what is refused."""
 import av
+import jax
 import numpy as np
 import pytest
+import soundfile
 
 import mmaudio_jax
 from mmaudio_jax import media
 from mmaudio_jax import pipeline
+from mmaudio_jax import sampler
+from mmaudio_jax.frames import FrameRequest
+from mmaudio_jax.frames import Frames
+from mmaudio_jax.sequence import Sequence
 from tests import trained_run
 
 RATE = 16_000
@@ -29,7 +35,7 @@ def fixture_workdir(tmp_path_factory, small_network):
 
 @pytest.fixture(name='pipe', scope='module')
 def fixture_pipe(workdir):
-    return mmaudio_jax.Pipeline.from_pretrained(workdir)
+    return mmaudio_jax.Pipeline.from_pretrained(workdir, compilation_cache=False)
 
 
 def test_loads_the_last_step(pipe):
@@ -41,6 +47,7 @@ def test_a_sound_is_as_long_as_its_video_or_as_asked(pipe, workdir):
     assert len(pipe(video=workdir / 'long.mp4').audio) == round(1.4 * RATE)
     assert len(pipe(video=workdir / 'long.mp4', duration_s=0.8).audio) == round(0.8 * RATE)
     clip = pipe(prompt='a glass strikes')
+    assert clip.latents.shape == (32, 20)
     assert clip.audio.dtype == np.float32 and clip.sample_rate_hz == RATE and clip.duration_s == 1.0
     assert np.isfinite(clip.audio).all() and np.abs(clip.audio).max() > 0
 
@@ -55,6 +62,66 @@ def test_a_batch_is_its_clips_one_by_one(pipe, workdir):
     assert difference < 0.02  # measured 4e-4: Griffin-Lim enlarges rounding
     assert np.std(clips[0].audio - clips[3].audio) / np.std(alone.audio) > 0.5  # each has noise of its own
     assert pipe(video=[]) == []
+
+
+def test_frames_in_memory_are_a_video(pipe, workdir, tmp_path):
+    with av.open(str(workdir / 'a.mp4')) as container:
+        pixels = np.stack([frame.to_ndarray(format='rgb24') for frame in container.decode(video=0)])
+    from_file = pipe(video=workdir / 'a.mp4', prompt='a glass')
+    for video, fps in ((pixels, 25), (Frames(pixels, 25.0), None)):
+        clip = pipe(video=video, fps=fps, prompt='a glass')
+        np.testing.assert_array_equal(clip.audio, from_file.audio)
+    clip.save(tmp_path / 'a.mp4')
+    read, = media.read_frames(tmp_path / 'a.mp4', [FrameRequest(25.0, 64, 64, 'squash')], 0.0, 1.0)
+    assert np.abs(read.astype(float) - pixels).mean() < 3
+    first, second = pipe(video=[pixels, pixels[:20]], fps=25, prompt='a glass')
+    assert len(first.audio) == RATE and len(second.audio) == round(0.8 * RATE)
+
+
+def test_a_still_image(pipe, tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (40, 64, 3), np.uint8)
+    encoder = pipe.room(Sequence('16k', 1.0))[0]
+    clip = pipe(image=image, prompt='a glass')
+    assert len(clip.audio) == RATE and np.abs(clip.audio - pipe(prompt='a glass').audio).max() > 1e-3
+    made = pipe.request(image=image)
+    features = pipe.video_features([made], [pipe.read(made)], encoder)
+    np.testing.assert_array_equal(features[0][0], np.broadcast_to(encoder.encode_image(image), (8, 1024)))
+    np.testing.assert_array_equal(features[1][0], np.broadcast_to(pipe._params['empty_sync_feat'], (16, 768)))
+    clip.save(tmp_path / 'still.mp4')
+    assert media.probe(tmp_path / 'still.mp4').duration_s == 1.0
+
+
+def test_masked_clip_leaves_the_timing(pipe, workdir):
+    made = pipe.request(video=workdir / 'a.mp4', mask_clip=True)
+    frames = pipe.read(made)
+    assert len(frames) == 1
+    encoder = pipe.room(made.sequence)[0]
+    clip, sync = pipe.video_features([made], [frames], encoder)
+    np.testing.assert_array_equal(clip[0], np.broadcast_to(pipe._params['empty_clip_feat'], (8, 1024)))
+    np.testing.assert_array_equal(sync, encoder.encode_sync(frames[0][None]))
+    plain, masked = (pipe(video=workdir / 'a.mp4', mask_clip=mask) for mask in (False, True))
+    assert np.abs(plain.audio - masked.audio).max() > 1e-3
+
+
+def test_takes_seeds_and_noise(pipe, workdir):
+    takes = pipe(prompt='a glass', takes=3, seed=5)
+    assert len(takes) == 3
+    for take, clip in enumerate(takes):
+        alone = pipe(prompt='a glass', seed=5 + take)
+        assert np.std(clip.latents - alone.latents) / np.std(alone.latents) < 1e-5
+    batch = pipe(video=[workdir / 'a.mp4', None], prompt='a glass', takes=2, seed=5)
+    assert [len(clips) for clips in batch] == [2, 2]
+    np.testing.assert_allclose(pipe(prompt=['a', 'a glass'], seed=[3, 6])[1].latents, takes[1].latents, atol=1e-5)
+    noise = sampler.noise(6, [0], 32, 20)
+    np.testing.assert_allclose(pipe(prompt='a glass', noise=noise).latents, takes[1].latents, atol=1e-5)
+    np.testing.assert_allclose(pipe(prompt=['a glass', 'a'], noise=[noise, noise])[0].latents, takes[1].latents, atol=1e-5)
+
+
+def test_a_batch_over_several_devices(workdir, pipe):
+    split = mmaudio_jax.Pipeline.from_pretrained(workdir, devices=jax.devices()[:4], compilation_cache=False)
+    for prompts in (['a'], ['a', 'b', 'c', 'd', 'e']):
+        for ours, alone in zip(split(prompt=prompts), pipe(prompt=prompts), strict=True):
+            np.testing.assert_allclose(ours.latents, alone.latents, atol=1e-5)
 
 
 def test_everything_that_is_asked_for_changes_the_sound(pipe, workdir):
@@ -78,19 +145,52 @@ def test_files(pipe, workdir, tmp_path):
     assert packets[0] == packets[1]  # copied, not encoded again
     with pytest.raises(ValueError, match='without a video'):
         pipe(prompt='rain').save(tmp_path / 'rain.mp4')
+    with pytest.raises(ValueError, match="a sound file holds the new sound alone; original='mix' needs a video file"):
+        clip.save(tmp_path / 'mix.wav', original='mix')
+    clip.save(tmp_path / 'kept.mkv', original='keep')
+    with av.open(str(tmp_path / 'kept.mkv')) as container:
+        assert len(container.streams.audio) == 2
+    soundfile_info = soundfile.info(tmp_path / 'new.wav')
+    assert (soundfile_info.channels, soundfile_info.subtype, soundfile_info.frames) == (1, 'PCM_16', RATE)
 
 
 def test_mistakes(pipe, workdir, tmp_path):
     with pytest.raises(ValueError, match='different lengths'):
         pipe(video=[None, None], prompt=['a'])
+    with pytest.raises(ValueError, match='prompt is of type NoneType; a text is needed'):
+        pipe(prompt=None)
+    with pytest.raises(ValueError, match='the video ends at 1.000 s, 2.000 s are needed'):
+        pipe(video=workdir / 'a.mp4', duration_s=2.0)
+    with pytest.raises(ValueError, match='frames in memory are float64'):
+        pipe(video=np.zeros((25, 8, 8, 3)), fps=25)
     with pytest.raises(ValueError, match='too short'):
         pipe(prompt='a', duration_s=0.1)
     with pytest.raises(ValueError, match='nothing.mp4'):
         pipe(video=tmp_path / 'nothing.mp4')
     with pytest.raises(ValueError, match='train first'):
-        pipeline.Pipeline.from_pretrained(tmp_path)
+        pipeline.Pipeline.from_pretrained(tmp_path, compilation_cache=False)
     with pytest.raises(FileNotFoundError, match='codec'):
-        pipeline.Pipeline.from_pretrained(workdir, data_dir=tmp_path)
+        pipeline.Pipeline.from_pretrained(workdir, data_dir=tmp_path, compilation_cache=False)
+
+
+def test_weights_that_are_not_finite_are_named(workdir, monkeypatch):
+    broken = mmaudio_jax.Pipeline.from_pretrained(workdir, compilation_cache=False)
+    monkeypatch.setitem(broken._params['out'], 'kernel', broken._params['out']['kernel'].at[0, 0].set(np.nan))
+    with pytest.raises(ValueError, match='the result is not finite: its weights hold NaN or infinity, first in out/kernel'):
+        broken(prompt='a')
+
+
+def test_a_long_video_needs_a_duration(pipe, tmp_path):
+    with av.open(str(tmp_path / 'long.mp4'), 'w') as container:
+        stream = container.add_stream('mpeg4', rate=1, width=16, height=16, pix_fmt='yuv420p')
+        for k in range(130):
+            frame = av.VideoFrame.from_ndarray(np.full((16, 16, 3), k, np.uint8), format='rgb24')
+            frame.pts = k
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with pytest.raises(ValueError, match='long.mp4: lasts 130 s, more than 120 s: set duration_s to take its beginning'):
+        pipe(video=tmp_path / 'long.mp4')
+    assert len(pipe(video=tmp_path / 'long.mp4', duration_s=1.0).audio) == RATE
 
 
 def test_missing_modalities_get_the_learned_features(pipe):

@@ -68,6 +68,7 @@ def make_config(**train_fields):
     config.input.mixture, config.input.validation, config.input.statistics = (('bells', 2),), 'bells', 'bells'
     config.input.batch_size = config.input.validation_batch_size = 8
     config.input.workers = 0
+    config.sharding.rules = (('hidden|out', ()), )  # Network's layers are not those of MMAudio
     config.model.update(hidden_size=64, num_heads=1, joint_blocks=2, fused_blocks=1, dtype='float32')
     config.optimizer.update(learning_rate=1e-3, warmup_steps=5, schedule='constant')
     config.ema.snapshot_every = 4

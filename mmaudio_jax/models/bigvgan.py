@@ -10,9 +10,12 @@ from typing import Any
 from flax import struct
 import flax.linen as nn
 import jax
+from jax import flatten_util
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
+
+from mmaudio_jax.models import tiled_conv
 
 _RATES_16K = (4, 4, 2, 2, 2, 2)
 _RATES_44K = (8, 4, 2, 2, 2, 2)
@@ -22,6 +25,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 _KERNELS = (3, 7, 11)  # taps of the AMP blocks of a stage
 _DILATIONS = (1, 3, 5)  # of the three pairs of convolutions in a block
+_TILES = {7: 16, 11: 24}  # steps of a Fourier tile by taps, on CPU; three taps are not worth it
+_TILED_WIDTH = 96  # channels from which it is
 _TAPS = 12  # of the anti-aliasing filters
 _REACH = 6  # steps that an anti-aliased activation looks back and ahead
 _EDGE = 3  # steps that one of its two filters does
@@ -53,6 +58,18 @@ class BigVGAN(nn.Module):
     rates: tuple[int, ...]
     tanh: bool
 
+    @property
+    def reach(self) -> int:
+        """How many mel frames before and after its own a sample of the waveform depends on, rounded up."""
+        widest = (max(_KERNELS) - 1) // 2
+        block = sum(2 * _REACH + widest * (dilation + 1) for dilation in _DILATIONS)  # steps at the rate of a stage
+        frames, steps = 3.0, 1  # conv_pre; steps a frame
+        for rate in self.rates:
+            frames += 1.5 / steps  # the transposed convolution
+            steps *= rate
+            frames += block / steps
+        return math.ceil(frames + (_REACH + 3) / steps)  # the last activation and conv_post
+
     @nn.compact
     def __call__(self, mel):
         x = Conv(self.width, 7, use_bias=True, name='conv_pre')(mel)
@@ -82,11 +99,12 @@ class AMPBlock(nn.Module):
             self.param('kernel', nn.initializers.normal(0.01), (layers, self.taps, self.width, self.width)),
             self.param('bias', nn.initializers.zeros, (layers, self.width)),
         )
-        convolutions = [functools.partial(_conv, dilation=dilation) for dilation in _DILATIONS]
+        convolutions = [functools.partial(_block_conv, dilation=dilation) for dilation in _DILATIONS]
 
         def layer(carry, step):
             total, h = carry
             index, activation, kernel, bias = step
+            activation, bias = _materialized((activation, bias))
             second = index % 2 == 1
             h = lax.switch(jnp.where(second, 0, index // 2), convolutions, _activation(h, activation), kernel) + bias
             return lax.cond(second, lambda: (total + h, total + h), lambda: (total, h)), None
@@ -153,10 +171,26 @@ class Activation(nn.Module):
         return _activation(x, ActivationParameters.make(self, (), x.shape[-1]))
 
 
+def _materialized(tree):
+    """The arrays of `tree` as parts of one array behind a barrier; XLA would slice the stacks anew for every element else."""
+    flat, restore = flatten_util.ravel_pytree(tree)
+    return restore(lax.optimization_barrier(flat))
+
+
 def _conv(x, kernel, dilation):
     """Zero-padded convolution of the same length: x `[B, T, D]`, kernel `[taps, D, out]`, odd taps → `[B, T, out]`."""
     pad = dilation * (kernel.shape[0] // 2)
     return lax.conv_general_dilated(x, kernel, (1,), [(pad, pad)], rhs_dilation=(dilation,), dimension_numbers=_CHANNELS_LAST)
+
+
+def _block_conv(x, kernel, dilation):
+    """_conv; on CPU in Fourier tiles where that is faster, for which the steps must outweigh the kernel's own transform."""
+    direct = functools.partial(_conv, dilation=dilation)
+    taps, width, _ = kernel.shape
+    if taps not in _TILES or width < _TILED_WIDTH or x.shape[0] * x.shape[1] < width or x.dtype != jnp.float32:
+        return direct(x, kernel)
+    tiled = functools.partial(tiled_conv.conv, dilation=dilation, size=_TILES[taps])
+    return lax.platform_dependent(x, kernel, cpu=tiled, default=direct)
 
 
 def _activation(x, parameters):
@@ -168,42 +202,53 @@ def _activation(x, parameters):
     """
     batch, length, _ = x.shape
     if length < 2 * _REACH:
-        return _padded_activation(x, parameters)
-    ends = _padded_activation(jnp.concatenate([x[:, :2 * _REACH], x[:, -2 * _REACH:]]), parameters)
+        return _short_activation(x, parameters)
+    ends = _short_activation(jnp.concatenate([x[:, :2 * _REACH], x[:, -2 * _REACH:]]), parameters)
     return jnp.concatenate([ends[:batch, :_REACH], _inner_activation(x, parameters), ends[batch:, -_REACH:]], axis=1)
+
+
+def _short_activation(x, parameters):
+    """The activation of a few steps x `[B, T, D]` by matrices; both signals continue with their first and last value."""
+    up, down = _filter_places(x.shape[1])
+    doubled = _snake(jnp.einsum('MTK,K,BTD->BMD', up, parameters.up, x), parameters)
+    return jnp.einsum('TMK,K,BMD->BTD', down, parameters.down, doubled)
+
+
+@functools.cache
+def _filter_places(length):
+    """Which tap weighs which sample: `[2T, T, 12]` from steps to the doubled rate, gain 2, and `[T, 2T, 12]` back."""
+    up, down = np.zeros((2 * length, length, _TAPS), np.float32), np.zeros((length, 2 * length, _TAPS), np.float32)
+    for tap in range(_TAPS):
+        for sample in range(2 * length):
+            if (sample - tap) % 2:
+                up[sample, np.clip((sample - tap + 5) // 2, 0, length - 1), tap] += 2
+        for step in range(length):
+            down[step, np.clip(2 * step + tap - 5, 0, 2 * length - 1), tap] += 1
+    return up, down
 
 
 def _inner_activation(x, parameters):
     """The activation of steps 6 … T - 7 of x `[B, T, D]`, which reach no end."""
     length = x.shape[1] - 2 * _REACH
     even, odd = _snake_phases(x, parameters)
-    return _decimate(even[:, 1:], odd, parameters.down, length)
-
-
-def _padded_activation(x, parameters):
-    """The activation of all steps of x `[B, T, D]`; both signals continue with their first and last value."""
-    length = x.shape[1]
-    even, odd = _snake_phases(_continue(x[:, :1], x, x[:, -1:], _EDGE, _EDGE), parameters)
-    first, last = even[:, :1], odd[:, -1:]
-    return _decimate(_continue(first, even, last, 2, 3), _continue(first, odd, last, 3, 2), parameters.down, length)
-
-
-def _continue(first, x, last, before, after):
-    return jnp.concatenate([first] * before + [x] + [last] * after, axis=1)
+    down, after = parameters.down, even[:, 1:]
+    return sum(down[2 * j + 1] * after[:, j:j + length] + down[2 * j] * odd[:, j:j + length] for j in range(_TAPS // 2))
 
 
 def _snake_phases(x, parameters):
-    """The doubled rate's samples at and after each of the steps 3 … T - 4 of x, through snake: two `[B, T - 6, D]`."""
+    """The doubled rate's samples at and after each of the steps 3 … T - 4 of x, through snake: `[2, B, T - 6, D]`.
+
+    One array behind a barrier: XLA would otherwise compute every sample anew for each tap of the filter that reads it.
+    """
     length = x.shape[1] - 2 * _EDGE
     up = 2 * parameters.up
     even = sum(up[2 * j + 1] * x[:, 5 - j:5 - j + length] for j in range(_TAPS // 2))
     odd = sum(up[2 * j] * x[:, 6 - j:6 - j + length] for j in range(_TAPS // 2))
-    return tuple(phase + parameters.amplitude * _sin_squared(parameters.frequency * phase) for phase in (even, odd))
+    return lax.optimization_barrier(jnp.stack([_snake(even, parameters), _snake(odd, parameters)]))
 
 
-def _decimate(even, odd, down, length):
-    """Filters and halves the doubled rate, given from step -2 (even) and -3 (odd) on, to `[B, length, D]`."""
-    return sum(down[2 * j + 1] * even[:, j:j + length] + down[2 * j] * odd[:, j:j + length] for j in range(_TAPS // 2))
+def _snake(x, parameters):
+    return x + parameters.amplitude * _sin_squared(parameters.frequency * x)
 
 
 def _sin_squared(x):

@@ -3,6 +3,7 @@
 Letters: B batch, N (M) tokens, D width, H heads, K channels of a head. Source: MMAudio (arXiv 2412.15322), section 3,
 and the released checkpoints. Parameters are float32; norms, softmax, rotations and the time embedding compute in float32.
 """
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -33,19 +34,17 @@ def conv_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) 
 def conv1d(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolution along the tokens as one matrix product, zero padded to the same length.
 
-    `inputs` `[B, N, I]`, `kernel` `[taps, I, O]` with an odd number of taps, result `[B, N, O]` in the dtype of `inputs`.
+    `inputs` `[B, N, I]`, `kernel` `[taps, I, …]` with an odd number of taps, result `[B, N, …]` in the dtype of `inputs`.
     The shifts are taken on the narrower side: of the inputs before the product, or of its results after it. Written so
     that the gradient is made of the same two forms (slices instead of the split would make it quadratic in the taps).
     """
-    taps, width, features = kernel.shape
-    batch, length, _ = inputs.shape
+    taps, width, *features = kernel.shape
     offsets = range(-(taps // 2), taps // 2 + 1)
-    if width <= features:
-        shifted = jnp.concatenate([_shift(inputs, offset) for offset in offsets], axis=-1).reshape(batch * length, -1)
-        return (shifted @ kernel.reshape(taps * width, features)).reshape(batch, length, features)
-    products = inputs.reshape(batch * length, width) @ kernel.transpose(1, 0, 2).reshape(width, taps * features)
-    parts = jnp.split(products.reshape(batch, length, -1), taps, axis=-1)
-    first, *others = [_shift(part, offset) for part, offset in zip(parts, offsets)]
+    if width <= math.prod(features):  # dimensions are not merged here: each may be split over devices
+        shifted = jnp.stack([_shift(inputs, offset) for offset in offsets], axis=2)
+        return jnp.tensordot(shifted, kernel, 2)
+    products = jnp.tensordot(inputs, kernel, ((2,), (1,)))
+    first, *others = [_shift(products[:, :, tap], offset) for tap, offset in enumerate(offsets)]
     return sum(others, first)
 
 
@@ -74,16 +73,16 @@ class Conv(nn.Module):
         return conv1d(inputs.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
 
 
-def linear(features: int, dtype: Any, *, zero_init: bool = False, name: str | None = None) -> nn.Dense:
-    """A matrix with bias: Xavier uniform (or zeros) and zeros."""
+def linear(features: int | tuple[int, ...], dtype: Any, *, zero_init: bool = False, name: str | None = None) -> nn.DenseGeneral:
+    """A matrix with bias, from the last axis to `features`: Xavier uniform (or zeros) and zeros."""
     kernel_init = nn.initializers.zeros if zero_init else nn.initializers.xavier_uniform()
-    return nn.Dense(features, dtype=dtype, kernel_init=kernel_init, name=name)
+    return nn.DenseGeneral(features, dtype=dtype, kernel_init=kernel_init, name=name)
 
 
 class GatedMLP(nn.Module):
     """w2(silu(w1 x) · w3 x) without biases: `[B, N, D]` to `[B, N, D]`.
 
-    The three maps are matrices (`taps` 1) or convolutions (`taps` 3 or 7). `w13` holds w1, then w3, along its last axis.
+    The three maps are matrices (`taps` 1) or convolutions (`taps` 3 or 7). `w13` `[taps, D, 2, hidden]` holds w1 and w3.
     """
     taps: int
     dtype: Any
@@ -92,9 +91,9 @@ class GatedMLP(nn.Module):
     def __call__(self, inputs: jax.Array) -> jax.Array:
         width = inputs.shape[-1]
         hidden = mlp_hidden(width)
-        w13 = self.param('w13', self._w13_init, (self.taps, width, 2 * hidden)).astype(self.dtype)
+        w13 = self.param('w13', self._w13_init, (self.taps, width, 2, hidden)).astype(self.dtype)
         w2 = self.param('w2', self._init, (self.taps, hidden, width)).astype(self.dtype)
-        gate, value = jnp.split(conv1d(inputs.astype(self.dtype), w13), 2, axis=-1)
+        gate, value = jnp.moveaxis(conv1d(inputs.astype(self.dtype), w13), 2, 0)
         return conv1d(nn.silu(gate) * value, w2)
 
     def _init(self, key, shape):
@@ -103,8 +102,8 @@ class GatedMLP(nn.Module):
         return nn.initializers.xavier_uniform()(key, shape[1:])[None]
 
     def _w13_init(self, key, shape):
-        half = (*shape[:-1], shape[-1] // 2)
-        return jnp.concatenate([self._init(part, half) for part in jax.random.split(key)], axis=-1)
+        half = (*shape[:-2], shape[-1])
+        return jnp.stack([self._init(part, half) for part in jax.random.split(key)], axis=-2)
 
 
 def layer_norm(inputs: jax.Array) -> jax.Array:

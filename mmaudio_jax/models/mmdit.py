@@ -32,7 +32,7 @@ class Stream(nn.Module):
     def setup(self):
         head_size = self.hidden_size // self.num_heads
         self.modulation = layers.linear((2 if self.ends_here else 6) * self.hidden_size, self.dtype, zero_init=True)
-        self.qkv = layers.linear(3 * self.hidden_size, self.dtype)
+        self.qkv = layers.linear((3, self.num_heads, head_size), self.dtype)
         self.q_norm = self.param('q_norm', nn.initializers.ones, (head_size,))
         self.k_norm = self.param('k_norm', nn.initializers.ones, (head_size,))
         if self.ends_here:
@@ -44,8 +44,7 @@ class Stream(nn.Module):
     def before(self, tokens: jax.Array, condition: jax.Array, angles: layers.Rotation | None):
         """q, k, v `[B, N, H, K]` of `tokens` `[B, N, D]`, and what `after` needs of the condition `[B, N or 1, D]`."""
         shift, scale, *rest = jnp.split(self.modulation(condition), 2 if self.ends_here else 6, axis=-1)
-        qkv = self.qkv(layers.modulate(tokens, shift, scale))
-        q, k, v = jnp.split(qkv.reshape(*tokens.shape[:2], 3 * self.num_heads, -1), 3, axis=2)
+        q, k, v = jnp.moveaxis(self.qkv(layers.modulate(tokens, shift, scale)), 2, 0)
         q, k = layers.rms_norm(q, self.q_norm), layers.rms_norm(k, self.k_norm)
         if angles is not None:
             q, k = layers.rotate(q, angles), layers.rotate(k, angles)

@@ -3,6 +3,7 @@
 Weight norm (g · v / ‖v‖) is multiplied out, snake's logarithmic parameters are exponentiated, and the transposed
 convolutions' taps are put into the order of their phases: all once, here.
 """
+from collections.abc import Iterator
 from collections.abc import Mapping
 import re
 from typing import Any
@@ -28,15 +29,18 @@ def to_params(tensors: Mapping[str, np.ndarray], model: bigvgan.BigVGAN) -> dict
     Raises:
       ValueError: names every missing, unexpected and misshapen tensor.
     """
+    return traverse_util.unflatten_dict(dict(leaves(tensors, model)))
+
+
+def leaves(tensors: Mapping[str, np.ndarray], model: bigvgan.BigVGAN) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
+    """The parameters of `to_params` one by one, with their paths; raises before the first."""
     tensors = {_old_name(name): tensor for name, tensor in tensors.items()}
     shapes = _abstract(model)
     expected = {name: shape for path, leaf in shapes.items() for name, shape in _official(path, leaf).items()}
     names.check(expected, {name: tuple(np.shape(tensor)) for name, tensor in tensors.items()},
                 'the weights do not fit this vocoder; best_netG.pt is the 16k one, bigvgan_generator.pt the 44k one')
-    return traverse_util.unflatten_dict({
-        path: _import(path, leaf, [np.asarray(tensors[name], np.float32) for name in _official(path, leaf)])
-        for path, leaf in shapes.items()
-    })
+    for path, leaf in shapes.items():
+        yield path, _import(path, leaf, [np.asarray(tensors[name], np.float32) for name in _official(path, leaf)])
 
 
 def _old_name(name: str) -> str:

@@ -2,6 +2,7 @@
 
 `text_projection` and `logit_scale`, which no feature of ours needs, are ignored when they are there.
 """
+from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,12 +45,17 @@ def to_params(tensors: Mapping[str, np.ndarray], model: clip.CLIP) -> dict[str, 
     Raises:
       ValueError: names every missing, unexpected and misshapen tensor.
     """
+    return traverse_util.unflatten_dict(dict(leaves(tensors, model)))
+
+
+def leaves(tensors: Mapping[str, np.ndarray], model: clip.CLIP) -> Iterator[tuple[sources.Path, np.ndarray]]:
+    """The parameters of `to_params` one by one, with their paths; raises before the first."""
     inputs = (jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), jnp.float32),
               jax.ShapeDtypeStruct((1, model.text_length), jnp.int32))
     shapes = traverse_util.flatten_dict(jax.eval_shape(model.init, jax.random.key(0), *inputs)['params'])
     origins = {path: _source(path, leaf.shape, model) for path, leaf in shapes.items()}
-    return sources.read(tensors, origins, UNUSED,
-                        'the weights do not fit this CLIP; check that the file is DFN5B ViT-H/14 at 384 pixels')
+    return sources.leaves(tensors, origins, UNUSED,
+                          'the weights do not fit this CLIP; check that the file is DFN5B ViT-H/14 at 384 pixels')
 
 
 def _source(path: sources.Path, shape: names.Shape, model: clip.CLIP) -> sources.Source:

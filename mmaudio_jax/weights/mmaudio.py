@@ -2,7 +2,7 @@
 
 Names are those of mmaudio_*.pth. Layouts differ in four ways: matrices and kernels are transposed, blocks are stacked
 for nn.scan, w1 and w3 of a gated MLP are one array, and the channels of q, k, v, which the official files interleave as
-(head, channel, q|k|v), are (q|k|v, head, channel) with the two halves of every rotated pair apart.
+(head, channel, q|k|v), are dimensions (q|k|v, head, channel) with the two halves of every rotated pair apart.
 """
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmaudio_jax.models import mmaudio
+from mmaudio_jax.weights import names
 
 CONSTANTS = ('latent_rot', 'clip_rot', 't_embed.freqs')  # computed by us; the official files may hold them
 _STACKS = ('joint', 'fused')
@@ -45,17 +46,21 @@ def to_params(tensors: Mapping[str, np.ndarray], model: mmaudio.MMAudio) -> dict
     Raises:
       ValueError: names every missing, unexpected and misshapen tensor.
     """
+    return traverse_util.unflatten_dict(dict(leaves(tensors, model)))
+
+
+def leaves(tensors: Mapping[str, np.ndarray], model: mmaudio.MMAudio) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
+    """The parameters of `to_params` one by one, with their paths; raises before the first."""
     found = {name: tuple(array.shape) for name, array in tensors.items() if name not in CONSTANTS}
-    _compare(shapes(model), found, 'the weights do not fit this network')
-    params = {}
+    names.check(shapes(model), found, 'the weights do not fit this network; check the model variant and its fields')
     for path, shape in _abstract(model).items():
         if path[0] in _STACKS:
-            params[path] = np.empty(shape, np.float32)
+            stack = np.empty(shape, np.float32)
             for layer in range(shape[0]):
-                params[path][layer] = _import(tensors, (path[0], str(layer), *path[1:]), model)
+                stack[layer] = _import(tensors, (path[0], str(layer), *path[1:]), model).reshape(shape[1:])
+            yield path, stack
         else:
-            params[path] = np.array(_import(tensors, path, model), np.float32).reshape(shape)
-    return traverse_util.unflatten_dict(params)
+            yield path, np.array(_import(tensors, path, model), np.float32).reshape(shape)
 
 
 def shapes(model: mmaudio.MMAudio) -> dict[str, tuple[int, ...]]:
@@ -72,20 +77,8 @@ def from_params(params: Mapping[str, Any], model: mmaudio.MMAudio) -> dict[str, 
     """
     found = {'/'.join(path): tuple(np.shape(leaf)) for path, leaf in traverse_util.flatten_dict(dict(params)).items()}
     expected = {'/'.join(path): shape for path, shape in _abstract(model).items()}
-    _compare(expected, found, 'the parameters are not this network\'s')
+    names.check(expected, found, 'the parameters are not this network\'s; check the model variant and its fields')
     return {name: np.ascontiguousarray(array, np.float32) for name, array in _export(params, model)}
-
-
-def _compare(expected: Mapping[str, tuple], found: Mapping[str, tuple], message: str) -> None:
-    problems = [f'  missing: {name} {expected[name]}' for name in sorted(expected.keys() - found.keys())]
-    problems += [f'  unexpected: {name} {found[name]}' for name in sorted(found.keys() - expected.keys())]
-    problems += [
-        f'  wrong shape: {name} is {found[name]}, must be {expected[name]}' for name in sorted(expected.keys() & found.keys())
-        if found[name] != expected[name]
-    ]
-    if problems:
-        heading = f'{message} ({len(problems)} tensors); check the model variant and its fields:'
-        raise ValueError('\n'.join([heading, *problems]))
 
 
 def _abstract(model: mmaudio.MMAudio) -> dict[tuple[str, ...], tuple[int, ...]]:
@@ -113,7 +106,7 @@ def _export(params: Mapping[str, Any], model: mmaudio.MMAudio) -> Iterator[tuple
         for layer_path, array in layers:
             name = _official_name(layer_path, model)
             if path[-1] == 'w13':
-                for part, half in zip(('w1', 'w3'), np.split(array, 2, axis=-1)):
+                for part, half in zip(('w1', 'w3'), np.moveaxis(array, -2, 0)):
                     yield name.removesuffix('w13') + f'{part}.weight', _transpose(half)
             else:
                 yield name, _layout(path, model, _qkv_out, _head_out, _transpose)(array)
@@ -158,7 +151,8 @@ def _head_in(scale: np.ndarray) -> np.ndarray:
 
 
 def _qkv_out(array: np.ndarray, heads: int) -> np.ndarray:
-    """Our kernel (D, 3D) or bias (3D) with columns (q|k|v, head, channel) → rows (head, channel, q|k|v)."""
+    """Our kernel (D, q|k|v, head, channel) or bias without D → rows (head, channel, q|k|v)."""
+    array = array.reshape(*array.shape[:-3], -1)
     rows = array.transpose().reshape(3, heads, 2, -1, *array.shape[:-1])
     q_and_k = rows[:2].swapaxes(2, 3)
     parts = [part.reshape(heads, -1, *array.shape[:-1]) for part in (q_and_k[0], q_and_k[1], rows[2])]

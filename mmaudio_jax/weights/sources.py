@@ -5,11 +5,11 @@ read from a file on access never stand in memory all at once.
 """
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
-from flax import traverse_util
 import numpy as np
 
 from mmaudio_jax.weights import names
@@ -43,8 +43,9 @@ def as_it_is(tensor: np.ndarray) -> np.ndarray:
     return tensor
 
 
-def read(tensors: Mapping[str, Any], sources: Mapping[Path, Source], ignored: Iterable[str], message: str) -> dict[str, Any]:
-    """Parameters from official tensors, float32 NumPy arrays.
+def leaves(tensors: Mapping[str, Any], sources: Mapping[Path, Source], ignored: Iterable[str],
+           message: str) -> Iterator[tuple[Path, np.ndarray]]:
+    """Parameters from official tensors, one by one with their paths, float32 NumPy arrays.
 
     Args:
       tensors: anything with a shape that NumPy can read.
@@ -53,12 +54,13 @@ def read(tensors: Mapping[str, Any], sources: Mapping[Path, Source], ignored: It
       message: of the error.
 
     Raises:
-      ValueError: `message`, then every missing, unexpected and misshapen tensor.
+      ValueError: before the first: `message`, then every missing, unexpected and misshapen tensor.
     """
     skipped = tuple(ignored)
     found = {name: tuple(np.shape(tensor)) for name, tensor in tensors.items() if not _is_in(name, skipped)}
     names.check({name: source.shape for source in sources.values() for name in source.official}, found, message)
-    return traverse_util.unflatten_dict({path: _leaf(tensors, source) for path, source in sources.items()})
+    for path, source in sources.items():
+        yield path, _leaf(tensors, source)
 
 
 def _is_in(name: str, skipped: tuple[str, ...]) -> bool:

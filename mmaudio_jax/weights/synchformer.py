@@ -3,6 +3,7 @@
 The visual encoder is `vfeat_extractor.*`; of it the two-dimensional patch embedding is not used. The rest of the file, the
 audio encoder, the projections and the transformer that compares both, is ignored by its known prefixes.
 """
+from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,11 +54,16 @@ def to_params(tensors: Mapping[str, np.ndarray], model: synchformer.VisualEncode
     Raises:
       ValueError: names every missing, unexpected and misshapen tensor.
     """
+    return traverse_util.unflatten_dict(dict(leaves(tensors, model)))
+
+
+def leaves(tensors: Mapping[str, np.ndarray], model: synchformer.VisualEncoder) -> Iterator[tuple[sources.Path, np.ndarray]]:
+    """The parameters of `to_params` one by one, with their paths; raises before the first."""
     segment = jax.ShapeDtypeStruct((1, model.frames, model.image_size, model.image_size, 3), jnp.float32)
     shapes = traverse_util.flatten_dict(jax.eval_shape(model.init, jax.random.key(0), segment)['params'])
     origins = {path: _source(path, leaf.shape, model) for path, leaf in shapes.items()}
-    return sources.read(tensors, origins, (*OTHER_PARTS, *UNUSED),
-                        'the weights do not fit Synchformer; check that the file is synchformer_state_dict.pth')
+    return sources.leaves(tensors, origins, (*OTHER_PARTS, *UNUSED),
+                          'the weights do not fit Synchformer; check that the file is synchformer_state_dict.pth')
 
 
 def _source(path: sources.Path, shape: names.Shape, model: synchformer.VisualEncoder) -> sources.Source:

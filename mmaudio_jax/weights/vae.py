@@ -4,6 +4,7 @@ Kernels are normalised here, once, as the official modules do before inference: 
 over each output channel. The attention's channels, which the official files interleave as (channel, q|k|v), are
 (q|k|v, channel) here.
 """
+from collections.abc import Iterator
 from collections.abc import Mapping
 import math
 import re
@@ -27,13 +28,17 @@ def to_params(tensors: Mapping[str, np.ndarray], model: vae.VAE) -> dict[str, An
     Raises:
       ValueError: names every missing, unexpected and misshapen tensor.
     """
+    return traverse_util.unflatten_dict(dict(leaves(tensors, model)))
+
+
+def leaves(tensors: Mapping[str, np.ndarray], model: vae.VAE) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
+    """The parameters of `to_params` one by one, with their paths; raises before the first."""
     shapes = _abstract(model)
     names.check({_official_name(path): _official_shape(path, shape) for path, shape in shapes.items()},
                 {name: tuple(np.shape(tensor)) for name, tensor in tensors.items()},
                 'the weights do not fit this VAE; check that the file is of the same rate (v1-16.pth or v1-44.pth)')
-    return traverse_util.unflatten_dict({
-        path: _import(path, np.asarray(tensors[_official_name(path)], np.float32)) for path in shapes
-    })
+    for path in shapes:
+        yield path, _import(path, np.asarray(tensors[_official_name(path)], np.float32))
 
 
 def from_params(params: Mapping[str, Any], model: vae.VAE) -> dict[str, np.ndarray]:

@@ -1,0 +1,69 @@
+"""The stages that exchange weights with the official code: --mode=import and --mode=export."""
+import pathlib
+from typing import Any
+
+from mmaudio_jax import checkpoints
+from mmaudio_jax.models import mmaudio
+from mmaudio_jax.sequence import Sequence
+from mmaudio_jax.weights import files
+from mmaudio_jax.weights import mmaudio as mmaudio_weights
+from mmaudio_jax.weights import store
+from mmaudio_jax.weights import tensor_file
+from mmaudio_jax.weights import torch_writer
+from mmaudio_jax.weights import vae as vae_weights
+
+FORMATS = ('pth', 'safetensors')
+OWN = 'network'  # in config.weights.export: what the workdir's run trained
+_MAPPINGS: dict[str, Any] = {'network': mmaudio_weights, 'vae': vae_weights}
+
+
+def import_weights(config: Any, workdir: pathlib.Path) -> None:
+    """Finds or downloads, verifies and converts every official file of config.weights.variants; prints where each is.
+
+    Raises:
+      ValueError, OSError: those of `store.load`.
+    """
+    del workdir  # all of it goes into the cache
+    names = [name for variant in config.weights.variants or (config.model.variant,) for name in files.names_for(variant)]
+    for name in dict.fromkeys(names):
+        path = store.converted(name, **store.places(config.weights))
+        print(f'{name}: {path.stat().st_size / 1e6:.0f} MB in {path}', flush=True)
+
+
+def export_weights(config: Any, workdir: pathlib.Path) -> None:
+    """Writes config.weights.export with the official names and layouts into workdir/export/.
+
+    Raises:
+      ValueError: a field of the config, or weights that have no official form.
+      OSError: no weights there, no space, no permission.
+    """
+    if config.weights.export_format not in FORMATS:
+        raise ValueError(f'config.weights.export_format is {config.weights.export_format!r}; it must be one of '
+                         f'{", ".join(FORMATS)}')
+    for name in config.weights.export:
+        tensors, stem = _trained(workdir) if name == OWN else _official(name, config)
+        path = workdir / 'export' / f'{stem}.{config.weights.export_format}'
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.suffix == '.pth':
+                torch_writer.write(path, tensors)
+            else:
+                tensor_file.write_safetensors(path, tensors.items(), {'format': 'pt'})
+        except OSError as error:
+            raise OSError(f'{path}: cannot be written ({error.strerror or error})') from error
+        print(f'{name}: {path.stat().st_size / 1e6:.0f} MB in {path}', flush=True)
+
+
+def _trained(workdir: pathlib.Path) -> tuple[dict[str, Any], str]:
+    params, run = checkpoints.load_params(workdir)
+    model = mmaudio.build(run['model'], Sequence(run['sequence']['rate'], run['sequence']['duration_s']))
+    return mmaudio_weights.from_params(params, model), f'mmaudio_{run["model"]["variant"]}'
+
+
+def _official(name: str, config: Any) -> tuple[dict[str, Any], str]:
+    entry = files.get(name)
+    if entry.kind not in _MAPPINGS:
+        raise ValueError(f'config.weights.export: {name!r} has no export; flow networks and VAEs have, and {OWN!r}, the '
+                         'network that was trained in the workdir')
+    params = store.load(name, dtype='float32', **store.places(config.weights))
+    return _MAPPINGS[entry.kind].from_params(params, store.build(name)), pathlib.Path(entry.file).stem

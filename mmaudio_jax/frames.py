@@ -1,0 +1,103 @@
+"""Frames of a video as the encoders take them: which ones, and how they are scaled.
+
+Source of the frame selection and the resizing: MMAudio's released data code (SPEC section 7).
+"""
+import dataclasses
+from fractions import Fraction
+import math
+from typing import Literal, Sequence
+
+import numpy as np
+from PIL import Image
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameRequest:
+    """One stream of frames to read.
+
+    Attributes:
+      fps: samples a second.
+      height, width: of the result, pixels.
+      fit: 'squash' scales each axis by itself; 'crop' scales until the frame just covers the size (the longer edge floored),
+        then cuts the centre.
+    """
+    fps: float
+    height: int
+    width: int
+    fit: Literal['squash', 'crop']
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Frames:
+    """A video in memory, as video generators hand it over.
+
+    Attributes:
+      pixels: uint8 [T, H, W, 3], RGB.
+      fps: frames a second.
+
+    Raises:
+      ValueError: another dtype or shape, no frame, or a rate that is not positive.
+    """
+    pixels: np.ndarray
+    fps: float
+
+    def __post_init__(self):
+        pixels = self.pixels
+        if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
+            raise ValueError(f'frames in memory are {describe(pixels)}; uint8 [T, H, W, 3] is needed')
+        if not pixels.size:
+            raise ValueError(f'frames in memory are {describe(pixels)}: there is no frame')
+        if not 0 < self.fps < math.inf:
+            raise ValueError(f'fps {self.fps} of frames in memory is not a positive number')
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds."""
+        return len(self.pixels) / self.fps
+
+
+def describe(value: object) -> str:
+    """What a wrong argument is: dtype and shape of an array, the type of anything else."""
+    if isinstance(value, np.ndarray):
+        return f'{value.dtype} {list(value.shape)}'
+    return f'of type {type(value).__name__}'
+
+
+def exact(seconds: float) -> Fraction:
+    """The decimal fraction that a float stands for: 0.4 is two fifths, so that it meets the timestamp of a frame there."""
+    return Fraction(seconds).limit_denominator(1_000_000)
+
+
+def fit_picture(picture: Image.Image, request: FrameRequest) -> np.ndarray:
+    """The picture at the request's size: uint8 [height, width, 3]. Pillow's bicubic is the one of SPEC section 7."""
+    width, height = picture.size
+    if request.fit == 'squash':
+        return np.asarray(picture.resize((request.width, request.height), Image.Resampling.BICUBIC))
+    if request.fit != 'crop':
+        raise ValueError(f"fit {request.fit!r} is neither 'squash' nor 'crop'")
+    if request.height * width >= request.width * height:
+        size = (width * request.height // height, request.height)
+    else:
+        size = (request.width, height * request.width // width)
+    left, top = round((size[0] - request.width) / 2), round((size[1] - request.height) / 2)
+    scaled = picture.resize(size, Image.Resampling.BICUBIC)
+    return np.asarray(scaled.crop((left, top, left + request.width, top + request.height)))
+
+
+def fit_frame(frame: np.ndarray, request: FrameRequest) -> np.ndarray:
+    """Scales one frame, uint8 [H, W, 3], to the request's size: uint8 [height, width, 3].
+
+    Bicubic with a = -0.5, antialiased, a horizontal and a vertical pass that each round to uint8 (SPEC section 7).
+    """
+    return fit_picture(Image.fromarray(frame), request)
+
+
+def sample_frames(frames: Frames, requests: Sequence[FrameRequest], duration_s: float) -> list[np.ndarray]:
+    """media.read_frames for a video in memory: frame i has the timestamp i / fps; past the end the last frame stands still."""
+    results = []
+    for request in requests:
+        step = exact(frames.fps) / exact(request.fps)
+        places = [min(math.ceil(k * step), len(frames.pixels) - 1) for k in range(int(request.fps * duration_s))]
+        fitted = {place: fit_frame(frames.pixels[place], request) for place in set(places)}
+        results.append(np.stack([fitted[place] for place in places]))
+    return results

@@ -1,0 +1,126 @@
+"""What --mode=generate is to make: one Job for each file of a folder, row of a CSV, or prompt."""
+import collections
+import csv
+import dataclasses
+import hashlib
+import pathlib
+
+VIDEO_SUFFIXES = ('.mp4', '.m4v', '.mov', '.mkv', '.webm', '.avi', '.mpg', '.mpeg', '.wmv', '.flv', '.ogv', '.3gp')
+IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff')
+COLUMNS = ('video', 'image', 'prompt', 'negative_prompt', 'seed', 'duration_s')
+_NAME_LETTERS = 60  # of a prompt, in the name of its results
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One sound to make; the fields are those of Pipeline.request.
+
+    Attributes:
+      name: of the result's files, without suffix; each job has its own.
+    """
+    name: str
+    video: pathlib.Path | None
+    image: pathlib.Path | None
+    prompt: str
+    negative_prompt: str
+    seed: int
+    duration_s: float | None
+
+    @property
+    def source(self) -> str:
+        """What the user gave."""
+        return str(self.video or self.image or self.name)
+
+
+def jobs(options, sampling) -> list[Job]:
+    """The jobs of config.generate, in a fixed order.
+
+    Args:
+      options: config.generate.
+      sampling: config.sampling, for the seed and the negative prompt.
+
+    Raises:
+      ValueError: nothing to make, an input that is not there, a CSV that cannot be used (names the line).
+    """
+    common = {'prompt': options.prompt, 'negative_prompt': sampling.negative_prompt, 'seed': sampling.seed,
+              'duration_s': options.duration_s or None}
+    if not options.input:
+        if not options.prompt:
+            raise ValueError('nothing to generate: set config.generate.input (a video, an image, a folder of videos, a CSV), '
+                             'config.generate.prompt, or both')
+        return [Job(_name_of(options.prompt), None, None, **common)]
+    path = pathlib.Path(options.input)
+    if path.suffix.lower() == '.csv' and path.is_file():
+        return _from_csv(path, common)
+    if path.is_file():
+        image = path.suffix.lower() in IMAGE_SUFFIXES
+        return [Job(path.stem, None if image else path, path if image else None, **common)]
+    if not path.is_dir():
+        raise ValueError(f'config.generate.input is {options.input!r}, and there is no such file or folder')
+    videos = sorted(file for file in path.iterdir() if file.suffix.lower() in VIDEO_SUFFIXES)
+    if not videos:
+        raise ValueError(f'config.generate.input: no videos ({" ".join(VIDEO_SUFFIXES)}) in {path}')
+    stems = collections.Counter(video.stem for video in videos)
+    names = [video.stem if stems[video.stem] == 1 else video.name.replace('.', '_') for video in videos]
+    return [Job(name, video, None, **common) for name, video in zip(names, videos)]
+
+
+def _name_of(prompt: str) -> str:
+    """A file name for a prompt: its beginning, and a digest of the whole."""
+    digest = hashlib.sha256(prompt.encode()).hexdigest()[:8]
+    words = ''.join(letter if letter.isalnum() else '_' for letter in prompt)[:_NAME_LETTERS].strip('_')
+    return f'{words}_{digest}'
+
+
+def _from_csv(path: pathlib.Path, common: dict) -> list[Job]:
+    """One job a row. An empty cell stands for the config's value; files are looked for beside the CSV.
+
+    Rows whose files have one name get the number of their line behind it.
+    """
+    try:
+        with open(path, encoding='utf-8-sig', newline='') as file:
+            reader = csv.reader(file, strict=True)
+            header = [name.strip() for name in next(reader, [])]
+            _check_header(path, header)
+            rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f'{path}: not a CSV file in UTF-8 ({error})') from error
+    if not rows:
+        raise ValueError(f'{path}: has no rows')
+    made = []
+    for line, row in rows:
+        if len(row) != len(header):
+            raise ValueError(f'{path}:{line}: {len(row)} cells, but the header has {len(header)} columns')
+        made.append((line, _job(path, line, {name: cell.strip() for name, cell in zip(header, row)}, common)))
+    names = collections.Counter(job.name for _, job in made)
+    return [job if names[job.name] == 1 else dataclasses.replace(job, name=f'{job.name}_{line}') for line, job in made]
+
+
+def _check_header(path: pathlib.Path, header: list[str]) -> None:
+    allowed = f'the columns are {", ".join(COLUMNS)}'
+    if not header:
+        raise ValueError(f'{path}: is empty; {allowed}')
+    for name in header:
+        if name not in COLUMNS:
+            raise ValueError(f'{path}: unknown column {name!r}; {allowed}')
+        if header.count(name) > 1:
+            raise ValueError(f'{path}: the column {name!r} stands there twice')
+    if not {'video', 'image', 'prompt'} & set(header):
+        raise ValueError(f'{path}: has none of the columns video, image and prompt; {allowed}')
+
+
+def _job(path: pathlib.Path, line: int, cells: dict[str, str], common: dict) -> Job:
+    fields = {**common, **{name: cell for name, cell in cells.items() if cell}}
+    files = {name: path.parent / cells[name] if cells.get(name) else None for name in ('video', 'image')}
+    if files['video'] and files['image']:
+        raise ValueError(f'{path}:{line}: both a video and an image')
+    for name, kind, what in (('seed', int, 'a whole number'), ('duration_s', float, 'a number of seconds')):
+        try:
+            fields[name] = None if fields[name] is None else kind(fields[name])
+        except ValueError as error:
+            raise ValueError(f'{path}:{line}: {name} is {fields[name]!r}, not {what}') from error
+    source = files['video'] or files['image']
+    if not source and not fields['prompt']:
+        raise ValueError(f'{path}:{line}: neither a video, nor an image, nor a prompt')
+    return Job(source.stem if source else _name_of(fields['prompt']), files['video'], files['image'], fields['prompt'],
+               fields['negative_prompt'], fields['seed'], fields['duration_s'])

@@ -1,0 +1,145 @@
+"""The audio codec of the official networks: mel VAE and BigVGAN (SPEC sections 5 and 6).
+
+Work is cut into calls of a bounded number of mel frames, so that memory does not grow with the batch or the clip. A clip
+longer than one call is decoded in windows that overlap by all that the vocoder sees, so that the seams are exact.
+"""
+from collections.abc import Callable
+import functools
+from typing import Any
+import weakref
+
+import jax
+from jax.sharding import Mesh
+import numpy as np
+
+from mmaudio_jax import calls
+from mmaudio_jax import mel
+from mmaudio_jax import partitioning
+from mmaudio_jax.models import bigvgan
+from mmaudio_jax.models import vae
+from mmaudio_jax.sequence import LATENT_DOWNSAMPLING
+from mmaudio_jax.sequence import Sequence
+
+VAE_WEIGHTS = {'16k': 'vae_16k', '44k': 'vae_44k'}
+VOCODER_WEIGHTS = {'16k': 'bigvgan_16k', '44k': 'bigvgan_v2_44k'}
+FRAMES_A_CALL = 2048  # mel frames, over the batch; measured: 0.8 GB of temporaries at 44k, 0.4 GB at 16k
+
+Load = Callable[[str], Any]  # name of an official model → its parameters
+
+
+class Parts:
+    """Parameters on the device, or on each one of a mesh; a part is loaded when it is first used."""
+
+    def __init__(self, load: Load, rate: str, mesh: Mesh | None = None):
+        self._load, self._rate, self.mesh = load, rate, mesh
+
+    @functools.cached_property
+    def encoder(self) -> Any:
+        """Of the VAE, without the decoder."""
+        return calls.put(_without(self._load(VAE_WEIGHTS[self._rate]), 'decoder'), self.mesh)
+
+    @functools.cached_property
+    def decoder(self) -> Any:
+        """Of the VAE, without the encoder."""
+        return calls.put(_without(self._load(VAE_WEIGHTS[self._rate]), 'encoder'), self.mesh)
+
+    @functools.cached_property
+    def vocoder(self) -> Any:
+        """Of BigVGAN."""
+        return calls.put(self._load(VOCODER_WEIGHTS[self._rate]), self.mesh)
+
+
+_SHARED: weakref.WeakValueDictionary[tuple[Load, str, Mesh | None], Parts] = weakref.WeakValueDictionary()
+
+
+def shared_parts(load: Load, rate: str, mesh: Mesh | None = None) -> Parts:
+    """The same Parts for the same arguments as long as a codec holds them: a clip of another length loads nothing again."""
+    parts = _SHARED.get((load, rate, mesh))
+    if parts is None:
+        parts = _SHARED[load, rate, mesh] = Parts(load, rate, mesh)
+    return parts
+
+
+class OfficialCodec:
+    """A codec.Codec by the official networks; made by `codec.make('official', ...)`. Float32 throughout."""
+
+    def __init__(self, sequence: Sequence, parts: Parts, frames_a_call: int = FRAMES_A_CALL):
+        """
+        Args:
+          sequence: rate, and the lengths of what is encoded.
+          parts: parameters.
+          frames_a_call: mel frames that a device takes in one call at most, over the batch; more than twice the vocoder's
+            reach.
+        """
+        self._sequence, self._parts, self._frames_a_call = sequence, parts, frames_a_call
+        self._vae, self._vocoder = vae.build(sequence.rate), bigvgan.build(sequence.rate)
+
+    def encode(self, waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See codec.Codec; raises ValueError when the waveform is not `[B, waveform_length]`."""
+        sequence = self._sequence
+        if np.ndim(waveform) != 2 or waveform.shape[1] != sequence.waveform_length:
+            raise ValueError(f'the codec takes waveforms [B, {sequence.waveform_length}] at {sequence.rate} and '
+                             f'{sequence.duration_s:g} s, not {list(np.shape(waveform))}')
+        run = functools.partial(_encode, self._vae, self._parts.encoder, sequence.rate)
+        return self._in_calls(run, np.asarray(waveform, np.float32), sequence.mel_length)
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """See codec.Codec."""
+        return self.vocode(self.decode_to_mel(latents))
+
+    def decode_to_mel(self, latents: np.ndarray) -> np.ndarray:
+        """`[B, N, C]`, any N → log-mel, float32 `[B, 2N, mels]`."""
+        run = functools.partial(_decode, self._vae, self._parts.decoder)
+        latents = np.asarray(latents, np.float32)
+        return self._in_calls(run, latents, LATENT_DOWNSAMPLING * latents.shape[1])
+
+    def vocode(self, log_mel: np.ndarray) -> np.ndarray:
+        """Log-mel `[B, frames, mels]` → waveform, float32 `[B, frames · hop]` within ±1."""
+        run = functools.partial(_vocode, self._vocoder, self._parts.vocoder)
+        frames, hop = log_mel.shape[1], self._sequence.audio.hop_length
+        if frames <= self._frames_a_call:
+            return self._in_calls(run, log_mel, frames)
+        result = np.empty((len(log_mel), frames * hop), np.float32)
+        for start, first, last in windows(frames, self._frames_a_call, self._vocoder.reach):
+            waveform = self._in_calls(run, log_mel[:, start:start + self._frames_a_call], self._frames_a_call)
+            result[:, first * hop:last * hop] = waveform[:, (first - start) * hop:(last - start) * hop]
+        return result
+
+    def _in_calls(self, run: Callable[[Any], Any], clips: np.ndarray, frames: int) -> Any:
+        """run(clips), of so many mel frames each; a small batch is one small call."""
+        mesh = self._parts.mesh
+        each = -(-len(clips) // (1 if mesh is None else partitioning.batch_shards(mesh)))
+        return calls.in_calls(run, clips, min(each, max(1, self._frames_a_call // frames)), mesh)
+
+
+def windows(frames: int, size: int, reach: int) -> list[tuple[int, int, int]]:
+    """Windows of `size` frames over more than that: (its start, first and end of the frames that are exact in it and taken).
+
+    A frame is exact where it is `reach` away from the window's ends, or the end is that of the clip.
+    """
+    cuts, first = [], 0
+    while first < frames:
+        start = max(0, min(first - reach, frames - size))
+        last = frames if start + size == frames else start + size - reach
+        cuts.append((start, first, last))
+        first = last
+    return cuts
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'rate'))
+def _encode(model: vae.VAE, params: Any, rate: str, waveform: jax.Array) -> Any:
+    return model.apply({'params': params}, mel.log_mel(waveform, rate), method='encode')
+
+
+@functools.partial(jax.jit, static_argnames='model')
+def _decode(model: vae.VAE, params: Any, latents: jax.Array) -> Any:
+    return model.apply({'params': params}, latents, method='decode')
+
+
+@functools.partial(jax.jit, static_argnames='model')
+def _vocode(model: bigvgan.BigVGAN, params: Any, log_mel: jax.Array) -> Any:
+    return model.apply({'params': params}, log_mel)
+
+
+def _without(params: Any, part: str) -> Any:
+    return {name: leaf for name, leaf in params.items() if name != part}

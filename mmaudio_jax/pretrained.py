@@ -1,0 +1,103 @@
+"""Finds what a Pipeline is made of: an official network by its name or in a folder, or what a training run left."""
+from collections.abc import Callable
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+from mmaudio_jax import checkpoints
+from mmaudio_jax.media import Path
+from mmaudio_jax.models import mmaudio
+from mmaudio_jax.sequence import Sequence
+from mmaudio_jax.weights import store
+
+# How the official networks are sampled; configs/base.py has the same (tests/pretrained_test.py).
+TRAINING_S = 8.0
+SAMPLING = {'solver': 'euler', 'num_steps': 25, 'guidance': 4.5, 'negative_prompt': '', 'seed': 42, 'batch_size': 16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """The parts of a Pipeline.
+
+    Attributes:
+      name: of the official variant or of the training run.
+      config: plain data with sequence, extract (encoder and codec), model and sampling, as in configs/base.py.
+      model: the network. params: its parameters, NumPy arrays.
+      step: of the weights; None for an official network.
+      load: official model by name → parameters, for the encoders and the codec.
+      codec_path: of the fitted pca codec.
+    """
+    name: str
+    config: dict[str, Any]
+    model: mmaudio.MMAudio
+    params: Any
+    step: int | None
+    load: Callable[[str], Any]
+    codec_path: pathlib.Path | None
+
+
+def find(source: Path, *, variant: str | None, dtype: str | None, cache: Path | None, folder: Path | None, offline: bool,
+         verify: bool, sigma_rel: float | None, step: int | None, data_dir: Path | None) -> Pretrained:
+    """Loads the network and prepares to load the rest. Arguments and errors are those of Pipeline.from_pretrained."""
+    if os.fspath(source) in mmaudio.VARIANTS:
+        return _official(os.fspath(source), dtype, _loader(dtype, cache, folder, offline, verify))
+    place = pathlib.Path(source)
+    if not place.is_dir():
+        raise ValueError(f'{os.fspath(source)!r} is neither an official network ({", ".join(mmaudio.VARIANTS)}) nor a folder '
+                         'with official files or of a training run')
+    if (place / 'ema').is_dir():
+        return _trained(place, dtype, _loader(dtype, cache, folder, offline, verify), sigma_rel, step, data_dir)
+    return _official(_variant_in(place, variant), dtype, _loader(dtype, cache, place, offline, verify))
+
+
+def _loader(dtype: str | None, cache: Path | None, folder: Path | None, offline: bool, verify: bool) -> Callable[[str], Any]:
+
+    def load(name: str) -> Any:
+        # The codec is always float32: it is small, and its sine loses its argument in bfloat16.
+        small = name.startswith(('vae', 'bigvgan'))
+        return store.load(name, dtype='float32' if small else dtype or 'float32', cache=cache, folder=folder, offline=offline,
+                          verify=verify)
+
+    return load
+
+
+def _official(variant: str, dtype: str | None, load: Callable[[str], Any]) -> Pretrained:
+    sequence = Sequence(variant.split('_')[1], TRAINING_S)
+    config: dict[str, Any] = {
+        'name': variant,
+        'sequence': {'rate': sequence.rate, 'duration_s': sequence.duration_s},
+        'extract': {'encoder': 'official', 'codec': 'official'},
+        'model': {'variant': variant, 'sync_fusion': 'modulate', 'rope': 'aligned', 'mlp': 'conv', 'remat': 'none',
+                  'dtype': dtype or 'float32'},
+        'sampling': dict(SAMPLING),
+    }
+    return Pretrained(variant, config, mmaudio.build(config['model'], sequence), load(f'mmaudio_{variant}'), None, load, None)
+
+
+def _trained(workdir: pathlib.Path, dtype: str | None, load: Callable[[str], Any], sigma_rel: float | None, step: int | None,
+             data_dir: Path | None) -> Pretrained:
+    step = checkpoints.latest_snapshot(workdir) if step is None else step
+    params, config = checkpoints.load_params(workdir, sigma_rel, step)
+    sequence = Sequence(config['sequence']['rate'], config['sequence']['duration_s'])
+    model = {**config['model'], **({'dtype': dtype} if dtype else {})}
+    data = pathlib.Path(data_dir or config['data_dir'] or workdir)
+    return Pretrained(config['name'], config, mmaudio.build(model, sequence), params, step, load,
+                      data / 'records' / 'codec.npz')
+
+
+def _variant_in(folder: pathlib.Path, variant: str | None) -> str:
+    """The network whose official file is in the folder, or in its weights/."""
+    if variant is not None and variant not in mmaudio.VARIANTS:
+        raise ValueError(f'variant is {variant!r}; it must be one of {", ".join(mmaudio.VARIANTS)}')
+    found = [name for name in mmaudio.VARIANTS
+             if any((place / f'mmaudio_{name}.pth').is_file() for place in (folder, folder / 'weights'))]
+    if variant is not None and variant in found:
+        return variant
+    if not found or variant is not None:
+        wanted = 'mmaudio_VARIANT.pth' if variant is None else f'mmaudio_{variant}.pth'
+        raise ValueError(f'{folder}: holds no official network ({wanted}), and nothing was trained there (ema/): train first '
+                         '(--mode=train), or check the folder')
+    if len(found) > 1:
+        raise ValueError(f'{folder}: holds several networks; choose one of them with variant=: {", ".join(found)}')
+    return found[0]

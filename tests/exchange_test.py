@@ -1,0 +1,110 @@
+"""--mode=import and --mode=export."""
+import errno
+import json
+import os
+
+import numpy as np
+import pytest
+
+from configs import base
+from mmaudio_jax import checkpoints
+from mmaudio_jax import exchange
+from mmaudio_jax.models import vae
+from mmaudio_jax.weights import mmaudio as mmaudio_weights
+from mmaudio_jax.weights import store
+from mmaudio_jax.weights import tensor_file
+from mmaudio_jax.weights import torch_writer
+from tests.golden import synthetic_weights
+from tests.run_test import run
+from tests.weights_store_test import SIZES
+
+
+def make_config(tmp_path, **fields):
+    config = base.get_config()
+    places = {'folder': str(tmp_path), 'cache': str(tmp_path / 'cache')}
+    config.weights.update({**places, 'offline': True, 'verify': False, **fields})
+    return config
+
+
+@pytest.fixture(name='vae_tensors')
+def fixture_vae_tensors(tmp_path, monkeypatch):
+    monkeypatch.setitem(vae.VARIANTS, '16k', dict(mel_bins=6, latent_channels=3, width=8))
+    manifest = synthetic_weights.load_manifest('vae_16k')
+    tensors = {name: synthetic_weights.fill(name, tuple(SIZES.get(n, n) for n in shape)) for name, shape in manifest.items()}
+    torch_writer.write(tmp_path / 'v1-16.pth', tensors)
+    return tensors
+
+
+def test_import_prepares_all_files_of_the_variants(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def converted(name, **places):
+        asked.append((name, places['folder'], places['offline']))
+        path = tmp_path / name
+        path.write_bytes(bytes(2_000_000))
+        return path
+    monkeypatch.setattr(store, 'converted', converted)
+    exchange.import_weights(make_config(tmp_path, variants=('small_44k', 'large_44k_v2')), tmp_path)
+    names = [name for name, _, _ in asked]
+    assert names == ['mmaudio_small_44k', 'vae_44k', 'bigvgan_v2_44k', 'clip_vit_h_14_378', 'synchformer_visual',
+                     'mmaudio_large_44k_v2']
+    assert {(folder, offline) for _, folder, offline in asked} == {(str(tmp_path), True)}
+    assert f'vae_44k: 2 MB in {tmp_path}/vae_44k\n' in capsys.readouterr().out
+    asked.clear()
+    exchange.import_weights(make_config(tmp_path), tmp_path)
+    assert asked[0][0] == 'mmaudio_small_16k'  # that of config.model.variant
+
+
+@pytest.mark.parametrize('export_format', exchange.FORMATS)
+def test_export_of_an_official_vae(tmp_path, vae_tensors, export_format):
+    exchange.export_weights(make_config(tmp_path, export=('vae_16k',), export_format=export_format), tmp_path / 'run')
+    found = tensor_file.read(tmp_path / 'run' / 'export' / f'v1-16.{export_format}').tensors()
+    assert found.keys() == vae_tensors.keys()
+    for name, tensor in vae_tensors.items():
+        np.testing.assert_allclose(found[name], tensor, rtol=5e-3, err_msg=name)
+
+
+@pytest.mark.parametrize('export_format', exchange.FORMATS)
+def test_export_of_a_trained_network(tmp_path, monkeypatch, export_format):
+    config = make_config(tmp_path, export_format=export_format)
+    config.model.update({'hidden_size': 64, 'num_heads': 1, 'joint_blocks': 2, 'fused_blocks': 1})
+    run = json.loads(config.to_json())
+    model = exchange.mmaudio.build(run['model'], exchange.Sequence('16k', 8.0))
+    tensors = {name: synthetic_weights.fill(name, shape) for name, shape in mmaudio_weights.shapes(model).items()}
+    params = mmaudio_weights.to_params(tensors, model)
+    monkeypatch.setattr(checkpoints, 'load_params', lambda workdir: (params, run))
+    exchange.export_weights(config, tmp_path)
+    found = tensor_file.read(tmp_path / 'export' / f'mmaudio_small_16k.{export_format}').tensors()
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(found[name], tensor, err_msg=name)
+
+
+def test_a_full_disk(tmp_path, vae_tensors, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(torch_writer, 'write', full)
+    with pytest.raises(OSError, match='export/v1-16.pth: cannot be written .No space left on device'):
+        exchange.export_weights(make_config(tmp_path, export=('vae_16k',)), tmp_path)
+
+
+@pytest.mark.parametrize('fields, message', [
+    ({'export': ('bigvgan_16k',)}, "config.weights.export: 'bigvgan_16k' has no export; flow networks and VAEs have"),
+    ({'export': ('nothing',)}, "'nothing' is no official model"),
+    ({'export_format': 'bin'}, "config.weights.export_format is 'bin'; it must be one of pth, safetensors"),
+    ({'variants': ('huge',)}, "'huge' is no official network"),
+])
+def test_mistakes(tmp_path, fields, message):
+    config = make_config(tmp_path, **fields)
+    with pytest.raises(ValueError, match=message):
+        (exchange.import_weights if 'variants' in fields else exchange.export_weights)(config, tmp_path)
+
+
+@pytest.mark.parametrize('mode, message', [('import', '_16k.pth: not on this machine'), ('export', 'no trained weights')])
+def test_the_command_line(tmp_path, monkeypatch, mode, message):
+    monkeypatch.setenv('HF_HUB_CACHE', str(tmp_path / 'nothing'))
+    arguments = ('--config=configs/base.py', f'--workdir={tmp_path}', f'--mode={mode}', '--config.weights.offline=True',
+                 f'--config.weights.cache={tmp_path}/cache')
+    result = run(*arguments)
+    assert result.returncode == 1 and result.stderr.startswith('error: ') and message in result.stderr
+    assert result.stderr.count('\n') == 1

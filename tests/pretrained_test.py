@@ -1,0 +1,66 @@
+"""What a Pipeline is made of: which names and folders are understood, and the defaults of the official networks."""
+import numpy as np
+import pytest
+
+from configs import base
+from mmaudio_jax import pretrained
+from mmaudio_jax.models import mmaudio
+from mmaudio_jax.weights import store
+
+OPTIONS = {'variant': None, 'dtype': None, 'cache': None, 'folder': None, 'offline': True, 'verify': True, 'sigma_rel': None,
+           'step': None, 'data_dir': None}
+
+
+@pytest.fixture(name='asked')
+def fixture_asked(monkeypatch):
+    """What was asked of the store, which gives nothing."""
+    asked = []
+    monkeypatch.setattr(store, 'load', lambda name, **options: asked.append((name, options)) or {})
+    return asked
+
+
+def test_the_defaults_are_those_of_the_configs():
+    config = base.get_config()
+    ours = pretrained.SAMPLING
+    assert {name: config.sampling[name] for name in ours} == ours
+    assert config.sequence.duration_s == pretrained.TRAINING_S
+
+
+@pytest.mark.parametrize('variant', mmaudio.VARIANTS)
+def test_an_official_network_by_its_name(variant, asked):
+    parts = pretrained.find(variant, **{**OPTIONS, 'cache': 'cache', 'folder': 'folder'})
+    assert asked[0][0] == f'mmaudio_{variant}'
+    assert asked[0][1] == {'dtype': 'float32', 'cache': 'cache', 'folder': 'folder', 'offline': True, 'verify': True}
+    assert parts.name == variant and parts.step is None and parts.config['sequence']['rate'] in variant
+    assert parts.model.latent_channels == mmaudio.VARIANTS[variant]['latent_channels'] and parts.model.dtype == np.float32
+
+
+def test_the_codec_stays_float32(asked):
+    parts = pretrained.find('small_16k', **{**OPTIONS, 'dtype': 'bfloat16'})
+    for name in ('clip_vit_h_14_378', 'synchformer_visual', 'vae_16k', 'bigvgan_16k'):
+        parts.load(name)
+    assert [options['dtype'] for _, options in asked] == ['bfloat16'] * 3 + ['float32'] * 2
+    assert parts.model.dtype == 'bfloat16'
+
+
+def test_a_folder_of_official_files(tmp_path, asked):
+    (tmp_path / 'weights').mkdir()
+    (tmp_path / 'weights' / 'mmaudio_small_44k.pth').touch()
+    assert pretrained.find(tmp_path, **OPTIONS).name == 'small_44k'
+    assert asked[0][1]['folder'] == tmp_path
+    (tmp_path / 'mmaudio_large_44k_v2.pth').touch()
+    with pytest.raises(ValueError, match='holds several networks; choose one of them with variant=: small_44k, large_44k_v2'):
+        pretrained.find(tmp_path, **OPTIONS)
+    assert pretrained.find(tmp_path, **{**OPTIONS, 'variant': 'large_44k_v2'}).name == 'large_44k_v2'
+
+
+@pytest.mark.parametrize('source,variant,message', [
+    ('large_45k', None, "'large_45k' is neither an official network .small_16k, .*large_44k_v2. nor a folder"),
+    ('', None, r'holds no official network \(mmaudio_VARIANT.pth\), and nothing was trained there \(ema/\): train first'),
+    ('', 'small_16k', r'holds no official network \(mmaudio_small_16k.pth\)'),
+    ('', 'tiny', "variant is 'tiny'; it must be one of small_16k"),
+])
+def test_mistakes(source, variant, message, tmp_path):
+    with pytest.raises(ValueError, match=message) as error:
+        pretrained.find(source or tmp_path, **{**OPTIONS, 'variant': variant})
+    assert '\n' not in str(error.value)
