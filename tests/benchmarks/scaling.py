@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.scaling [--rows='L v5e-64,S v6e-8'] [--samplers='L v5e'] [--only_write]
 
-A row takes minutes of a core. Finished rows are in scaling.json beside this file, and are not compiled again; delete those whose
-program has changed. Without flags the missing ones follow in the order below. The tables are written after every row.
+A row takes minutes of a core. Finished rows are in scaling.json beside this file, and are not compiled again; delete those
+whose program has changed. Without flags the missing ones follow in the order below. The tables are written after every row.
 """
 import argparse
 import importlib
@@ -95,8 +95,8 @@ def largest_batch(results: dict[str, Any], model: str, name: str) -> int | None:
 
 def train_table(results: dict[str, Any]) -> str:
     """One line a network and slice."""
-    lines = ['| network | slice | chips | mesh data × fsdp | microbatches | memory | largest batch at once | step ms | of it collectives '
-             '| utilisation | days for 300 000 steps |', '|' + '---|' * 11]
+    lines = ['| network | slice | chips | data × fsdp | microbatches | memory | largest batch at once | step ms '
+             '| of it collectives | utilisation | days for 300 000 steps |', '|' + '---|' * 11]
     for model in MODELS:
         for name in SLICES:
             row = results.get(f'{model} {name}')
@@ -115,7 +115,8 @@ def train_table(results: dict[str, Any]) -> str:
 
 def sampler_table(results: dict[str, Any]) -> str:
     """One line a network and chip."""
-    lines = ['| network | chip | clips at once a chip | memory | clips a second a chip | utilisation by the flow |', '|' + '---|' * 6]
+    lines = ['| network | chip | clips at once a chip | memory | clips a second a chip | utilisation by the flow |',
+             '|' + '---|' * 6]
     for key, row in sorted(results.items()):
         if not key.startswith('sampler '):
             continue

@@ -90,7 +90,8 @@ def main() -> None:
     print(json.dumps({'config': flags.config, 'program': flags.program, 'batch': flags.batch, 'dtype': model.dtype.name,
                       'devices': f'{jax.device_count()} {jax.devices()[0].device_kind}', 'trace_s': round(traced - started, 2),
                       'compile_s': round(built - traced, 2), 'run_s': round(seconds, 4),
-                      'clips_a_second': round(flags.batch / seconds, 3), 'model_tflops_a_second': round(work / seconds / 1e12, 3),
+                      'clips_a_second': round(flags.batch / seconds, 3),
+                      'model_tflops_a_second': round(work / seconds / 1e12, 3),
                       'utilisation': round(work / seconds / peak / mesh.size, 3) if peak else None}))
 
 
