@@ -103,6 +103,7 @@ class Pipeline:
     def __init__(self, parts: pretrained.Pretrained, devices: Sequence_[jax.Device] | None, stages: Stages):
         self.name, self.config, self.step = parts.name, parts.config, parts.step
         self._model, self._codec_path, self._stages = parts.model, parts.codec_path, stages
+        self._summed = parts.step is None  # an official network is shown the frames that the official code shows it
         devices = list(devices or ())
         self._mesh = partitioning.make_mesh({'data': -1}, devices=devices) if len(devices) > 1 else None
         self._params = calls.put(parts.params, self._mesh)
@@ -245,7 +246,8 @@ class Pipeline:
         """Frames of its video, uint8: CLIP stream (unless masked) and sync stream; nothing without a video."""
         if one.video is None:
             return []
-        wanted = self.room(one.sequence)[0].frame_requests[1 if one.mask_clip else 0:]
+        frame_requests = self.room(one.sequence)[0].frame_requests[1 if one.mask_clip else 0:]
+        wanted = [dataclasses.replace(frame_request, summed=self._summed) for frame_request in frame_requests]
         if isinstance(one.video, Frames):
             return sample_frames(one.video, wanted, one.sequence.duration_s)
         return media.read_frames(one.video, wanted, 0.0, one.sequence.duration_s, needed_s=one.duration_s)

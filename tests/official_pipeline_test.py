@@ -1,4 +1,4 @@
-"""The Pipeline of the official networks at a tiny size: what is loaded when, bfloat16, several devices, an image, --mode=generate."""
+"""The Pipeline of the official networks at a tiny size: what is loaded when, bfloat16, several devices, --mode=generate."""
 import json
 
 import jax
@@ -38,7 +38,8 @@ def fixture_loaded(monkeypatch):
     monkeypatch.setattr(bigvgan, 'build', lambda rate: Vocoder(audio.hop_length))
     lengths = ((32, 20), (), (8, 1024), (16, 768), (77, 1024))
     models = {NETWORK: (tiny_run.Network(20), *(jnp.zeros((1, *shape)) for shape in lengths)),
-              'clip_vit_h_14_378': (clip.build('vit_h_14_378', jnp.float32), jnp.zeros((1, 20, 20, 3)), jnp.zeros((1, 77), int)),
+              'clip_vit_h_14_378': (clip.build('vit_h_14_378', jnp.float32), jnp.zeros((1, 20, 20, 3)),
+                                    jnp.zeros((1, 77), int)),
               'synchformer_visual': (synchformer.build('visual', jnp.float32), jnp.zeros((1, 16, 8, 8, 3)))}
     values, loaded = 0.05 * np.random.default_rng(0).standard_normal(99_991, np.float32), []
 
@@ -66,8 +67,9 @@ def test_a_part_is_loaded_when_it_is_first_used(loaded, tmp_path, capsys):
     pipe(video=video, prompt='rain', num_steps=2)
     assert len(loaded) == 6
     printed = capsys.readouterr().out
-    for stage in ('load (small_16k)', 'load (synchformer_visual)', 'frames (1 clips)', 'text (1 clips)', 'CLIP (1 videos, 0 images)',
-                  'Synchformer (1 videos)', 'flow (1 sounds of 1.5 s, 2 steps)', 'sound (1 sounds)'):
+    for stage in ('load (small_16k)', 'load (synchformer_visual)', 'frames (1 clips)', 'text (1 clips)',
+                  'CLIP (1 videos, 0 images)', 'Synchformer (1 videos)', 'flow (1 sounds of 1.5 s, 2 steps)',
+                  'sound (1 sounds)'):
         assert f'pipeline: {stage}: ' in printed
 
 
@@ -82,7 +84,8 @@ def test_defaults_and_controls_reach_the_network(loaded, tmp_path):
         assert all(np.abs(one - other).max() > 1e-4 for other in sounds[:i])
     np.testing.assert_array_equal(pipe(**options, seed=42, negative_prompt='', guidance=4.5).latents, sounds[0])
     image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
-    assert np.abs(pipe(image=image, duration_s=1.0, num_steps=2).latents - pipe(duration_s=1.0, num_steps=2).latents).max() > 1e-4
+    seen, unseen = (pipe(image=picture, duration_s=1.0, num_steps=2).latents for picture in (image, None))
+    assert np.abs(seen - unseen).max() > 1e-4
 
 
 def test_several_devices_give_the_same(loaded, tmp_path):
@@ -102,8 +105,7 @@ def test_bfloat16(loaded):
     assert {dtype for name, dtype in loaded if name.startswith(('vae', 'bigvgan'))} == {'float32'}
     assert {dtype for name, dtype in loaded if name == NETWORK} == {'float32', 'bfloat16'}
     difference = np.std(half.latents - exact.latents) / np.std(exact.latents)
-    assert 1e-5 < difference < 0.02  # measured MEASURED
-    print(difference)
+    assert 1e-5 < difference < 2e-3  # measured 1.8e-4
 
 
 def test_generate_with_an_official_network(loaded, tmp_path):
