@@ -1,16 +1,16 @@
 """python run.py --config=configs/impacts.py --workdir=DIR [--mode=MODE] [--config.FIELD=VALUE ...].
 Without --mode the stages of config.stages run in order, each skipped when its result is there."""
 from collections.abc import Callable
-import os
 import pathlib
 import sys
 
 from absl import app
 from absl import flags
-from absl import logging
 from ml_collections import config_flags
 
-MODES = ('impacts', 'extract', 'train', 'evaluate', 'generate', 'ablations', 'import', 'export')
+from mmaudio_jax import distributed
+
+MODES = ('impacts', 'extract', 'train', 'evaluate', 'generate', 'ablations', 'import', 'export', 'compile')
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, e.g. configs/impacts.py.', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of everything that the run makes.')
@@ -38,6 +38,8 @@ def run_mode(mode: str, config, workdir: pathlib.Path) -> int:
         from mmaudio_jax.exchange import import_weights as stage
     elif mode == 'export':
         from mmaudio_jax.exchange import export_weights as stage
+    elif mode == 'compile':
+        from mmaudio_jax.compile_report import report as stage
     else:
         raise ValueError(f'stage {mode!r} is not one of {", ".join(MODES)}; change config.stages')
     return stage(config, workdir) or 0
@@ -45,16 +47,14 @@ def run_mode(mode: str, config, workdir: pathlib.Path) -> int:
 
 def main(argv: list[str]) -> None:
     """Dispatches; every error of the user's is one line on stderr and exit code 1."""
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # before jax: its compiler's chatter is not the user's
-    logging.set_verbosity(logging.ERROR)
     try:
         if len(argv) > 1:
             raise ValueError(f'unexpected argument {argv[1]!r}; flags look like --mode=train')
         workdir = pathlib.Path(str(_WORKDIR.value))
         workdir.mkdir(parents=True, exist_ok=True)
-        for mode in [_MODE.value] if _MODE.value else _CONFIG.value.stages:
-            if code := run_mode(mode, _CONFIG.value, workdir):
-                sys.exit(code)
+        modes = [_MODE.value] if _MODE.value else _CONFIG.value.stages
+        with distributed.joined(_CONFIG.value.hosts, alone='ablations' in modes):  # whose runs join for themselves
+            sys.exit(next(filter(None, (run_mode(mode, _CONFIG.value, workdir) for mode in modes)), 0))  # the first failure
     except (ValueError, OSError) as error:
         if _TRACEBACK.value:
             raise
@@ -63,9 +63,9 @@ def main(argv: list[str]) -> None:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses `argv`; an unknown flag, field, mode or config file ends the program with one line."""
-    for argument in argv:
-        path = argument.removeprefix('--config=').split(':')[0]
-        if argument.startswith('--config=') and not pathlib.Path(path).is_file():
+    argv = [argument.replace('--topology=', '--config.compile.topology=', 1) for argument in argv]
+    for path in [argument.removeprefix('--config=').split(':')[0] for argument in argv if argument.startswith('--config=')]:
+        if not pathlib.Path(path).is_file():
             sys.exit(f'error: no config file {path!r}; those that exist are in configs/')
     try:
         return flags.FLAGS(argv)

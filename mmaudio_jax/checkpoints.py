@@ -35,10 +35,12 @@ _UNFINISHED = '.orbax-checkpoint-tmp'  # in the name of a folder that Orbax has 
 
 # Fields that may differ between the run that saved and the run that resumes: they change no number that training computes.
 FREE_FIELDS = (
-    'name', 'stages', 'data_dir', 'impacts.workers', 'extract.batch_size', 'extract.workers', 'input.validation',
-    'input.validation_batch_size', 'input.validation_examples', 'input.workers', 'input.prefetch', 'model.remat',
-    'ema.snapshot_every', 'ema.synthesis_sigma_rel', 'mesh', 'sharding', 'train', 'sampling', 'generate', 'evaluate',
-    'ablations')
+    'name', 'stages', 'data_dir', 'impacts.workers', 'clips', 'extract.batch_size', 'extract.workers', 'extract.rates',
+    'extract.clips_per_shard', 'extract.memmaps', 'extract.max_rejected', 'extract.process_index', 'extract.process_count',
+    'extract.executor', 'extract.ray_address', 'extract.ray_actors', 'extract.ray_cpus', 'extract.ray_resources',
+    'input.validation', 'input.validation_batch_size', 'input.validation_examples', 'input.workers', 'input.prefetch',
+    'model.convolution', 'model.remat', 'ema.snapshot_every', 'ema.synthesis_sigma_rel', 'mesh', 'sharding', 'hosts', 'train',
+    'sampling', 'generate', 'evaluate', 'compile', 'ablations')
 
 
 class CheckpointError(ValueError):
@@ -250,6 +252,8 @@ class Checkpointer:
         try:
             yield
         except Exception as error:
+            if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+                raise  # another process is lost: nothing is wrong with the folder
             whole = sorted(int(entry.name) for entry in self._directory.iterdir() if entry.name.isdigit())
             kept = f'the checkpoint of step {whole[-1]} is intact' if whole else 'there is no earlier one'
             raise CheckpointError(
@@ -284,29 +288,39 @@ def save_ema_snapshot(workdir: pathlib.Path, step: int, averages: Mapping[float,
       CheckpointError: the folder could not be written; nothing is left of it.
     """
     folder = _ema_folder(workdir) / str(step)
-    if folder.exists():
+    if partitioning.agreed(folder.exists()):
         return
-    partial = folder.with_name(f'.{step}.partial')
-    host = {sigma_rel: traverse_util.flatten_dict(jax.tree.map(partitioning.to_host, params), sep='/')
-            for sigma_rel, params in averages.items()}
-    if jax.process_index() != 0:
-        return
+    partial, writes = folder.with_name(f'.{step}.partial'), jax.process_index() == 0
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        for sigma_rel, tensors in host.items():
-            np.savez(partial / f'{_SIGMA_REL}{sigma_rel:g}.npz', allow_pickle=False, **tensors)
-        (partial / 'config.json').write_text(json.dumps(to_json(config), indent=1))
-        partial.rename(folder)
+        if writes:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        for sigma_rel, params in averages.items():
+            tensors = _on_first_host(traverse_util.flatten_dict(params, sep='/'))
+            if writes:
+                np.savez(partial / f'{_SIGMA_REL}{sigma_rel:g}.npz', allow_pickle=False, **tensors)
+        if writes:
+            (partial / 'config.json').write_text(json.dumps(to_json(config), indent=1))
+            partial.rename(folder)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f'the EMA snapshot {folder} could not be written ({_first_line(error)}). '
                               'Free some disk space or repair the folder, then run the same command again') from error
 
 
+def _on_first_host(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Whole tensors as numpy on process 0, an empty dict on the others, which only send their parts."""
+    whole = {}
+    for name, tensor in tensors.items():
+        host = partitioning.to_host(tensor)
+        if jax.process_index() == 0:
+            whole[name] = host
+    return whole
+
+
 def has_ema_snapshot(workdir: pathlib.Path, step: int) -> bool:
-    """Whether the averages of that step are stored."""
-    return step in _snapshot_steps(workdir)
+    """Whether the averages of that step are stored, as process 0 sees it."""
+    return partitioning.agreed(step in _snapshot_steps(workdir))
 
 
 def load_ema_snapshots(workdir: pathlib.Path) -> list[ema.Snapshot]:

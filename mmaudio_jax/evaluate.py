@@ -6,6 +6,7 @@
     truth                    the true sound: the ceiling of the onset detector (it also hears what is off screen)
 """
 from collections.abc import Mapping
+import functools
 import hashlib
 from importlib import metadata
 import itertools
@@ -37,7 +38,9 @@ ROWS = ('generated', 'shuffled', 'codec', 'truth')
 SHUFFLE_SEED = 0  # of the control: always the same pairs, so that runs compare
 _FIELDS = ('clip_features', 'sync_features', 'text_features', 'video_exists', 'text_exists')
 _PACKAGES = ('jax', 'flax', 'numpy', 'librosa', 'mmaudio_jax')
-_WITHOUT_INFLUENCE = ('name', 'stages', 'data_dir', 'generate', 'ablations', 'mesh', 'sharding')  # change no figure
+# Sections that change no figure.
+_WITHOUT_INFLUENCE = ('name', 'stages', 'data_dir', 'generate', 'ablations', 'mesh', 'sharding', 'hosts',
+                      'compile')
 Row = Mapping[str, Any]
 
 
@@ -100,24 +103,23 @@ def sample(config, model: mmaudio.MMAudio, params: Any, examples: list[dict], se
     mesh = partitioning.make_mesh(config.mesh, config.sharding.slice_axis)
     size = config.sampling.batch_size
     partitioning.check_batch_size(mesh, size, 'config.sampling.batch_size')
-    settings = sampler.SamplerSettings(config.sampling.solver, config.sampling.num_steps, config.sampling.guidance)
-    run = sampler.make_sampler(model, settings, mesh)
+    settings = sampler.SamplerSettings(config.sampling.solver, config.sampling.num_steps, config.sampling.guidance,
+                                       config.sampling.schedule)
     rules = partitioning.rules_of(config)
-    params = jax.device_put(params, partitioning.state_sharding(mesh, params, rules, config.sharding.whole_params))
-    sharding = partitioning.batch_sharding(mesh)
+    placed, sharding = partitioning.OnMesh(model, mesh, rules), partitioning.batch_sharding(mesh)
+    run = sampler.make_sampler(placed, settings, mesh)
+    conditions_of = jax.jit(functools.partial(pipeline.with_empty_features, placed), out_shardings=sharding)
+    params = partitioning.spread(params, partitioning.state_sharding(mesh, params, rules, config.sharding.whole_params))
     encoder = encoders.make(config.extract.encoder, sequence) if config.sampling.negative_prompt else None
     done = []
     for start in range(0, len(examples), size):
         indices = np.minimum(np.arange(start, start + size), len(examples) - 1)
         batch = {name: np.stack([np.asarray(examples[index][name]) for index in indices]) for name in _FIELDS}
-        conditions = pipeline.with_empty_features(model, params, batch)
-        if encoder is None:
-            negative = np.broadcast_to(params['empty_string_feat'], conditions[2].shape)
-        else:
-            negative = encoder.encode_text([config.sampling.negative_prompt] * size)
+        negative = None if encoder is None else encoder.encode_text([config.sampling.negative_prompt] * size)
         noise = sampler.noise(config.sampling.seed, indices.tolist(), sequence.latent_length, sequence.latent_channels)
-        arrays = [_spread(array, sharding) for array in (noise, *conditions, negative)]
-        done.append(partitioning.to_host(run(params, *arrays)))
+        noise, negative = partitioning.spread((noise, negative), sharding)
+        conditions = conditions_of(params, partitioning.spread(batch, sharding))
+        done.append(partitioning.to_host(run(params, noise, *conditions, negative)))
         print(f'evaluate: sampled {min(start + size, len(examples))} of {len(examples)} clips', flush=True)
     return np.concatenate(done)[:len(examples)]
 
@@ -253,9 +255,3 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:  # run from the source folder, not installed
         return 'source'
-
-
-def _spread(array: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-    """A whole array, the same on every process, split over the devices of all of them."""
-    host = np.asarray(array)
-    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])

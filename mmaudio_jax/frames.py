@@ -10,6 +10,8 @@ from typing import Literal, Sequence
 import numpy as np
 from PIL import Image
 
+COARSE = 4
+
 
 @dataclasses.dataclass(frozen=True)
 class FrameRequest:
@@ -20,11 +22,14 @@ class FrameRequest:
       height, width: of the result, pixels.
       fit: 'squash' scales each axis by itself; 'crop' scales until the frame just covers the size (the longer edge floored),
         then cuts the centre.
+      coarse: a frame that is much larger may be averaged down to COARSE times the size first: many times quicker, but not to
+        the pixel what the official encoders were given.
     """
     fps: float
     height: int
     width: int
     fit: Literal['squash', 'crop']
+    coarse: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,6 +71,13 @@ def describe(value: object) -> str:
 def exact(seconds: float) -> Fraction:
     """The decimal fraction that a float stands for: 0.4 is two fifths, so that it meets the timestamp of a frame there."""
     return Fraction(seconds).limit_denominator(1_000_000)
+
+
+def divisor(requests: Sequence[FrameRequest], width: int, height: int) -> int:
+    """By how much both sides of a frame may be divided before it is fitted; 1 unless all requests are coarse."""
+    if not all(request.coarse for request in requests):
+        return 1
+    return max(1, min(min(width // request.width, height // request.height) for request in requests) // COARSE)
 
 
 def fit_picture(picture: Image.Image, request: FrameRequest) -> np.ndarray:

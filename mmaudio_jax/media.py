@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 import soundfile
 
+from mmaudio_jax.frames import divisor
 from mmaudio_jax.frames import exact
 from mmaudio_jax.frames import fit_picture
 from mmaudio_jax.frames import FrameRequest
@@ -144,9 +145,12 @@ def time_zero(container, path: Path) -> Fraction:
     return (stream.start_time or 0) * stream.time_base
 
 
-def decode(container, stream, start: Fraction) -> Iterator:
-    """Decoded frames of stream as (time in the file's timestamps, frame), from a key frame at or before start."""
-    stream.thread_type = 'AUTO'
+def decode(container, stream, start: Fraction, threads: int = 0) -> Iterator:
+    """Decoded frames of stream as (time in the file's timestamps, frame), from a key frame at or before start.
+
+    threads: of the decoder, 0 for one a core; processes that decode side by side take one each.
+    """
+    stream.thread_type, stream.codec_context.thread_count = 'AUTO', threads
     spacing = 1 / Fraction(stream.average_rate) if stream.type == 'video' and stream.average_rate else Fraction(0)
     for sought in ((True, False) if start > 0 else (False,)):
         if sought:
@@ -168,14 +172,17 @@ def decode(container, stream, start: Fraction) -> Iterator:
                 return
 
 
-def upright(frame) -> Image.Image:
-    """The frame as RGB, turned the way a player shows it."""
+def upright(frame, divide: int = 1) -> Image.Image:
+    """The frame as RGB, both sides divided by `divide`, turned the way a player shows it."""
+    turns = round(frame.rotation / 90)
+    if divide > 1:
+        frame = frame.reformat(frame.width // divide, frame.height // divide, 'rgb24', interpolation='AREA', threads=1)
     pixels = frame.to_ndarray(format='rgb24')
-    return Image.fromarray(np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90))))
+    return Image.fromarray(np.ascontiguousarray(np.rot90(pixels, turns)))
 
 
 def read_frames(path: Path, requests: Sequence[FrameRequest], start_s: float, duration_s: float,
-                needed_s: float | None = None) -> list[np.ndarray]:
+                needed_s: float | None = None, threads: int = 0, strict: bool = False) -> list[np.ndarray]:
     """Reads all requests in one decoding pass; frames are scaled while decoding, so memory does not grow with their size.
 
     The sample for time k / fps is the first frame whose timestamp is at or after it (exact fractions; the released code
@@ -187,6 +194,8 @@ def read_frames(path: Path, requests: Sequence[FrameRequest], start_s: float, du
       start_s: where to start, seconds after the start of the video stream.
       duration_s: seconds.
       needed_s: how much of duration_s the stream must have; for the rest its last frame stands still. None: all of it.
+      threads: of the decoder, 0 for one a core.
+      strict: a frame that the decoder could only mend is an error.
 
     Returns:
       For each request uint8 [int(fps * duration_s), height, width, 3], RGB.
@@ -213,12 +222,14 @@ def read_frames(path: Path, requests: Sequence[FrameRequest], start_s: float, du
                 while done[i] < lengths[i] and start + done[i] * periods[i] <= until:
                     done[i] += 1
                 if done[i] > first:
-                    picture = picture or upright(frame)
+                    picture = picture or upright(frame, divisor(requests, frame.width, frame.height))
                     results[i][first:done[i]] = fit_picture(picture, request)
 
         last, end = None, start
-        for time, frame in decode(container, stream, start):
+        for time, frame in decode(container, stream, start, threads):
             last, end = frame, time
+            if strict and frame.is_corrupt and time >= start:
+                raise MediaError(path, f'the frame at {float(time - start) + start_s:.3f} s is damaged')
             take(frame, time)
             if done == lengths:
                 return results
@@ -235,7 +246,8 @@ def read_frames(path: Path, requests: Sequence[FrameRequest], start_s: float, du
     return results
 
 
-def read_track(path: Path, start_s: float, duration_s: float | None, stereo: bool = False) -> tuple[np.ndarray, int, float]:
+def read_track(path: Path, start_s: float, duration_s: float | None, stereo: bool = False,
+               threads: int = 0) -> tuple[np.ndarray, int, float]:
     """Sound at the file's own rate.
 
     Args:
@@ -243,6 +255,7 @@ def read_track(path: Path, start_s: float, duration_s: float | None, stereo: boo
       start_s: where to start, seconds after the start of the video stream (of the sound when there is none).
       duration_s: seconds, silence where the track has none; None for all the rest.
       stereo: two channels, mixed down as usual; otherwise mono, the average of the channels.
+      threads: of the decoder, 0 for one a core.
 
     Returns:
       (float32 [samples] or [2, samples], sampling rate in Hz, end of the track in seconds).
@@ -258,7 +271,7 @@ def read_track(path: Path, start_s: float, duration_s: float | None, stereo: boo
         wanted = None if duration_s is None else round(duration_s * rate)
         to_float = av.AudioResampler(format='fltp', layout='stereo' if stereo else None)
         place = None
-        for time, frame in decode(container, stream, max(start - SEEK_MARGIN, Fraction(0))):
+        for time, frame in decode(container, stream, max(start - SEEK_MARGIN, Fraction(0)), threads):
             stamp = round((time - start) * rate)
             # Containers that count in milliseconds jitter by some samples; only a larger jump is a gap in the sound.
             if place is None or abs(stamp - place) > 0.02 * rate:

@@ -9,6 +9,7 @@ from mmaudio_jax.models import mmaudio
 
 SCHEDULES = ('step', 'constant', 'polynomial')
 POLYNOMIAL_POWER = 0.9
+MOMENT_DTYPES = ('float32', 'bfloat16')
 
 
 def trained_labels(params: Mapping[str, Any]) -> dict[str, str]:
@@ -66,7 +67,8 @@ def make(config, params: Mapping[str, Any]) -> tuple[optax.GradientTransformatio
     """Clipping by global norm, then AdamW, over the trained entries of `params`.
 
     The weight decay is decoupled, lr * weight_decay * p, and acts on every trained tensor, biases and norm scales too.
-    Entries of mmaudio.FROZEN get zero updates, count in no norm, and have no optimizer state. Moments are float32.
+    Entries of mmaudio.FROZEN get zero updates, count in no norm, and have no optimizer state. The second moment is float32;
+    the first is kept in config.first_moment_dtype and computed with in float32.
 
     Args:
       config: the section `optimizer` of the configuration.
@@ -83,8 +85,30 @@ def make(config, params: Mapping[str, Any]) -> tuple[optax.GradientTransformatio
         if leaf.dtype != jnp.float32:
             raise ValueError(f'parameter {jax.tree_util.keystr(path)} is {leaf.dtype}: parameters and their moments are '
                              'float32, whatever model.dtype is; convert it before training')
+    if config.first_moment_dtype not in MOMENT_DTYPES:
+        raise ValueError(f'optimizer.first_moment_dtype is {config.first_moment_dtype!r}: choose one of '
+                         f'{", ".join(MOMENT_DTYPES)}')
     schedule = make_schedule(config)
-    b1, b2 = config.betas
-    adamw = optax.adamw(schedule, b1=b1, b2=b2, eps=config.eps, weight_decay=config.weight_decay)
+    adamw = optax.chain(_adam(config), optax.add_decayed_weights(config.weight_decay), optax.scale_by_learning_rate(schedule))
     trained = optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
     return optax.partition({'trained': trained, 'frozen': optax.set_to_zero()}, labels), schedule
+
+
+def _adam(config) -> optax.GradientTransformation:
+    """Adam whose first moment is rounded to config.first_moment_dtype between steps."""
+    b1, b2 = config.betas
+    adam = optax.scale_by_adam(b1=b1, b2=b2, eps=config.eps)
+    cast = lambda state, dtype: state._replace(mu=optax.tree.cast(state.mu, dtype))
+
+    def update(updates, state, params=None):
+        # optax's own mu_dtype would multiply in bfloat16, where 0.9 is 0.8984.
+        updates, state = adam.update(updates, cast(state, jnp.float32), params)
+        return updates, cast(state, config.first_moment_dtype)
+
+    return optax.GradientTransformation(lambda params: cast(adam.init(params), config.first_moment_dtype), update)
+
+
+def updates_done(opt_state: Any) -> jax.Array:
+    """How many steps changed the parameters, int32 []: the place in the schedule. Steps that were left out do not count."""
+    (_, count), *_ = optax.tree.get_all_with_path(opt_state, 'count')
+    return count

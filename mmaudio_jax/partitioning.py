@@ -1,10 +1,13 @@
 """Where every tensor lives: the mesh, and rules from parameter names to shardings. The only file that names mesh axes."""
 from collections.abc import Mapping
 from collections.abc import Sequence
+import functools
 import math
 import re
 from typing import Any
 
+import flax.linen as nn
+import flax.struct
 import jax
 from jax.experimental import mesh_utils
 from jax.experimental import multihost_utils
@@ -22,12 +25,12 @@ BATCH_AXES = ('data', 'fsdp')
 # Names are paths such as 'params/joint/latents/qkv/kernel'. Dimensions before those of the rule, such as the layers of a scan,
 # are not split.
 RULES: tuple[tuple[str, tuple], ...] = (
-    (r'/qkv/kernel$', ('fsdp', None, 'tensor', None)),  # [D, q|k|v, H, K]
-    (r'/qkv/bias$', (None, 'tensor', None)),
+    (r'/qkv/kernel$', ('fsdp', 'tensor')),  # [q|k|v, D, H · K]
+    (r'/qkv/bias$', ('tensor', None)),  # [q|k|v, H, K]
     (r'/projection/kernel$', ('tensor', 'fsdp')),  # [H · K, D]
-    (r'/w13$', ('fsdp', None, 'tensor')),  # [taps, D, w1|w3, hidden]
+    (r'/w[13]$', ('fsdp', 'tensor')),  # [taps, D, hidden]
     (r'/w2$', ('tensor', 'fsdp')),  # [taps, hidden, D]
-    (r'/modulation/kernel$', ('fsdp', None)),  # [D, 6 D]
+    (r'/modulation/kernel$', ('fsdp', None)),  # [6, D, D]
     (r'final_layer/conv/kernel$', ('fsdp', None)),  # [taps, D, C]
     (r'(_input_proj/first|t_embed/first|t_embed/second|clip_cond_proj|text_cond_proj)/kernel$', (None, 'fsdp')),
     (r'/bias$|_norm$|latent_mean$|latent_std$|empty_\w+_feat$|sync_pos_emb$', ()),
@@ -50,8 +53,7 @@ def make_mesh(mesh_config: Mapping[str, int], slice_axis: str = 'data', devices:
     devices = jax.devices() if devices is None else devices
     unknown = sorted(set(mesh_config) - set(AXES))
     if unknown:
-        raise ValueError(f'config.mesh has the axes {", ".join(sorted(mesh_config))}, but the mesh knows only '
-                         f'{", ".join(AXES)}')
+        raise ValueError(f'config.mesh has the axes {", ".join(sorted(mesh_config))}; those that exist are {", ".join(AXES)}')
     sizes = {name: 1 for name in AXES} | dict(mesh_config)
     for name, size in sizes.items():
         if size != -1 and size < 1:
@@ -127,6 +129,86 @@ def rules_of(config) -> tuple[tuple[str, tuple], ...]:
     return (*((pattern, tuple(axes)) for pattern, axes in config.sharding.rules), *RULES)
 
 
+class OnMesh:
+    """A network on a mesh, used like the network: each of its parameters is brought to where it is needed when it is read.
+
+    A block of a scan so gathers its own slice of parameters that fsdp splits, again in the backward pass when blocks are
+    recomputed, and its gradient is reduced and split at once. Without that the partitioner may move activations instead,
+    which is cheaper at some sizes and never meant. Activations need no such help: with whole parameters, or parameters
+    split over tensor, their places follow from the batch's.
+
+    Args:
+      model: a flax module; attributes that are not here are its own.
+      mesh, rules: as for state_sharding.
+    """
+
+    def __init__(self, model: nn.Module, mesh: Mesh, rules: Sequence[tuple[str, tuple]] = RULES):
+        self._model, self._mesh, self._rules = model, mesh, rules
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def apply(self, variables: Mapping[str, Any], *args, **kwargs) -> Any:
+        """The module's apply."""
+        split = state_sharding(self._mesh, variables['params'], self._rules)
+        whole = jax.tree.map(lambda s: NamedSharding(self._mesh, PartitionSpec(*(None if a == 'fsdp' else a for a in s.spec))),
+                             split)
+        boxes = jax.tree.map(_Placed, variables['params'], whole, split)
+        return self._model.apply({**variables, 'params': boxes}, *args, **kwargs)
+
+
+class _Placed(flax.struct.PyTreeNode, nn.meta.AxisMetadata):
+    """A parameter with its places; flax takes it out of this box where the parameter is read, inside a scan layer by layer.
+
+    Attributes:
+      value: the parameter. used: its sharding where it is used. kept: that of its gradient.
+    """
+    value: Any
+    used: NamedSharding = flax.struct.field(pytree_node=False)
+    kept: NamedSharding = flax.struct.field(pytree_node=False)
+
+    def unbox(self):
+        return _place(self.used, self.kept, self.value)
+
+    def replace_boxed(self, val):
+        return self.replace(value=val)
+
+    def add_axis(self, index, params):
+        del params
+        return self.replace(used=_insert(self.used, index), kept=_insert(self.kept, index))
+
+    def remove_axis(self, index, params):
+        del params
+        return self.replace(used=_remove(self.used, index), kept=_remove(self.kept, index))
+
+
+def _insert(sharding: NamedSharding, index: int) -> NamedSharding:
+    return sharding.update(spec=PartitionSpec(*sharding.spec[:index], None, *sharding.spec[index:]))
+
+
+def _remove(sharding: NamedSharding, index: int) -> NamedSharding:
+    return sharding.update(spec=PartitionSpec(*sharding.spec[:index], *sharding.spec[index + 1:]))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _place(used: NamedSharding, kept: NamedSharding, value: jax.Array) -> jax.Array:
+    """`value` placed as `used`; its gradient as `kept`, so that it is reduced into parts rather than whole."""
+    del kept
+    return jax.lax.with_sharding_constraint(value, used)
+
+
+def _place_forward(used, kept, value):
+    return _place(used, kept, value), None
+
+
+def _place_backward(used, kept, residual, gradient):
+    del used, residual
+    return (jax.lax.with_sharding_constraint(gradient, kept),)
+
+
+_place.defvjp(_place_forward, _place_backward)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Sharding of a batch: its first dimension over the axes data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
@@ -155,6 +237,23 @@ def abstract(tree: Any, shardings: Any) -> Any:
     """Shapes, dtypes and shardings of a tree without its values: what a restore needs."""
     shape = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
     return jax.tree.map(shape, tree, shardings)
+
+
+def spread(tree: Any, shardings: Any) -> Any:
+    """Arrays that every process holds whole, the same on all, as global arrays; `shardings` is a tree like it, or one."""
+    def place(leaf, sharding):
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+    if isinstance(shardings, jax.sharding.Sharding):
+        return jax.tree.map(lambda leaf: place(leaf, shardings), tree)
+    return jax.tree.map(place, tree, shardings)
+
+
+def agreed(value: bool) -> bool:
+    """Process 0's answer on every process, where files decide that not all processes may see at the same moment."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.broadcast_one_to_all(value))
 
 
 def to_host(array: Any) -> np.ndarray:

@@ -17,7 +17,8 @@ import numpy as np
 from mmaudio_jax import partitioning
 from mmaudio_jax.models.mmaudio import MMAudio
 
-SOLVERS = ('euler', 'midpoint', 'dopri5')
+SOLVERS = ('euler', 'midpoint', 'heun', 'dopri5')
+SCHEDULES = ('uniform', 'cosine', 'quadratic')
 DOPRI5_TOLERANCE = 1e-4  # absolute and relative; normalised latents have unit deviation
 DOPRI5_MAX_STEPS = 4096
 
@@ -29,20 +30,27 @@ class SamplerSettings:
     """How latents are sampled: the fields of config.sampling that concern the solver.
 
     Attributes:
-      solver: 'euler' or 'midpoint' with equal steps, or 'dopri5', adaptive for each example.
-      num_steps: equal steps; for 'dopri5' its reciprocal is the first step tried.
+      solver: 'euler' (one evaluation of the velocity a step), 'midpoint' or 'heun' (two) over the steps of the schedule, or
+        'dopri5', adaptive for each example.
+      num_steps: steps; for 'dopri5' its reciprocal is the first step tried.
       guidance: w of w · v(conditioned) + (1 − w) · v(empty); 1 or less takes the conditioned velocity alone.
+      schedule: where the steps are, see `edges`; 'dopri5' finds its own.
 
     Raises:
-      ValueError: an unknown solver or no step.
+      ValueError: an unknown solver or schedule, or no step.
     """
     solver: str
     num_steps: int
     guidance: float
+    schedule: str = 'uniform'
 
     def __post_init__(self):
         if self.solver not in SOLVERS:
             raise ValueError(f'sampling.solver {self.solver!r} is not one of {", ".join(SOLVERS)}')
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f'sampling.schedule {self.schedule!r} is not one of {", ".join(SCHEDULES)}')
+        if self.solver == 'dopri5' and self.schedule != 'uniform':
+            raise ValueError(f"sampling.schedule is {self.schedule!r}, but 'dopri5' chooses its steps itself; set 'uniform'")
         if self.num_steps < 1:
             raise ValueError(f'sampling.num_steps is {self.num_steps}; it must be at least 1')
 
@@ -58,12 +66,22 @@ def guide(conditioned: jax.Array, empty: jax.Array, guidance: float) -> jax.Arra
     return guidance * conditioned + (1 - guidance) * empty
 
 
+def edges(schedule: str, num_steps: int) -> np.ndarray:
+    """The times between steps, from 0 to 1, float32 `[num_steps + 1]`; with s equally spaced in [0, 1]:
+
+    uniform s, cosine (1 − cos πs) / 2 (short steps at both ends), quadratic s² (short steps at the noise).
+    """
+    s = np.linspace(0, 1, num_steps + 1)
+    return {'uniform': s, 'cosine': (1 - np.cos(np.pi * s)) / 2, 'quadratic': s**2}[schedule].astype(np.float32)
+
+
 def integrate(velocity: Velocity, initial: jax.Array, settings: SamplerSettings) -> jax.Array:
-    """Solves dx/dt = velocity(x, t) from x(0) = `initial` to x(1) with equal steps, as one scan.
+    """Solves dx/dt = velocity(x, t) from x(0) = `initial` to x(1) over the steps of the schedule, as one scan.
 
     Euler: x ← x + h v(x, t). Midpoint: x ← x + h v(x + h/2 v(x, t), t + h/2).
+    Heun: x ← x + h/2 (v(x, t) + v(x + h v(x, t), t + h)).
     """
-    edges = np.linspace(0, 1, settings.num_steps + 1).astype(np.float32)
+    times = edges(settings.schedule, settings.num_steps)
 
     def euler(x, step):
         start, size = step
@@ -74,8 +92,13 @@ def integrate(velocity: Velocity, initial: jax.Array, settings: SamplerSettings)
         middle = x + size / 2 * velocity(x, start)
         return x + size * velocity(middle, start + size / 2), None
 
-    body = {'euler': euler, 'midpoint': midpoint}[settings.solver]
-    return jax.lax.scan(body, initial, (edges[:-1], np.diff(edges)))[0]
+    def heun(x, step):
+        start, size = step
+        first = velocity(x, start)
+        return x + size / 2 * (first + velocity(x + size * first, start + size)), None
+
+    body = {'euler': euler, 'midpoint': midpoint, 'heun': heun}[settings.solver]
+    return jax.lax.scan(body, initial, (times[:-1], np.diff(times)))[0]
 
 
 def integrate_adaptive(velocity: Velocity, initial: jax.Array, settings: SamplerSettings) -> jax.Array:
@@ -87,7 +110,8 @@ def integrate_adaptive(velocity: Velocity, initial: jax.Array, settings: Sampler
     return solution.ys[0]
 
 
-def make_sampler(model: MMAudio, settings: SamplerSettings, mesh: Mesh | None = None) -> Callable[..., jax.Array]:
+def make_sampler(model: MMAudio | partitioning.OnMesh, settings: SamplerSettings, mesh: Mesh | None = None,
+                 decode: Callable[[jax.Array], jax.Array] | None = None) -> Callable[..., jax.Array]:
     """The jitted sampler: fn(params, noise, clip, sync, text, negative_text) → un-normalised latents `[B, N, C]` float32.
 
     Its arguments: noise `[B, N, C]` (see `noise`), clip `[B, V, 1024]`, sync `[B, S, 768]`, text `[B, T, 1024]`, and
@@ -95,10 +119,12 @@ def make_sampler(model: MMAudio, settings: SamplerSettings, mesh: Mesh | None = 
     velocity is one call of the network on 2 B examples.
 
     Args:
-      model: the network.
+      model: the network; over a mesh that splits parameters, partitioning.OnMesh of it.
       settings: solver, steps and guidance.
       mesh: splits the batch by partitioning.batch_sharding; the parameters keep the sharding that they have. None: the
         default device.
+      decode: latents → what is returned in their place, such as a waveform `[B, samples]`, compiled into the same program;
+        its constants (the codec's weights) must be on the mesh.
     """
     guided = settings.guidance > 1
 
@@ -133,7 +159,8 @@ def make_sampler(model: MMAudio, settings: SamplerSettings, mesh: Mesh | None = 
             latents = jax.vmap(lambda x, c: integrate_adaptive(velocity_of(params, c), x[None], settings)[0])(initial, split)
         else:
             latents = integrate(velocity_of(params, conditions), initial, settings)
-        return model.apply({'params': params}, latents, method='unnormalize')
+        result: Any = model.apply({'params': params}, latents, method='unnormalize')
+        return result if decode is None else decode(result)
 
     if mesh is None:
         return jax.jit(sample)

@@ -2,6 +2,7 @@
 import dataclasses
 import functools
 import pathlib
+import time
 from typing import Any, Callable
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 
 from mmaudio_jax import checkpoints
 from mmaudio_jax import encoders
+from mmaudio_jax import flops
 from mmaudio_jax import input_pipeline
 from mmaudio_jax import optimizer
 from mmaudio_jax import partitioning
@@ -32,6 +34,7 @@ class Job:
     step: Callable  # (state, batch) -> (state, metrics); the state is donated
     validation_loss: Callable  # params -> float
     sample: Callable  # (step, state) -> None
+    profile: train_log.Profile
 
 
 def train(config, workdir: pathlib.Path) -> None:
@@ -52,6 +55,7 @@ def train(config, workdir: pathlib.Path) -> None:
     workdir = pathlib.Path(workdir)
     with checkpoints.exclusive(workdir), checkpoints.Preemption() as preemption:
         checkpointer = checkpoints.Checkpointer(workdir, config.train, lambda: preemption.noticed)
+        lost = False
         try:
             checkpointer.check(config)
             done = checkpointer.latest_step() or 0
@@ -59,8 +63,12 @@ def train(config, workdir: pathlib.Path) -> None:
                 print(f'training: all {done} steps are done (config.train.total_steps), in {checkpointer.directory}')
                 return
             preempted = _run(config, workdir, checkpointer)
+        except jax.errors.JaxRuntimeError:
+            lost = jax.process_count() > 1  # one of the others, probably: closing would wait for its part of a checkpoint
+            raise
         finally:
-            checkpointer.close()
+            if not lost:
+                checkpointer.close()
     if preempted:
         raise SystemExit(0)
 
@@ -68,7 +76,11 @@ def train(config, workdir: pathlib.Path) -> None:
 def _run(config, workdir: pathlib.Path, checkpointer: checkpoints.Checkpointer) -> bool:
     """Prepares everything and runs the loop; whether it ended because of a preemption notice."""
     mesh = partitioning.make_mesh(config.mesh, config.sharding.slice_axis)
-    partitioning.check_batch_size(mesh, config.input.batch_size, 'config.input.batch_size')
+    if config.train.microbatches < 1 or config.input.batch_size % config.train.microbatches:
+        raise ValueError(f'config.train.microbatches is {config.train.microbatches}, which does not divide '
+                         f'config.input.batch_size {config.input.batch_size}')
+    partitioning.check_batch_size(mesh, config.input.batch_size // config.train.microbatches,
+                                  'config.input.batch_size / config.train.microbatches')
     sequence = Sequence(**config.sequence)
     model = mmaudio.build(config.model, sequence)
     records = pathlib.Path(config.data_dir or workdir) / 'records'
@@ -80,6 +92,7 @@ def _run(config, workdir: pathlib.Path, checkpointer: checkpoints.Checkpointer) 
     shapes = jax.eval_shape(lambda: init((np.zeros(channels), np.ones(channels)), empty))
     rules = partitioning.rules_of(config)
     shardings = partitioning.state_sharding(mesh, shapes, rules, config.sharding.whole_params)
+    placed = partitioning.OnMesh(model, mesh, rules)
     restored = checkpointer.restore_latest(partitioning.abstract(shapes, shardings), iterator, config)
     if restored is None:
         checkpoints.check_snapshots(workdir, config)
@@ -89,14 +102,13 @@ def _run(config, workdir: pathlib.Path, checkpointer: checkpoints.Checkpointer) 
     else:
         state, step = restored
     tx, schedule = optimizer.make(config.optimizer, shapes.params)
-    log = train_log.TrainLog(workdir, config, step)
+    log = train_log.TrainLog(workdir, config, step, config.input.batch_size * flops.training(model, sequence))
     log.say(_opening(config, mesh, shapes.params, step))
     job = Job(config=config, workdir=workdir, mesh=mesh, iterator=iterator, checkpointer=checkpointer, log=log,
-              step=jax.jit(train_step.make_train_step(config, model, tx, schedule), donate_argnums=0,
-                           in_shardings=(shardings, partitioning.batch_sharding(mesh)),
-                           out_shardings=(shardings, partitioning.replicated(mesh))),
-              validation_loss=_validation(config, model, records, mesh),
-              sample=train_samples.make_sample(config, model, sequence, records, workdir))
+              step=train_step.jit_train_step(config, placed, tx, schedule, mesh, shardings),
+              validation_loss=_validation(config, placed, records, mesh),
+              sample=train_samples.make_sample(config, placed, sequence, records, workdir, shardings.params),
+              profile=train_log.Profile(workdir, config.train.profile_steps))
     try:
         return _loop(job, state, step)
     except train_log.NonFiniteError as error:
@@ -106,6 +118,7 @@ def _run(config, workdir: pathlib.Path, checkpointer: checkpoints.Checkpointer) 
         raise train_log.NonFiniteError(f'training stopped: {error}; {kept}. Lower config.optimizer.learning_rate or clip_norm, '
                                        'or look for damaged records, and start again in another --workdir') from error
     finally:
+        job.profile.close()
         log.close()
         iterator.close()
 
@@ -138,8 +151,13 @@ def _loop(job: Job, state: train_step.TrainState, step: int) -> bool:
             job.checkpointer.wait()
             job.log.say(_closing(job, step, preempted and not last))
             return preempted
+        job.profile.before(step + 1)
+        started = time.monotonic()
         batch = next(job.iterator)
+        read = time.monotonic()
         state, metrics = job.step(state, batch)
+        job.log.spent(read - started, time.monotonic() - read)
+        job.profile.after(step + 1, metrics)
         if pending:
             job.log.add(*pending)
         step += 1
@@ -173,13 +191,13 @@ def _validation(config, model, records: pathlib.Path, mesh: jax.sharding.Mesh) -
     """fn(params) -> mean loss over config.input.validation_examples examples, with the same noise and times at every call."""
     batches = input_pipeline.validation_batches(config, records, mesh)
     size = config.input.validation_batch_size
-    step = jax.jit(train_step.make_validation_step(config, model))
+    step = jax.jit(train_step.make_validation_step(config, model), out_shardings=partitioning.replicated(mesh))
 
     def loss(params) -> float:
         losses = []
         for number, batch in enumerate(batches):
             indices = number * size + np.arange(size, dtype=np.int32)
-            losses.append(partitioning.to_host(step(params, batch, indices)))
+            losses.append(np.asarray(step(params, batch, indices)))
         return float(np.mean(losses, dtype=np.float64))
     return loss
 

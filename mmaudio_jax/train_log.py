@@ -5,12 +5,15 @@ many those were (`steps`), so that every step is in exactly one line, also after
 """
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 import contextlib
+import dataclasses
 import json
 import logging
 import math
 import os
 import pathlib
+import resource
 import sys
 import time
 from typing import Any
@@ -18,9 +21,12 @@ import warnings
 
 from absl import logging as absl_logging
 import jax
-from jax.experimental import multihost_utils
 import tensorboardX
 
+from mmaudio_jax import flops
+from mmaudio_jax import partitioning
+
+_DATA_SHARE = 0.02  # of the time of a step: more than this spent waiting for data is said in the progress line
 _FILE = 'metrics.jsonl'
 
 
@@ -45,18 +51,23 @@ class TrainLog:
       workdir: of the run.
       config: name, train.total_steps, train.log_every and input.batch_size are read.
       step: finished steps of the state that the run starts from; later lines of an earlier run are removed.
+      step_flops: model operations of one step over all devices (flops.training); 0: not told.
     """
 
-    def __init__(self, workdir: pathlib.Path, config: Any, step: int):
+    def __init__(self, workdir: pathlib.Path, config: Any, step: int, step_flops: float = 0.0):
         self._total, self._log_every = config.train.total_steps, config.train.log_every
-        self._batch_size = config.input.batch_size
+        self._batch_size, self._step_flops = config.input.batch_size, step_flops
+        self._max_skipped = config.train.max_skipped
         self._primary = jax.process_index() == 0
         folder = pathlib.Path(workdir) / 'logs'
         self._recorded: set[tuple[int, str]] = set()
         self._sums: dict[str, float] = {}
         self._steps = 0  # in the open interval
         self._last_step = step
-        self._timed_steps, self._timed_s = 0, 0.0
+        self._skipped = 0  # in the open interval
+        self._in_a_row = 0  # skipped ones
+        self._spent = (0.0, 0.0)  # on data and dispatch since the step before finished
+        self._timed = _Timed()
         self._mark: float | None = None  # when the step before finished
         self._open_line = False
         if self._primary:
@@ -70,36 +81,50 @@ class TrainLog:
         """Takes the metrics of a finished step (float32 []); waits for the device.
 
         Raises:
-          NonFiniteError: loss or grad_norm is not finite.
+          NonFiniteError: loss or grad_norm is not finite, after train.max_skipped steps in a row that were left out for it.
         """
+        waiting = time.monotonic()
         values = {name: float(value) for name, value in metrics.items()}
-        for name in ('loss', 'grad_norm'):
-            if not math.isfinite(values[name]):
-                raise NonFiniteError(f'{name} is {values[name]} at step {step} (learning rate {values["learning_rate"]:.3g})')
         now = time.monotonic()
         if self._mark is not None:
-            self._timed_s += now - self._mark
-            self._timed_steps += 1
-        self._mark = now
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._timed.add(now - self._mark, *self._spent, now - waiting)
+        self._mark, self._spent = now, (0.0, 0.0)
         self._steps += 1
         self._last_step = step
+        if self._is_finite(step, values):
+            for name, value in values.items():
+                self._sums[name] = self._sums.get(name, 0.0) + value
         if self._log_every and step % self._log_every == 0:
             self.close_interval()
+
+    def spent(self, data_s: float, dispatch_s: float) -> None:
+        """How long the newest step waited for its batch, and took to be sent to the device."""
+        self._spent = (data_s, dispatch_s)
+
+    def _is_finite(self, step: int, values: Mapping[str, float]) -> bool:
+        bad = [name for name in ('loss', 'grad_norm') if not math.isfinite(values[name])]
+        if not bad:
+            self._in_a_row = 0
+            return True
+        self._in_a_row += 1
+        self._skipped += 1
+        what = f'{bad[0]} is {values[bad[0]]} at step {step} (learning rate {values["learning_rate"]:.3g})'
+        if self._in_a_row > self._max_skipped:
+            raise NonFiniteError(what if self._in_a_row == 1 else f'{what}, {self._in_a_row} steps in a row')
+        self.say(f'{what}: left out, {self._in_a_row} in a row; config.train.max_skipped is {self._max_skipped}')
+        return False
 
     def close_interval(self) -> None:
         """Writes the means since the previous line and prints the progress line; nothing when there was no step."""
         if not self._steps:
             return
-        values: dict[str, Any] = {name: total / self._steps for name, total in self._sums.items()}
-        values['steps'] = self._steps
-        speed = self._timed_steps / self._timed_s if self._timed_s else 0.0
-        if speed:
-            values |= {'steps_per_s': speed, 'examples_per_s': speed * self._batch_size}
+        counted = self._steps - self._skipped
+        values: dict[str, Any] = {name: total / counted for name, total in self._sums.items()}
+        values |= {'steps': self._steps, 'skipped': self._skipped, **self._timed.values(self._batch_size, self._step_flops),
+                   **_memory()}
         self.write(self._last_step, values)
         self._print(progress_line(self._last_step, self._total, values), passing=True)
-        self._sums, self._steps, self._timed_steps, self._timed_s = {}, 0, 0, 0.0
+        self._sums, self._steps, self._skipped, self._timed = {}, 0, 0, _Timed()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line of JSON and the same scalars for TensorBoard."""
@@ -114,7 +139,7 @@ class TrainLog:
 
     def has(self, step: int, name: str) -> bool:
         """Whether a value of that name is recorded for that step (on process 0, which decides for all)."""
-        return bool(_agreed((step, name) in self._recorded))
+        return partitioning.agreed((step, name) in self._recorded)
 
     def say(self, text: str) -> None:
         """A line that stays on the screen."""
@@ -152,12 +177,91 @@ class TrainLog:
         print(start + text, end='' if self._open_line else '\n', flush=True)
 
 
+@dataclasses.dataclass
+class _Timed:
+    """Where the time of the steps of an interval went, seconds."""
+    steps: int = 0
+    total_s: float = 0.0
+    data_s: float = 0.0
+    data_longest_s: float = 0.0
+    dispatch_s: float = 0.0
+    device_s: float = 0.0
+
+    def add(self, total_s: float, data_s: float, dispatch_s: float, device_s: float) -> None:
+        self.steps += 1
+        self.total_s += total_s
+        self.data_s += data_s
+        self.data_longest_s = max(self.data_longest_s, data_s)
+        self.dispatch_s += dispatch_s
+        self.device_s += device_s
+
+    def values(self, batch_size: int, step_flops: float) -> dict[str, float]:
+        """Speed, utilisation, and the means a step of waiting for data, sending off, and waiting for the device."""
+        if not self.total_s:
+            return {}
+        speed = self.steps / self.total_s
+        values = {'steps_per_s': speed, 'examples_per_s': speed * batch_size, 'data_s': self.data_s / self.steps,
+                  'data_longest_s': self.data_longest_s, 'dispatch_s': self.dispatch_s / self.steps,
+                  'device_s': self.device_s / self.steps}
+        peak = flops.peak(jax.devices()[0].device_kind)
+        if step_flops:
+            values['model_tflops_per_s'] = step_flops * speed / 1e12
+        if step_flops and peak:
+            values['utilisation'] = step_flops * speed / (peak * jax.device_count())
+        return values
+
+
+def _memory() -> dict[str, float]:
+    """The most memory that this process and its fullest device have held so far, GiB."""
+    values = {'host_peak_gib': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    peaks = [(device.memory_stats() or {}).get('peak_bytes_in_use', 0) for device in jax.local_devices()]
+    if any(peaks):
+        values['device_peak_gib'] = max(peaks) / 2**30
+    return values
+
+
+class Profile:
+    """A JAX profile of the steps `first` to `last` in workdir/profile, for TensorBoard or Perfetto; none for ().
+
+    Raises:
+      ValueError: config.train.profile_steps is not () or (first, last).
+    """
+
+    def __init__(self, workdir: pathlib.Path, steps: Sequence[int]):
+        if steps and (len(steps) != 2 or not 0 < steps[0] <= steps[1]):
+            raise ValueError(f'config.train.profile_steps is {steps}; it must be () or (first, last)')
+        self._folder, self._steps, self._runs = pathlib.Path(workdir) / 'profile', tuple(steps), False
+
+    def before(self, step: int) -> None:
+        """Starts when `step` is the first."""
+        if self._steps and step == self._steps[0]:
+            jax.profiler.start_trace(str(self._folder))
+            self._runs = True
+
+    def after(self, step: int, results: Any) -> None:
+        """Ends when `step` was the last; waits for its results."""
+        if self._runs and step == self._steps[1]:
+            jax.block_until_ready(results)
+            self.close()
+
+    def close(self) -> None:
+        """Writes what there is."""
+        if self._runs:
+            jax.profiler.stop_trace()
+        self._runs = False
+
+
 def progress_line(step: int, total: int, values: Mapping[str, float]) -> str:
     """'step 1 400/3 000  loss 0.8123  6.7 steps/s  54 examples/s  4 min 10 s left' (no speed before it is known)."""
-    parts = [f'step {_thousands(step)}/{_thousands(total)}', f'loss {values["loss"]:.4f}']
+    parts = [f'step {_thousands(step)}/{_thousands(total)}']
+    parts.append(f'loss {values["loss"]:.4f}' if 'loss' in values else 'no finite loss')
     speed = values.get('steps_per_s')
     if speed:
         parts += [f'{speed:.3g} steps/s', f'{values["examples_per_s"]:.3g} examples/s']
+        if 'utilisation' in values:
+            parts.append(f'{100 * values["utilisation"]:.0f} % of the peak')
+        if values.get('data_s', 0.0) * speed > _DATA_SHARE:
+            parts.append(f'{100 * values["data_s"] * speed:.0f} % waiting for data')
         if step < total:
             parts.append(f'{duration((total - step) / speed)} left')
     return '  '.join(parts)
@@ -177,13 +281,6 @@ def duration(seconds: float) -> str:
 
 def _thousands(number: int) -> str:
     return f'{number:,}'.replace(',', ' ')
-
-
-def _agreed(value: bool) -> bool:
-    """Process 0's answer on every process."""
-    if jax.process_count() == 1:
-        return value
-    return bool(multihost_utils.broadcast_one_to_all(value))
 
 
 def _lines_until(path: pathlib.Path, step: int) -> list[dict]:

@@ -1,6 +1,7 @@
 """Samples during training: the sound of a few validation clips and its spectrogram, beside the truth through the codec."""
 from collections.abc import Mapping
 from collections.abc import Sequence as Sequence_
+import functools
 import itertools
 import pathlib
 import re
@@ -23,8 +24,8 @@ from mmaudio_jax.sequence import Sequence
 _FIELDS = ('latent_mean', 'clip_features', 'sync_features', 'text_features', 'video_exists', 'text_exists')
 
 
-def make_sample(config, model, sequence: Sequence, records: pathlib.Path,
-                workdir: pathlib.Path) -> Callable[[int, train_step.TrainState], None]:
+def make_sample(config, model, sequence: Sequence, records: pathlib.Path, workdir: pathlib.Path,
+                shardings: Any) -> Callable[[int, train_step.TrainState], None]:
     """fn(step, state) that writes workdir/samples/<step>: a FLAC file and a PNG for each clip.
 
     The clips are the first config.train.sample_clips of config.input.validation's split 'validation'. The weights are the
@@ -37,6 +38,7 @@ def make_sample(config, model, sequence: Sequence, records: pathlib.Path,
       sequence: lengths of the clips.
       records: folder of the record sets and of codec.npz.
       workdir: of the run.
+      shardings: of the parameters; the averages may be split otherwise.
 
     Raises:
       FileNotFoundError, ValueError: the validation set or the codec's file is not there; before training rather than during it.
@@ -46,19 +48,21 @@ def make_sample(config, model, sequence: Sequence, records: pathlib.Path,
     examples = list(itertools.islice(input_pipeline.read_split(config, records, config.input.validation, 'validation'),
                                      config.train.sample_clips))
     decoder = codec.make(config.extract.codec, sequence, records / 'codec.npz')
-    settings = sampler.SamplerSettings(config.sampling.solver, config.sampling.num_steps, config.sampling.guidance)
+    settings = sampler.SamplerSettings(config.sampling.solver, config.sampling.num_steps, config.sampling.guidance,
+                                       config.sampling.schedule)
     sample = sampler.make_sampler(model, settings)
-    noise = sampler.noise(config.sampling.seed, range(len(examples)), sequence.latent_length, sequence.latent_channels)
+    gather = jax.jit(lambda params: params, out_shardings=shardings)
+    conditions_of = jax.jit(functools.partial(_conditions, model))
+    noise = np.asarray(sampler.noise(config.sampling.seed, range(len(examples)), sequence.latent_length,
+                                     sequence.latent_channels))
     batch = {name: np.stack([np.asarray(example[name]) for example in examples]) for name in _FIELDS}
 
     def write(step: int, state: train_step.TrainState) -> None:
         folder = workdir / 'samples' / str(step)
-        if folder.exists():
+        if partitioning.agreed(folder.exists()):
             return
-        params = _average(state, config.ema.synthesis_sigma_rel)
-        clip, sync, text = _conditions(model, params, batch)
-        negative = jnp.broadcast_to(params['empty_string_feat'], text.shape)
-        latents = partitioning.to_host(sample(params, noise, clip, sync, text, negative))
+        params = gather(_average(state, config.ema.synthesis_sigma_rel))
+        latents = partitioning.to_host(sample(params, noise, *conditions_of(params, batch), None))
         if jax.process_index() == 0:
             truth = batch['latent_mean'].astype(np.float32)
             _write_clips(folder, examples, decoder.decode(latents), decoder.decode(truth), sequence)

@@ -15,6 +15,7 @@ import optax
 from mmaudio_jax import ema
 from mmaudio_jax import flow_matching
 from mmaudio_jax import optimizer
+from mmaudio_jax import partitioning
 from mmaudio_jax.sequence import Sequence
 
 Batch = Mapping[str, jax.Array]
@@ -158,33 +159,62 @@ def init_state(config, model, sequence: Sequence, statistics: tuple[np.ndarray, 
                       ema=ema.init(params, config.ema.sigma_rels))
 
 
-def apply_gradients(state: TrainState, tx: optax.GradientTransformation, gradients: Any) -> TrainState:
-    """The state after one optimizer step and one update of the averages."""
+def apply_gradients(state: TrainState, tx: optax.GradientTransformation, gradients: Any, use: jax.Array) -> TrainState:
+    """The state after one optimizer step and one update of the averages; parameters and moments stay unless `use` (bool [])."""
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(use, n, o), new, old)
+    params, opt_state = keep(params, state.params), keep(opt_state, state.opt_state)
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema.update(state.ema, params))
 
 
+def loss_and_gradients(params: Any, model, min_sigma: float, batch: Batch, draws: Draws,
+                       microbatches: int) -> tuple[jax.Array, jax.Array, Any]:
+    """The mean loss, the losses `[B]`, and the gradients of the mean, zero where frozen.
+
+    Args:
+      params, model, min_sigma, batch, draws: as for per_example_loss.
+      microbatches: parts of the batch that are computed one after the other; divides B. The result is the same to rounding.
+    """
+
+    def mean_loss(params, batch, draws):
+        losses = per_example_loss(optimizer.stop_frozen(params), model, min_sigma, batch, draws)
+        return jnp.mean(losses), losses
+
+    compute = jax.value_and_grad(mean_loss, has_aux=True)
+    if microbatches == 1:
+        (loss, losses), gradients = compute(params, batch, draws)
+        return loss, losses, gradients
+
+    def add(carry, part):
+        (loss, losses), gradients = compute(params, *part)
+        return jax.tree.map(jnp.add, carry, (loss, gradients)), losses
+
+    # Part m has the rows m, m + microbatches, …: so each device computes on its own rows in every part.
+    split = lambda rows: jnp.moveaxis(rows.reshape(-1, microbatches, *rows.shape[1:]), 1, 0)
+    zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros([]), params))
+    sums, losses = jax.lax.scan(add, zeros, jax.tree.map(split, (dict(batch), draws)))
+    loss, gradients = jax.tree.map(lambda total: total / microbatches, sums)
+    return loss, losses.T.reshape(-1), gradients
+
+
 def step_with_draws(state: TrainState, model, tx: optax.GradientTransformation, schedule: optax.Schedule, min_sigma: float,
-                    batch: Batch, draws: Draws) -> tuple[TrainState, Metrics, tuple[jax.Array, Any]]:
+                    batch: Batch, draws: Draws, microbatches: int = 1) -> tuple[TrainState, Metrics, tuple[jax.Array, Any]]:
     """A step with given random numbers.
 
     Args:
       state: the state before the step.
-      model, min_sigma, batch, draws: as for per_example_loss.
+      model, min_sigma, batch, draws, microbatches: as for loss_and_gradients.
       tx, schedule: what optimizer.make returned.
 
     Returns:
       (the new state; the metrics of make_train_step; (losses `[B]`, gradients like the parameters, zero where frozen)).
     """
-
-    def mean_loss(params):
-        losses = per_example_loss(optimizer.stop_frozen(params), model, min_sigma, batch, draws)
-        return jnp.mean(losses), losses
-
-    (loss, losses), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
-    metrics = {'loss': loss, 'grad_norm': optax.global_norm(gradients), 'learning_rate': schedule(state.step)}
-    return apply_gradients(state, tx, gradients), metrics, (losses, gradients)
+    loss, losses, gradients = loss_and_gradients(state.params, model, min_sigma, batch, draws, microbatches)
+    norm = optax.global_norm(gradients)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    metrics = {'loss': loss, 'grad_norm': norm, 'learning_rate': schedule(optimizer.updates_done(state.opt_state))}
+    return apply_gradients(state, tx, gradients, finite), metrics, (losses, gradients)
 
 
 def make_train_step(config, model, tx: optax.GradientTransformation,
@@ -192,23 +222,38 @@ def make_train_step(config, model, tx: optax.GradientTransformation,
     """A pure step, to be jitted by the caller with its shardings and the state donated.
 
     Args:
-      config: the configuration; `seed` and `flow` are read.
-      model: models.mmaudio.MMAudio.
+      config: the configuration; `seed`, `flow` and `train.microbatches` are read.
+      model: models.mmaudio.MMAudio, on several devices as partitioning.OnMesh.
       tx, schedule: what optimizer.make returned.
 
     Returns:
       fn(state, batch) -> (state, metrics), metrics as float32 []: loss (mean over the batch), grad_norm (before clipping),
-      learning_rate. A loss or grad_norm that is not finite means that the returned state is spoilt: the caller must look
-      at the metrics before it saves that state.
+      learning_rate. When loss or grad_norm is not finite, parameters and moments stay as they were; the step counts, and
+      the averages see the same parameters once more.
     """
 
     def train_step(state, batch):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         draws = sample_draws(key, config, batch)
-        state, metrics, _ = step_with_draws(state, model, tx, schedule, config.flow.min_sigma, batch, draws)
+        state, metrics, _ = step_with_draws(state, model, tx, schedule, config.flow.min_sigma, batch, draws,
+                                            config.train.microbatches)
         return state, metrics
 
     return train_step
+
+
+def jit_train_step(config, model, tx: optax.GradientTransformation, schedule: optax.Schedule, mesh: jax.sharding.Mesh,
+                   shardings: TrainState) -> jax.stages.Wrapped:
+    """make_train_step compiled for a mesh; the state that goes in is given up for the one that comes out.
+
+    Args:
+      config, model, tx, schedule: as for make_train_step.
+      mesh: the batch is split over it.
+      shardings: of the state, from partitioning.state_sharding.
+    """
+    return jax.jit(make_train_step(config, model, tx, schedule), donate_argnums=0,
+                   in_shardings=(shardings, partitioning.batch_sharding(mesh)),
+                   out_shardings=(shardings, partitioning.replicated(mesh)))
 
 
 def make_validation_step(config, model) -> Callable[[Any, Batch, jax.Array], jax.Array]:

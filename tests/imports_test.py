@@ -10,17 +10,17 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'mmaudio_jax'
 # A module may import those of its own row and of the rows above it.
 ROOMS = [
-    {'resampling', 'frames'},
-    {'sequence', 'records', 'media', 'mux', 'plots', 'stages'},
+    {'resampling', 'frames', 'distributed', 'chips', 'hlo_cost'},
+    {'sequence', 'records', 'balance', 'media', 'mux', 'plots', 'stages'},
     {'mel', 'tokenizer'},
     {'models'},
     {'partitioning', 'calls'},
     {'official_codec', 'official_encoder', 'encoders', 'codec', 'weights'},
-    {'flow_matching', 'optimizer', 'ema', 'metrics'},
+    {'flow_matching', 'optimizer', 'ema', 'metrics', 'flops'},
     {'sampler'},
     {'train_step', 'input_pipeline', 'checkpoints', 'train_log', 'train_samples', 'request',
      'pretrained', 'pipeline'},
-    {'train', 'generate_jobs', 'generate', 'evaluate', 'ablations', 'exchange'},
+    {'train', 'generate_jobs', 'generate', 'evaluate', 'ablations', 'exchange', 'compile_report'},
 ]
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}
 FORBIDDEN = {'torch', 'torchvision', 'torchaudio', 'tensorflow', 'configs', 'data_pipelines'}

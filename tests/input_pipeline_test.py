@@ -1,6 +1,9 @@
 """Which examples a batch holds, in which order, over hosts, workers, epochs and restarts."""
 import itertools
 import json
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from mmaudio_jax import partitioning
 from mmaudio_jax import records
 from tests import records_test
 
+ROOT = pathlib.Path(__file__).parents[1]
 TRAIN, SOUNDS = 21, 6  # examples; records_test numbers them through, and latent_mean[0, 0] below is that number
 
 
@@ -216,3 +220,49 @@ def test_a_constant_channel_is_refused(tmp_path):
     records.write_metadata(folder, 'flat', records_test.SCHEMA, {'train': [1]}, {})
     with pytest.raises(ValueError, match=r'latent channels \[3\] never change'):
         input_pipeline.latent_statistics(make_config(statistics='flat'), tmp_path)
+
+
+HALF_A_MILLION = 1954 * 256
+
+
+def write_many(folder, shards: int) -> None:
+    """A set of `shards` files of 256 examples each, all of them the same file of zeros."""
+    folder.mkdir(parents=True)
+    example = {name: np.zeros(shape, np.float32) for name, shape in records_test.SCHEMA.shapes.items()}
+    example.update(id='zero', caption='', duration_s=records_test.SCHEMA.duration_s, video_exists=True, text_exists=False)
+    first = folder / records.shard_name(folder.name, 'train', 0, shards)
+    records.write_shard(first, [records_test.SCHEMA.encode(example)] * 256)
+    for shard in range(1, shards):
+        (folder / records.shard_name(folder.name, 'train', shard, shards)).hardlink_to(first)
+    records.write_metadata(folder, folder.name, records_test.SCHEMA, {'train': [256] * shards}, {})
+
+
+START = '''
+import pathlib, resource, sys, time
+import jax
+from mmaudio_jax import input_pipeline, partitioning
+from tests import input_pipeline_test
+config = input_pipeline_test.make_config(mixture=((sys.argv[2], 1),), prefetch=1)
+mesh = partitioning.make_mesh({'data': -1})
+started = time.monotonic()
+iterator = input_pipeline.train_iterator(config, pathlib.Path(sys.argv[1]), mesh)
+next(iterator)
+seconds = time.monotonic() - started
+for _ in range(100):
+    next(iterator)
+iterator.close()
+print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+'''
+
+
+@pytest.mark.slow  # 20 s
+def test_half_a_million_records_start_at_once_and_cost_no_memory(tmp_path):
+    """Only indices are shuffled, and files are opened when they are read."""
+    write_many(tmp_path / 'few', 4)
+    write_many(tmp_path / 'many', HALF_A_MILLION // 256)
+    printed = [subprocess.run([sys.executable, '-c', START, str(tmp_path), name], capture_output=True, text=True, check=True,
+                              cwd=ROOT).stdout for name in ('few', 'many')]
+    (few_s, few_mib), (many_s, many_mib) = (map(float, text.split()) for text in printed)
+    print(f'first batch after {few_s:.2f} s and {many_s:.2f} s; peak {few_mib:.0f} MiB and {many_mib:.0f} MiB')
+    assert many_s < 5
+    assert many_mib - few_mib < 100

@@ -39,12 +39,15 @@ def new_workdir(parent: pathlib.Path, records: pathlib.Path, name: str) -> pathl
 
 def saved(workdir: pathlib.Path, step: int) -> dict:
     """Every tensor of a checkpoint as numpy, and the state of its iterator."""
-    with ocp.CheckpointManager(workdir / 'checkpoints') as manager:
-        metadata = manager.item_metadata(step)['state']
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
-        restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=as_numpy),
+    handlers = {'state': ocp.PyTreeCheckpointHandler(), 'iterator': ocp.JsonCheckpointHandler()}
+    with ocp.CheckpointManager(workdir / 'checkpoints', item_handlers=handlers) as manager:
+        metadata = manager.item_metadata(step)['state'].tree
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # whatever mesh it was saved on
+        whole = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=here), metadata)
+        restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=whole),
                                                                  iterator=ocp.args.JsonRestore()))
-    tensors = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(restored.state)}
+    tensors = {jax.tree_util.keystr(path): np.asarray(leaf)
+               for path, leaf in jax.tree_util.tree_leaves_with_path(restored.state)}
     assert any('params' in name for name in tensors) and any('ema' in name for name in tensors)
     return {**tensors, 'iterator': restored.iterator}
 

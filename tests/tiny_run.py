@@ -1,15 +1,22 @@
 """A network and a data set so small that a run takes seconds, and runs in processes of their own that can be killed."""
+import json
 import multiprocessing
 import os
 import pathlib
 import time
+from typing import Any, Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from configs import base
+from mmaudio_jax import distributed
+from mmaudio_jax import input_pipeline
+from mmaudio_jax import partitioning
 from mmaudio_jax import train
+from mmaudio_jax import train_log
 from tests import records_test
 
 TRAIN_CLIPS, VALIDATION_CLIPS = 24, 8
@@ -24,6 +31,11 @@ class Network(nn.Module):
     text_width: int = 1024
     text_length: int = 77
     hidden_size: int = 64
+    joint_blocks: int = 1  # from here on: only read by the count of operations, which is not this network's
+    fused_blocks: int = 0
+    version: int = 1
+    sync_fusion: str = 'none'
+    mlp: str = 'linear'
 
     def setup(self):
         constant = lambda name, shape: self.param(name, nn.initializers.zeros, shape)
@@ -68,7 +80,8 @@ def make_config(**train_fields):
     config.input.mixture, config.input.validation, config.input.statistics = (('bells', 2),), 'bells', 'bells'
     config.input.batch_size = config.input.validation_batch_size = 8
     config.input.workers = 0
-    config.sharding.rules = (('hidden|out', ()), )  # Network's layers are not those of MMAudio
+    # Network's layers are not those of MMAudio.
+    config.sharding.rules = (('hidden/kernel', (None, 'fsdp')), ('hidden|out', ()))
     config.model.update(hidden_size=64, num_heads=1, joint_blocks=2, fused_blocks=1, dtype='float32')
     config.optimizer.update(learning_rate=1e-3, warmup_steps=5, schedule='constant')
     config.ema.snapshot_every = 4
@@ -90,26 +103,76 @@ def build_network(model_config, sequence) -> Network:
     return Network(sequence.latent_channels)
 
 
-def _run_in_child(workdir: str, fields: dict, cache: str) -> None:
-    log = os.open(f'{workdir}/output.txt', os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+def start_child(target: Callable[..., None], output: pathlib.Path, devices: int, *args: Any) -> Any:
+    """`target`(*`args`) in a process forked from a server in which everything is imported, but no device started.
+
+    Its output goes to a file; it has that many devices, 0 for all.
+    """
+    output.unlink(missing_ok=True)
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['tests.tiny_run'])
+    process = context.Process(target=_in_child, args=(target, str(output), devices, *args))
+    process.start()
+    return process
+
+
+def _in_child(target: Callable[..., None], output: str, devices: int, *args: Any) -> None:
+    log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    if devices:
+        os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices}'
+    target(*args)
+
+
+def read_epoch(folder: str, hosts: dict) -> None:
+    """One of several processes reads an epoch; writes (row, value) of its rows of every batch to folder/epoch_<index>.json."""
+    config = make_config()
+    config.hosts.update(hosts)
+    with distributed.joined(config.hosts, alone=False):
+        mesh = partitioning.make_mesh({'data': -1})
+        iterator = input_pipeline.train_iterator(config, pathlib.Path(folder) / 'records', mesh)
+        seen = []
+        for _ in range(2 * TRAIN_CLIPS // config.input.batch_size):
+            shards = next(iterator)['latent_mean'].addressable_shards
+            seen.append([(shard.index[0].start + row, float(value)) for shard in shards
+                         for row, value in enumerate(np.asarray(shard.data)[:, 0, 0])])
+        iterator.close()
+        (pathlib.Path(folder) / f'epoch_{hosts["index"]}.json').write_text(json.dumps(seen))
+
+
+def _train(workdir: str, fields: dict, cache: str, hosts: dict, devices: int, pause_s: float) -> None:
     jax.config.update('jax_compilation_cache_dir', cache)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
     train.mmaudio.build = build_network
-    train.train(make_config(**fields), pathlib.Path(workdir))
+    add = train_log.TrainLog.add
+    train_log.TrainLog.add = lambda *args: (time.sleep(pause_s), add(*args))
+    config = make_config(**fields)
+    config.hosts.update(hosts)
+    if devices:
+        config.mesh.update(data=-1, fsdp=2)
+    with distributed.joined(config.hosts, alone=not hosts):
+        train.train(config, pathlib.Path(workdir))
 
 
 class Run:
-    """train.train in a child process that is forked from a server in which everything is imported, but no device started."""
+    """train.train in a child process.
 
-    def __init__(self, workdir: pathlib.Path, cache: pathlib.Path, **train_fields):
-        self.output_path = workdir / 'output.txt'
-        self.output_path.unlink(missing_ok=True)
-        context = multiprocessing.get_context('forkserver')
-        context.set_forkserver_preload(['tests.tiny_run'])
-        self.process = context.Process(target=_run_in_child, args=(str(workdir), train_fields, str(cache)))
-        self.process.start()
+    Args:
+      workdir: of the run; its output is in output_<index>.txt there.
+      cache: folder of compiled programs.
+      hosts: fields of config.hosts, when it is one of several processes.
+      devices: how many this process has, in a mesh with fsdp 2; 0: all eight, data parallel.
+      pause_s: after every step.
+      train_fields: of config.train.
+    """
+
+    def __init__(self, workdir: pathlib.Path, cache: pathlib.Path, hosts: dict | None = None, devices: int = 0,
+                 pause_s: float = 0.0, **train_fields):
+        hosts = hosts or {}
+        self.output_path = workdir / f'output_{hosts.get("index", 0)}.txt'
+        self.process = start_child(_train, self.output_path, devices, str(workdir), train_fields, str(cache), hosts, devices,
+                                   pause_s)
 
     def output(self) -> str:
         """What the run has printed so far."""

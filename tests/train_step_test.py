@@ -231,12 +231,34 @@ def test_step_moves_what_is_trained_and_is_repeatable():
     assert later['loss'] != metrics['loss']  # another step, other draws
 
 
-def test_metrics_show_a_value_that_is_not_finite():
+def test_a_step_that_is_not_finite_is_left_out():
+    """Parameters, moments and their place in the schedule stay, the step counts, and the averages see the same again."""
     config, batch = toy_config(), toy_batch()
-    batch['latent_mean'][2, 0, 0] = np.nan
+    config.optimizer.warmup_steps = 10
+    spoilt = {**batch, 'latent_mean': batch['latent_mean'].copy()}
+    spoilt['latent_mean'][2, 0, 0] = np.nan
     state = toy_state(config)
-    _, metrics = train_step.make_train_step(config, Toy(), *optimizer.make(config.optimizer, state.params))(state, batch)
-    assert not np.isfinite(metrics['loss']) and not np.isfinite(metrics['grad_norm'])
+    step = jax.jit(train_step.make_train_step(config, Toy(), *optimizer.make(config.optimizer, state.params)))
+    before, metrics = step(state, batch)
+    after, bad = step(before, spoilt)
+    assert not np.isfinite(bad['loss']) and not np.isfinite(bad['grad_norm'])
+    jax.tree.map(np.testing.assert_array_equal, (after.params, after.opt_state), (before.params, before.opt_state))
+    assert (int(after.step), int(after.ema.count), int(optimizer.updates_done(after.opt_state))) == (2, 2, 1)
+    jax.tree.map(lambda average: np.testing.assert_array_equal(np.isfinite(average), True), after.ema.averages)
+    third, good = step(after, batch)
+    assert good['learning_rate'] == bad['learning_rate'] > metrics['learning_rate'] and np.isfinite(good['loss'])
+    assert int(optimizer.updates_done(third.opt_state)) == 2 and int(third.step) == 3
+
+
+@pytest.mark.parametrize('microbatches', [2, 4])
+def test_microbatches_give_the_mean_over_the_batch(microbatches):
+    config, batch = toy_config(video_dropout=0.5), toy_batch(8)
+    params = {**toy_state(config).params, 'scale': jnp.float32(0.7)}
+    draws = train_step.sample_draws(jax.random.key(3), config, batch)
+    whole = train_step.loss_and_gradients(params, Toy(), 0.0, batch, draws, 1)
+    parts = train_step.loss_and_gradients(params, Toy(), 0.0, batch, draws, microbatches)
+    np.testing.assert_allclose(parts[1], whole[1], rtol=1e-6)  # in the order of the rows
+    jax.tree.map(lambda ours, expected: np.testing.assert_allclose(ours, expected, rtol=2e-6), parts, whole)
 
 
 def test_features_of_a_missing_video_are_not_read():

@@ -1,4 +1,5 @@
 """What the loop writes, says and refuses. That a run resumes exactly is held by resume_test."""
+import itertools
 import json
 
 import jax
@@ -9,6 +10,7 @@ import soundfile
 
 from mmaudio_jax import checkpoints
 from mmaudio_jax import codec
+from mmaudio_jax import flops
 from mmaudio_jax import train
 from mmaudio_jax import train_log
 from mmaudio_jax import train_step
@@ -92,10 +94,55 @@ def break_at(monkeypatch, at: int, what: str):
 def test_run_stops_when_it_is_no_longer_finite(workdir, monkeypatch, at, what, message):
     break_at(monkeypatch, at, what)
     with pytest.raises(train_log.NonFiniteError, match=message):
-        train.train(tiny_run.make_config(total_steps=9), workdir)
+        train.train(tiny_run.make_config(total_steps=9, max_skipped=0), workdir)
     expected = [] if at == 2 else [3]
     assert steps_of(workdir / 'checkpoints') == expected
     assert all(np.isfinite(value) for line in lines(workdir) for value in line.values())
+
+
+def test_single_bad_steps_are_left_out_and_counted(workdir, monkeypatch, capfd):
+    """A record whose latents are not finite spoils its batches, and nothing else."""
+    to_global = train.input_pipeline._to_global
+    bad = {2, 3, 6}
+    monkeypatch.setattr(train.input_pipeline, '_to_global', lambda batch, *args: to_global(
+        {**batch, 'latent_mean': batch['latent_mean'] * np.float16(np.nan if next(numbers) in bad else 1)}, *args))
+    numbers = itertools.count(1)
+    train.train(tiny_run.make_config(total_steps=8, validate_every=0, max_skipped=2, log_every=1), workdir)
+    assert 'loss is nan at step 3' in capfd.readouterr().out
+    found = {line['step']: line for line in lines(workdir) if 'steps' in line}
+    assert {step for step, line in found.items() if line['skipped']} == bad
+    assert all(('loss' in line) == (step not in bad) for step, line in found.items()) and len(found) == 8
+    params, _ = checkpoints.load_params(workdir)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+def test_too_many_bad_steps_in_a_row_stop_the_run(workdir, monkeypatch):
+    to_global = train.input_pipeline._to_global
+    monkeypatch.setattr(train.input_pipeline, '_to_global', lambda batch, *args: to_global(
+        {**batch, 'latent_mean': batch['latent_mean'] * np.float16(np.nan if next(numbers) > 4 else 1)}, *args))
+    numbers = itertools.count(1)
+    with pytest.raises(train_log.NonFiniteError, match='at step 7 .*, 3 steps in a row; the checkpoint of step 6 is unt'):
+        train.train(tiny_run.make_config(total_steps=9, validate_every=0, max_skipped=2), workdir)
+
+
+def test_log_says_where_the_time_went_and_a_profile_is_written(workdir):
+    train.train(tiny_run.make_config(total_steps=8, validate_every=0, checkpoint_every=0, log_every=4, profile_steps=(3, 4)),
+                workdir)
+    line = [line for line in lines(workdir) if 'loss' in line][-1]
+    assert line['step'] == 8 and line['host_peak_gib'] > 0.1
+    parts = line['data_s'] + line['dispatch_s'] + line['device_s']
+    assert 0 < parts <= 1 / line['steps_per_s'] and line['data_longest_s'] >= line['data_s']
+    model = tiny_run.build_network(None, Sequence(**tiny_run.make_config().sequence))
+    operations = 8 * flops.training(model, Sequence(**tiny_run.make_config().sequence))
+    np.testing.assert_allclose(line['model_tflops_per_s'], operations * line['steps_per_s'] / 1e12, rtol=1e-5)
+    assert list((workdir / 'profile').rglob('*.xplane.pb'))
+    with pytest.raises(ValueError, match='config.train.profile_steps'):
+        train_log.Profile(workdir, (4, 3))
+
+
+def test_microbatches_must_divide_the_batch(workdir):
+    with pytest.raises(ValueError, match='config.train.microbatches is 3'):
+        train.train(tiny_run.make_config(microbatches=3), workdir)
 
 
 def test_resuming_with_another_config_names_the_field(workdir):

@@ -59,11 +59,19 @@ def to_params(tensors: Mapping[str, np.ndarray], model: synchformer.VisualEncode
 
 def leaves(tensors: Mapping[str, np.ndarray], model: synchformer.VisualEncoder) -> Iterator[tuple[sources.Path, np.ndarray]]:
     """The parameters of `to_params` one by one, with their paths; raises before the first."""
-    segment = jax.ShapeDtypeStruct((1, model.frames, model.image_size, model.image_size, 3), jnp.float32)
-    shapes = traverse_util.flatten_dict(jax.eval_shape(model.init, jax.random.key(0), segment)['params'])
-    origins = {path: _source(path, leaf.shape, model) for path, leaf in shapes.items()}
-    return sources.leaves(tensors, origins, (*OTHER_PARTS, *UNUSED),
+    return sources.leaves(tensors, _origins(model), (*OTHER_PARTS, *UNUSED),
                           'the weights do not fit Synchformer; check that the file is synchformer_state_dict.pth')
+
+
+def shapes(model: synchformer.VisualEncoder) -> dict[str, names.Shape]:
+    """Names and shapes of the official tensors that `to_params` needs."""
+    return {name: source.shape for source in _origins(model).values() for name in source.official}
+
+
+def _origins(model: synchformer.VisualEncoder) -> dict[sources.Path, sources.Source]:
+    segment = jax.ShapeDtypeStruct((1, model.frames, model.image_size, model.image_size, 3), jnp.float32)
+    found = traverse_util.flatten_dict(jax.eval_shape(model.init, jax.random.key(0), segment)['params'])
+    return {path: _source(path, leaf.shape, model) for path, leaf in found.items()}
 
 
 def _source(path: sources.Path, shape: names.Shape, model: synchformer.VisualEncoder) -> sources.Source:

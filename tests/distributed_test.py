@@ -1,0 +1,174 @@
+"""One, two and four processes on this machine as one run: the same numbers, every example once, and no process left waiting."""
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+
+from configs import base
+from mmaudio_jax import distributed
+from tests import resume_test
+from tests import tiny_run
+
+DEVICES = 4  # in a mesh of data 2 and fsdp 2, over 1, 2 or 4 processes
+LOST_AFTER_S = 10
+
+
+@pytest.fixture(name='records', scope='module')
+def fixture_records(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('data')
+    tiny_run.write_records(folder)
+    return folder
+
+
+@pytest.fixture(name='cache', scope='module')
+def fixture_cache(tmp_path_factory):
+    return tmp_path_factory.mktemp('compiled')
+
+
+def address() -> str:
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return f'127.0.0.1:{probe.getsockname()[1]}'
+
+
+def places(count: int) -> list[dict]:
+    """config.hosts of `count` processes on this machine."""
+    where = address()
+    return [{'coordinator': where, 'count': str(count), 'index': str(index), 'lost_after_s': LOST_AFTER_S}
+            for index in range(count)]
+
+
+def start(workdir: pathlib.Path, cache: pathlib.Path, count: int, pause_s: float = 0.0) -> list[tiny_run.Run]:
+    """`count` processes that train together."""
+    return [tiny_run.Run(workdir, cache, one if count > 1 else None, DEVICES // count, pause_s, log_every=1)
+            for one in places(count)]
+
+
+def losses(workdir: pathlib.Path) -> list[float]:
+    lines = [json.loads(line) for line in (workdir / 'logs' / 'metrics.jsonl').read_text().splitlines()]
+    return [line['loss'] for line in lines if 'loss' in line]
+
+
+@pytest.fixture(name='alone', scope='module')
+def fixture_alone(tmp_path_factory, records, cache):
+    workdir = resume_test.new_workdir(tmp_path_factory.mktemp('alone'), records, 'run')
+    start(workdir, cache, 1)[0].finish()
+    return workdir
+
+
+def assert_same_end(workdir: pathlib.Path, alone: pathlib.Path) -> None:
+    """Losses of every step to 1e-5, and the last checkpoint nearly: another number of processes adds in another order."""
+    apart = np.abs(np.divide(losses(workdir), losses(alone)) - 1).max()
+    assert apart < 1e-5
+    ours, expected = (resume_test.saved(folder, resume_test.STEPS) for folder in (workdir, alone))
+    assert ours.keys() == expected.keys() and ours['iterator'] == expected['iterator']
+    worst = max(np.abs(ours[name] - expected[name]).max() for name in ours if 'params' in name)
+    print(f'largest difference of a loss, relative: {apart:.1e}, of a parameter: {worst:.1e}')
+    assert worst < 1e-5
+
+
+@pytest.mark.slow  # 20 s
+@pytest.mark.parametrize('count', [2, 4])
+def test_several_processes_compute_what_one_does(tmp_path, records, cache, alone, count):
+    workdir = resume_test.new_workdir(tmp_path, records, 'run')
+    runs = start(workdir, cache, count)
+    told = [[line for line in run.finish().splitlines() if not line.startswith('[Gloo]')] for run in runs]
+    assert 'on 4 cpu devices' in told[0][0] and not any(told[1:])  # only the first one tells
+    assert_same_end(workdir, alone)
+
+
+@pytest.mark.slow  # 30 s
+@pytest.mark.parametrize('killed', [0, 1])
+def test_a_killed_process_ends_the_others_and_fewer_go_on(tmp_path, records, cache, alone, killed):
+    workdir = resume_test.new_workdir(tmp_path, records, 'run')
+    runs = start(workdir, cache, 2, pause_s=0.3)
+    runs[0].wait_for('step 5/')
+    runs[killed].kill()
+    died = time.monotonic()
+    other = runs[1 - killed]
+    other.process.join(10 * LOST_AFTER_S)
+    print(f'ended {time.monotonic() - died:.1f} s later:', other.output()[-400:])
+    assert other.process.exitcode not in (0, None) and time.monotonic() - died < 2 * LOST_AFTER_S
+    assert re.search('error: process . of 2: the exchange with the other processes broke off|another task died', other.output())
+    step = max(int(folder.name) for folder in (workdir / 'checkpoints').iterdir() if folder.name.isdigit())
+    assert 3 <= step < resume_test.STEPS
+    resumed = start(workdir, cache, 1)[0].finish()
+    assert f'from step {step}:' in resumed
+    assert_same_end(workdir, alone)
+
+
+@pytest.mark.slow  # 20 s
+def test_sigterm_to_one_saves_on_all_and_more_go_on(tmp_path, records, cache, alone):
+    workdir = resume_test.new_workdir(tmp_path, records, 'run')
+    runs = start(workdir, cache, 2, pause_s=0.3)
+    runs[0].wait_for('step 2/')
+    os.kill(runs[1].process.pid, signal.SIGTERM)
+    output = [run.finish() for run in runs][0]
+    assert 'told to stop: saved step' in output
+    step = max(int(folder.name) for folder in (workdir / 'checkpoints').iterdir())
+    assert step < resume_test.STEPS
+    resumed = [run.finish() for run in start(workdir, cache, 4)][0]
+    assert f'from step {step}:' in resumed
+    assert_same_end(workdir, alone)
+
+
+@pytest.mark.slow  # 10 s
+def test_an_epoch_has_every_example_as_often_as_the_mixture_says(tmp_path, records):
+    """Each process reads its own rows only; together they are the batches of one process."""
+    epochs = {}
+    for count in (1, 2, 4):
+        processes = [tiny_run.start_child(tiny_run.read_epoch, tmp_path / f'output_{one["index"]}.txt', DEVICES // count,
+                                          str(records), one) for one in places(count)]
+        for process in processes:
+            process.join(120)
+        parts = [json.loads((records / f'epoch_{index}.json').read_text()) for index in range(count)]
+        assert all(len(rows) == 8 // count for part in parts for rows in part)
+        epochs[count] = [sorted(tuple(row) for rows in batches for row in rows) for batches in zip(*parts)]
+    assert epochs[1] == epochs[2] == epochs[4]
+    values, times = np.unique([value for batch in epochs[1] for _, value in batch], return_counts=True)
+    assert len(values) == tiny_run.TRAIN_CLIPS and (times == 2).all()
+
+
+def test_a_process_that_does_not_know_its_place_is_told_so():
+    config = base.get_config()
+    config.hosts.coordinator = '127.0.0.1:1'
+    with pytest.raises(ValueError, match='set config.hosts.count and config.hosts.index'):
+        with distributed.joined(config.hosts, alone=False):
+            pass
+
+
+def test_without_a_cluster_nothing_is_joined(monkeypatch):
+    def initialize(**kwargs):
+        assert kwargs['initialization_timeout'] == 300 and 'coordinator_address' not in kwargs
+        raise ValueError('coordinator_address should be defined.')
+    monkeypatch.setattr('jax.distributed.initialize', initialize)
+    with pytest.raises(KeyError):  # an error of a process alone is passed on as it is
+        with distributed.joined(base.get_config().hosts, alone=False):
+            raise KeyError('x')
+
+
+def test_the_coordinator_may_be_in_the_environment(monkeypatch):
+    given = {}
+    monkeypatch.setattr('jax.distributed.initialize', lambda **kwargs: given.update(kwargs))
+    for name, value in (('COORDINATOR_ADDRESS', 'host:1'), ('NUM_PROCESSES', '4'), ('PROCESS_ID', '3')):
+        monkeypatch.setenv(f'JAX_{name}', value)
+    with distributed.joined(base.get_config().hosts, alone=False):
+        pass
+    assert (given['coordinator_address'], given['num_processes'], given['process_id']) == ('host:1', 4, 3)
+
+
+def test_processes_that_do_not_meet_are_told_so(monkeypatch):
+    def initialize(**kwargs):
+        raise RuntimeError('DEADLINE_EXCEEDED: Barrier timed out\nmore')
+    monkeypatch.setattr('jax.distributed.initialize', initialize)
+    config = base.get_config()
+    config.hosts.update(coordinator='host:1', count='2', index='0')
+    with pytest.raises(ValueError, match=r'not met at host:1 within 300 s \(DEADLINE_EXCEEDED: Barrier timed out\)'):
+        with distributed.joined(config.hosts, alone=False):
+            pass
