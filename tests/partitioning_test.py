@@ -159,8 +159,8 @@ def run(name: str):
     config = base.get_config()
     config.optimizer.warmup_steps = 2
     model = mmaudio.MMAudio(latent_channels=C, hidden_size=64, num_heads=4, joint_blocks=1, fused_blocks=LAYERS, version=1,
-                            sync_fusion='modulate', rope='aligned', mlp='conv', dtype=jnp.float32, remat='blocks',
-                            clip_width=32, sync_width=24, text_width=16, text_length=T)
+                            sync_fusion='modulate', rope='aligned', mlp='conv', dtype=jnp.float32, convolution='matmul',
+                            remat='blocks', clip_width=32, sync_width=24, text_width=16, text_length=T)
     init = lambda: train_step.init_state(config, model, Lengths(), (np.zeros(C), np.ones(C)), np.ones((T, 16)))
     shapes = jax.eval_shape(init)
     mesh = partitioning.make_mesh(axes, devices=jax.devices()[:math.prod(axes.values())])

@@ -19,8 +19,8 @@ EULER = sampler.SamplerSettings(solver='euler', num_steps=3, guidance=4.5)
 def network():
     """A small network, none of its parameters zero, smooth enough that rounding does not grow; features for eight examples."""
     model = mmaudio.MMAudio(latent_channels=2, hidden_size=16, num_heads=1, joint_blocks=1, fused_blocks=0, version=1,
-                            sync_fusion='modulate', rope='aligned', mlp='linear', dtype=jnp.float32, remat='none', clip_width=3,
-                            sync_width=5, text_width=6, text_length=T)
+                            sync_fusion='modulate', rope='aligned', mlp='linear', dtype=jnp.float32, convolution='matmul',
+                            remat='none', clip_width=3, sync_width=5, text_width=6, text_length=T)
     features = tuple(np.random.RandomState(0).standard_normal((8, length, width)).astype(np.float32)
                      for length, width in ((V, 3), (S, 5), (T, 6), (T, 6)))
     latents = sampler.noise(0, range(8), N, 2)

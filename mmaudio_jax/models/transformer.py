@@ -3,7 +3,6 @@
 Letters: B batch, N (M) tokens, D width, H heads, K channels of a head. Parameters keep the dtype they are given; LayerNorm,
 logits and softmax compute in float32, matrices in the field `dtype`. Source: Vision Transformer (arXiv 2010.11929).
 """
-import functools
 import math
 from typing import Any
 
@@ -74,20 +73,21 @@ def gelu(x: jax.Array) -> jax.Array:
     return x * (0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5)))
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | np.ndarray | None = None) -> jax.Array:
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: np.ndarray | jax.Array | None = None) -> jax.Array:
     """Softmax attention `[..., N, H, K]`, `[..., M, H, K]`, `[..., M, H, K]` → `[..., N, H, K]`.
 
-    `mask` `[N, M]` is True where a query may look; None: everywhere.
+    `mask`, which broadcasts to `[..., H, N, M]`, is True where a query may look; None: everywhere.
     """
     q = (q * np.asarray(q.shape[-1]**-0.5, q.dtype)).swapaxes(-2, -3)
-    k, v = k.swapaxes(-2, -3), v.swapaxes(-2, -3)
+    arrays = [q, k.swapaxes(-2, -3), v.swapaxes(-2, -3)]
+    if mask is not None:
+        arrays.append(jnp.broadcast_to(mask, (*q.shape[:-1], k.shape[-3])))
     # One flat axis of products: with several, XLA on CPU takes up to four times as long.
-    flat = [part.reshape(-1, *part.shape[-2:]) for part in (q, k, v)]
-    mixed = jax.lax.platform_dependent(*flat, cpu=functools.partial(_in_parts, mask), default=functools.partial(_mix, mask))
-    return mixed.reshape(q.shape).swapaxes(-2, -3)
+    flat = [array.reshape(-1, *array.shape[-2:]) for array in arrays]
+    return jax.lax.platform_dependent(*flat, cpu=_in_parts, default=_mix).reshape(q.shape).swapaxes(-2, -3)
 
 
-def _mix(mask: np.ndarray | None, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def _mix(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """Attention of scaled queries `[X, N, K]` over `[X, M, K]`; the sum of the weights is divided out at the end."""
     logits = jnp.einsum('XNK,XMK->XNM', q, k, preferred_element_type=jnp.float32)
     if mask is not None:
@@ -97,14 +97,14 @@ def _mix(mask: np.ndarray | None, q: jax.Array, k: jax.Array, v: jax.Array) -> j
     return (mixed / weights.sum(-1, keepdims=True)).astype(v.dtype)
 
 
-def _in_parts(mask: np.ndarray | None, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """_mix part after part, so that the logits of a part stay in the cache: on CPU a seventh of CLIP's time."""
+def _in_parts(q: jax.Array, k: jax.Array, *others: jax.Array) -> jax.Array:
+    """_mix part after part, so that the logits of a part stay in the cache: on CPU a tenth of CLIP's time."""
     most = max(1, _CACHED_LOGITS // (q.shape[1] * k.shape[1]))
     part = max(size for size in range(1, min(most, len(q)) + 1) if len(q) % size == 0)
     if part == len(q):
-        return _mix(mask, q, k, v)
-    parts = tuple(array.reshape(-1, part, *array.shape[1:]) for array in (q, k, v))
-    return jax.lax.map(lambda arrays: _mix(mask, *arrays), parts).reshape(q.shape)
+        return _mix(q, k, *others)
+    parts = tuple(array.reshape(-1, part, *array.shape[1:]) for array in (q, k, *others))
+    return jax.lax.map(lambda arrays: _mix(*arrays), parts).reshape(q.shape)
 
 
 def attention_of_one(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -137,18 +137,29 @@ class Block(nn.Module):
         _, length, width = x.shape
         qkv, normed = Linear(3 * width, self.dtype, name='qkv'), LayerNorm(self.eps, self.dtype, name='norm1')(x)
         if self.first_only:
+            if self.extra_key:
+                raise ValueError('a block with an extra key computes all tokens: first_only must be False')
             mixed, x = _first_mixed(normed, *qkv.weights(width), self.num_heads), x[:, :1]
         else:
             q, k, v = split_heads(qkv(normed), self.num_heads)
             if self.extra_key:
+<<<<<<< HEAD
                 shape = (1, 1, self.num_heads, width // self.num_heads)
                 k, v = (jnp.concatenate([part, jnp.broadcast_to(self.param(name, INIT, shape).astype(part.dtype),
                                                                 (len(x), *shape[1:]))], axis=1)
                         for name, part in (('bias_k', k), ('bias_v', v)))
+=======
+                k, v = (self._with_extra(part, name) for part, name in ((k, 'bias_k'), (v, 'bias_v')))
+>>>>>>> encoders
             mixed = attention(q, k, v, np.tri(length, dtype=bool) if self.causal else None).reshape(x.shape)
         x = x + Linear(width, self.dtype, name='proj')(mixed)
         hidden = Linear(self.hidden, self.dtype, name='fc1')(LayerNorm(self.eps, self.dtype, name='norm2')(x))
         return x + Linear(width, self.dtype, name='fc2')(self.activation(hidden)), None
+
+    def _with_extra(self, part: jax.Array, name: str) -> jax.Array:
+        """Keys or values `[B, M, H, K]` and the learned one after them."""
+        extra = self.param(name, INIT, (1, 1, *part.shape[2:])).astype(part.dtype)
+        return jnp.concatenate([part, jnp.broadcast_to(extra, (len(part), *extra.shape[1:]))], axis=1)
 
 
 def _first_mixed(x: jax.Array, kernel: jax.Array, bias: jax.Array, num_heads: int) -> jax.Array:
