@@ -143,14 +143,7 @@ class Block(nn.Module):
         else:
             q, k, v = split_heads(qkv(normed), self.num_heads)
             if self.extra_key:
-<<<<<<< HEAD
-                shape = (1, 1, self.num_heads, width // self.num_heads)
-                k, v = (jnp.concatenate([part, jnp.broadcast_to(self.param(name, INIT, shape).astype(part.dtype),
-                                                                (len(x), *shape[1:]))], axis=1)
-                        for name, part in (('bias_k', k), ('bias_v', v)))
-=======
                 k, v = (self._with_extra(part, name) for part, name in ((k, 'bias_k'), (v, 'bias_v')))
->>>>>>> encoders
             mixed = attention(q, k, v, np.tri(length, dtype=bool) if self.causal else None).reshape(x.shape)
         x = x + Linear(width, self.dtype, name='proj')(mixed)
         hidden = Linear(self.hidden, self.dtype, name='fc1')(LayerNorm(self.eps, self.dtype, name='norm2')(x))
