@@ -82,10 +82,10 @@ def test_rules_stand_for_the_last_dimensions_and_those_of_the_config_come_first(
     mesh = partitioning.make_mesh({'data': 2, 'fsdp': 2, 'tensor': 2})
     tree = {'params': {'fused': {'mlp': {'w2': jnp.zeros((5, 3, 8, 4))}}}, 'ema': {'mlp': {'w2': jnp.zeros((3, 8, 4))}}}
     split = partitioning.state_sharding(mesh, tree)
-    assert split['params']['fused']['mlp']['w2'].spec == PartitionSpec(None, None, 'tensor', 'fsdp')
+    assert split['params']['fused']['mlp']['w2'].spec == PartitionSpec(None, None, ('tensor', 'fsdp'), None)
     whole = partitioning.state_sharding(mesh, tree, whole_params=True)
     assert whole['params']['fused']['mlp']['w2'].spec == PartitionSpec(None, None, 'tensor', None)
-    assert whole['ema']['mlp']['w2'].spec == PartitionSpec(None, 'tensor', 'fsdp')
+    assert whole['ema']['mlp']['w2'].spec == PartitionSpec(None, ('tensor', 'fsdp'), None)
     config = base.get_config()
     config.sharding.rules = (('w2$', (None, 'data')), )
     changed = partitioning.state_sharding(mesh, tree, partitioning.rules_of(config))

@@ -113,9 +113,10 @@ def test_no_negative_text_is_the_empty_string(network):
     assert np.abs(sample(params, latents, *features) - sample(params, latents, *features[:3], None)).max() > 0.01
 
 
-@pytest.mark.parametrize('solver, num_steps, accuracy, bound', [('midpoint', 20, 5e-3, 1e-5), ('dopri5', 10, 5e-3, 1e-3)])
-def test_solvers_agree_and_do_not_mix_examples(network, solver, num_steps, accuracy, bound):
+@pytest.mark.parametrize('solver, num_steps, accuracy, bound', [('midpoint', 20, 5e-3, 1e-5), ('dopri5', 10, 1e-3, 1e-3)])
+def test_solvers_agree_and_do_not_mix_examples(network, solver, num_steps, accuracy, bound, monkeypatch):
     """A solver nears fine Euler steps; an example's result does not depend on its batch (adaptive: but for the tolerance)."""
+    monkeypatch.setattr(sampler, 'DOPRI5_TOLERANCE', 1e-6)  # at its own 1e-4 it ends 5e-3 off on this network
     model, params, latents, features = network
     sample = sampler.make_sampler(model, sampler.SamplerSettings(solver=solver, num_steps=num_steps, guidance=2.0))
     fine = sampler.make_sampler(model, sampler.SamplerSettings(solver='euler', num_steps=2000, guidance=2.0))
