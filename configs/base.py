@@ -31,22 +31,45 @@ def get_config() -> ml_collections.ConfigDict:
     c.sequence.rate = '16k'  # '16k' or '44k'
     c.sequence.duration_s = 8.0  # training length
 
+    # Clip tables of downloaded datasets (data_pipelines/listing.py), made before extraction where they are missing.
+    c.clips = ml_collections.ConfigDict()
+    # (record set, layout, folder it was unpacked to); the tables go to data_dir/media/<record set>. Layouts: vggsound,
+    # audiocaps, clotho, audioset_sl, bbc, freesound (these three of WavCaps), moviegen, greatest_hits, folder_csv.
+    c.clips.datasets = ()
+    c.clips.exclude = ()  # (record set, file of ids) pairs: what must not be trained on, because it is tested on
+    c.clips.short = 'reject'  # sounds shorter than a clip: 'reject', or filled with 'silence', or 'repeat'
+    c.clips.validation_clips = 2048  # held out of training where a dataset has no validation split; at most half of it
+
     # Feature extraction (data_pipelines/extract.py).
     c.extract = ml_collections.ConfigDict()
     c.extract.datasets = ()  # (record set, folder of its <split>.jsonl below data_dir), e.g. ('vggsound', 'media/vggsound')
+    # (record set, split, folder of TensorDict memory maps with its .tsv beside it): features of the official code, imported.
+    c.extract.memmaps = ()
     c.extract.encoder = 'official'  # 'official' (CLIP + Synchformer) or 'pixels' (no weights)
     c.extract.codec = 'official'  # 'official' (VAE + BigVGAN) or 'pca' (no weights)
     c.extract.codec_fit_dataset = ''  # record set whose 'train' split fits the pca codec; '' for the official codec
     c.extract.feature_dtype = 'float16'  # stored features: 'float16' or 'bfloat16'
+    c.extract.rates = ()  # rates that are made in one pass over the media, e.g. ('16k', '44k'); () means sequence.rate alone
     c.extract.batch_size = 16
     c.extract.clips_per_shard = 256
     c.extract.workers = 2  # processes that decode
+    c.extract.max_rejected = 0.25  # share of the clips that cannot be used, above which the job stops
+    c.extract.process_index = 0  # this process makes the shards process_index, process_index + process_count, …
+    c.extract.process_count = 0  # 0: as jax.distributed says
+    c.extract.executor = 'local'  # 'local', or 'ray': shards are tasks of a Ray cluster
+    c.extract.ray_address = ''  # of an existing cluster, e.g. 'auto'; '' starts one on this machine
+    c.extract.ray_actors = 1  # processes that hold the encoders
+    c.extract.ray_cpus = 2.0  # of each
+    c.extract.ray_resources = ()  # (name, amount) pairs of each besides, e.g. (('TPU', 4.0),)
 
     # Loader (input_pipeline.py).
     c.input = ml_collections.ConfigDict()
     # (record set, integer repeats an epoch); the split 'train' of each is used.
     c.input.mixture = (('vggsound', 5), ('audiocaps', 1), ('audioset_sl', 1), ('bbc', 1), ('freesound', 1), ('clotho', 1))
     c.input.shares = ()  # (record set, share) pairs: training uses only that share of the set's examples, evenly spread
+    # (record set, exponent) pairs: an example comes up in proportion to (examples with its label) ** -exponent; 1 gives every
+    # label the same share, 0 changes nothing. An epoch stays as long as it is.
+    c.input.balance = ()
     c.input.without_text = ()  # record sets whose captions are left out, in training and in evaluation
     c.input.validation = 'vggsound'  # its split 'validation'
     c.input.statistics = 'vggsound'  # latent mean and std are measured on its split 'train'
@@ -79,6 +102,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.rope = 'aligned'  # 'aligned', 'unaligned' or 'none'
     c.model.mlp = 'conv'  # 'conv' or 'linear' (kernel 1)
     c.model.dtype = 'bfloat16'  # compute dtype, 'bfloat16' or 'float32'; parameters are float32
+    c.model.convolution = 'auto'  # 'xla', 'matmul' (the faster on CPUs), or 'auto': by the device
     c.model.remat = 'none'  # 'none', 'blocks' or 'dots'
 
     # Flow matching (flow_matching.py) and condition dropout for guidance.
@@ -176,6 +200,12 @@ def get_config() -> ml_collections.ConfigDict:
     c.evaluate.onset_delta = 0.3  # the detector's threshold, not the window
     c.evaluate.onset_lag_s = 512 / 22_050  # the detector's lag (one hop), subtracted from its times; 0: the published protocol
     c.evaluate.save_clips = 8  # how many mp4 and spectrograms are written
+
+    # Ahead-of-time compilation for TPUs that need not be there (compile_report.py): --mode=compile, with --topology.
+    c.compile = ml_collections.ConfigDict()
+    c.compile.topology = 'v5e:16x16'  # chip (v4, v5e, v5p, v6e) and arrangement
+    c.compile.programs = ('train', 'sampler', 'frames', 'segments')  # any of these
+    c.compile.clips_per_device = 8  # of the sampler's batch
 
     # Scores of folders of sound, any system's (score.py): --mode=evaluate when `generated` or `compare` is set.
     c.score = ml_collections.ConfigDict()

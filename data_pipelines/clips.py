@@ -1,35 +1,51 @@
-"""Clip tables: which part of which file is an example, with its caption; and how one is read.
+"""Clip tables: which part of which file is an example, with its caption.
 
 A dataset is a folder with one table a split, <split>.jsonl, one JSON object a line: id, video and audio (paths beside the
-table, or null), caption, split, and optionally start_s. audio null means the sound inside the video; video null, a sound
-alone. What else stands in a line (onset times, seeds) belongs to others and is kept out of the records.
+table, or absolute, or null), caption, split, and optionally start_s, label and fill. audio null means the sound inside the
+video; video null, a sound alone. What else stands in a line (onset times, seeds) belongs to others and is kept out of the
+records.
 """
 import dataclasses
 import hashlib
 import json
 import pathlib
-from typing import Any, Sequence
-
-import numpy as np
+from typing import Any, Iterable, Mapping
 
 from mmaudio_jax import media
 
 SPLITS = ('train', 'validation', 'test')
 REQUIRED = ('id', 'video', 'audio', 'caption', 'split')
 NULLABLE = ('video', 'audio')
-PEAK = 0.95  # training clips are scaled to it
-SILENT_PEAK = 1e-6
+FILLS = ('', 'silence', 'repeat')
 
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """One example to extract. Paths start at the table's folder; start_s in seconds from the file's start."""
+    """One example to extract.
+
+    Attributes:
+      id: unique in its split. split: 'train', 'validation' or 'test'.
+      video, audio: files; see the module's docstring.
+      caption: text, '' for none.
+      start_s: seconds from the file's start.
+      label: the class that sampling weights are counted by, '' for none.
+      fill: what follows a sound that ends too early: '' (the clip is rejected), 'silence' or 'repeat' (the sound again).
+    """
     id: str
     video: pathlib.Path | None
     audio: pathlib.Path | None
     caption: str
     split: str
     start_s: float
+    label: str = ''
+    fill: str = ''
+
+    @property
+    def sound(self) -> pathlib.Path:
+        """The file that holds the sound."""
+        source = self.audio or self.video
+        assert source is not None  # read_table refuses such a line
+        return source
 
 
 def read_table(path: pathlib.Path) -> list[Clip]:
@@ -77,21 +93,43 @@ def _parse(row: Any, path: pathlib.Path) -> Clip:
         raise ValueError("'video' and 'audio' are both null")
     if row['split'] != path.stem:
         raise ValueError(f"'split' is {row['split']!r}, but the table is {path.name}")
+    if not isinstance(row.get('label', ''), str):
+        raise ValueError(f"'label' is {row['label']!r}, not a string")
+    if row.get('fill', '') not in FILLS:
+        raise ValueError(f"'fill' is {row['fill']!r}; it must be one of {', '.join(map(repr, FILLS))}")
     video, audio = (path.parent / row[column] if row[column] is not None else None for column in ('video', 'audio'))
-    return Clip(row['id'], video, audio, row['caption'], row['split'], float(start_s))
+    return Clip(row['id'], video, audio, row['caption'], row['split'], float(start_s), row.get('label', ''),
+                row.get('fill', ''))
 
 
-def write_table(path: pathlib.Path, clips: Sequence[Clip]) -> None:
-    """Writes the table that `read_table` reads, whole or not at all; media files are named relative to its folder."""
+def write_table(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes the table that `read_table` reads, whole or not at all.
+
+    Args:
+      path: the table; media files in its folder are named relative to it, others by their absolute path.
+      rows: the fields of Clip, and any others; empty label and fill are left out.
+    """
     lines = []
-    for clip in clips:
-        row = dataclasses.asdict(clip)
+    for row in rows:
+        row = {name: value for name, value in row.items() if name not in ('label', 'fill') or value}
         for column in ('video', 'audio'):
             if row[column] is not None:
-                row[column] = row[column].relative_to(path.parent).as_posix()
-        lines.append(json.dumps(row, ensure_ascii=False) + '\n')
+                file = pathlib.Path(row[column])
+                inside = file.is_relative_to(path.parent)
+                row[column] = (file.relative_to(path.parent) if inside else file.absolute()).as_posix()
+        lines.append(to_line(row))
     with media.atomic_file(path) as beside:
         beside.write_text(''.join(lines), encoding='utf-8')
+
+
+def to_line(value: Any) -> str:
+    """One line of JSON; a file name that is no text (bytes that no encoding explains) is escaped."""
+    line = json.dumps(value, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        line = json.dumps(value)
+    return line + '\n'
 
 
 def read_splits(folder: pathlib.Path) -> dict[str, list[Clip]]:
@@ -113,42 +151,3 @@ def digests(folder: pathlib.Path) -> dict[str, str]:
     """SHA-256 of the tables of a dataset's folder, by split: they change when the clips do."""
     paths = [folder / f'{split}.jsonl' for split in SPLITS]
     return {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()}
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What to read of every clip: frame streams over duration_s, and `samples` of sound at sample_rate_hz."""
-    frames: tuple[media.FrameRequest, ...]
-    duration_s: float
-    sample_rate_hz: int
-    samples: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Loaded:
-    """A clip as read: uint8 frame streams `[F, h, w, 3]` (none for a sound alone), float32 sound `[samples]`, or why not."""
-    frames: list[np.ndarray] | None
-    waveform: np.ndarray | None
-    rejected: str | None
-
-
-def load(clip: Clip, request: Request) -> Loaded:
-    """Reads one clip; what cannot be used is no error but `rejected`.
-
-    The sound is mono by averaging. In the split train it is scaled to a peak of 0.95, as MMAudio's data code does.
-    """
-    try:
-        source = clip.audio or clip.video
-        assert source is not None  # read_table refuses such a line
-        waveform = media.read_audio(source, request.sample_rate_hz, clip.start_s, request.samples / request.sample_rate_hz)
-        peak = float(np.abs(waveform).max())
-        if not peak >= SILENT_PEAK:
-            return Loaded(None, None, f'{source}: silent (peak {peak:.1e})')
-        if clip.split == 'train':
-            waveform = waveform * np.float32(PEAK / peak)
-        frames = None
-        if clip.video is not None and request.frames:
-            frames = media.read_frames(clip.video, request.frames, clip.start_s, request.duration_s)
-    except media.MediaError as error:
-        return Loaded(None, None, str(error))
-    return Loaded(frames, waveform, None)

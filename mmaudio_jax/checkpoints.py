@@ -35,10 +35,12 @@ _UNFINISHED = '.orbax-checkpoint-tmp'  # in the name of a folder that Orbax has 
 
 # Fields that may differ between the run that saved and the run that resumes: they change no number that training computes.
 FREE_FIELDS = (
-    'name', 'stages', 'data_dir', 'impacts.workers', 'extract.batch_size', 'extract.workers', 'input.validation',
-    'input.validation_batch_size', 'input.validation_examples', 'input.workers', 'input.prefetch', 'model.remat',
-    'ema.snapshot_every', 'ema.synthesis_sigma_rel', 'mesh',
-    'sharding', 'hosts', 'train', 'sampling', 'generate', 'evaluate', 'score', 'ablations')
+    'name', 'stages', 'data_dir', 'impacts.workers', 'clips', 'extract.batch_size', 'extract.workers', 'extract.rates',
+    'extract.clips_per_shard', 'extract.memmaps', 'extract.max_rejected', 'extract.process_index', 'extract.process_count',
+    'extract.executor', 'extract.ray_address', 'extract.ray_actors', 'extract.ray_cpus', 'extract.ray_resources',
+    'input.validation', 'input.validation_batch_size', 'input.validation_examples', 'input.workers', 'input.prefetch',
+    'model.convolution', 'model.remat', 'ema.snapshot_every', 'ema.synthesis_sigma_rel', 'mesh', 'sharding', 'hosts', 'train',
+    'sampling', 'generate', 'evaluate', 'score', 'compile', 'ablations')
 
 
 class CheckpointError(ValueError):

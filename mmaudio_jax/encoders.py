@@ -66,8 +66,8 @@ class PixelEncoder:
 
     def __init__(self, sequence: Sequence):
         self._sequence = sequence
-        self.frame_requests = (media.FrameRequest(CLIP_FPS, CLIP_SIZE, CLIP_SIZE, 'squash'),
-                               media.FrameRequest(SYNC_FPS, SYNC_SIZE, SYNC_SIZE, 'crop'))
+        self.frame_requests = (media.FrameRequest(CLIP_FPS, CLIP_SIZE, CLIP_SIZE, 'squash', coarse=True),
+                               media.FrameRequest(SYNC_FPS, SYNC_SIZE, SYNC_SIZE, 'crop', coarse=True))
 
     def encode_video(self, clip_frames: np.ndarray, sync_frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See Encoder; raises ValueError when the frames are not those that were asked for."""

@@ -40,7 +40,8 @@ SHUFFLE_SEED = 0  # of the control: always the same pairs, so that runs compare
 _FIELDS = ('clip_features', 'sync_features', 'text_features', 'video_exists', 'text_exists')
 _PACKAGES = ('jax', 'flax', 'numpy', 'librosa', 'mmaudio_jax')
 # Sections that change no figure.
-_WITHOUT_INFLUENCE = ('name', 'stages', 'data_dir', 'generate', 'score', 'ablations', 'mesh', 'sharding', 'hosts')
+_WITHOUT_INFLUENCE = ('name', 'stages', 'data_dir', 'generate', 'score', 'ablations', 'mesh', 'sharding', 'hosts',
+                      'compile')
 Row = Mapping[str, Any]
 
 

@@ -17,6 +17,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from mmaudio_jax import balance
 from mmaudio_jax import partitioning
 from mmaudio_jax import records
 
@@ -141,6 +142,19 @@ class _Part:
         return example if self._text else {**example, 'text_exists': np.bool_(False)}
 
 
+class _Chosen:
+    """Random access to the examples of a part at the given places."""
+
+    def __init__(self, part: _Part, places: np.ndarray):
+        self._part, self._places = part, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index) -> dict[str, Any]:
+        return self._part[self._places[int(index)]]
+
+
 def _load(config, records_dir: pathlib.Path, dataset: str, split: str) -> _Part:
     """All examples of a split; those of config.input.without_text have no caption."""
     source = records.load_source(pathlib.Path(records_dir) / dataset, split, records.schema_of(config))
@@ -153,6 +167,23 @@ def _load_share(config, records_dir: pathlib.Path, dataset: str) -> _Part:
     if not 0 < share <= 1:
         raise ValueError(f'config.input.shares: {dataset!r} has the share {share}; it must be above 0 and at most 1')
     return _Part(source, max(1, round(share * len(source))), True)
+
+
+def _epoch_of(config, records_dir: pathlib.Path, dataset: str, repeats: int) -> grain.MapDataset:
+    """What one epoch of the mixture holds of a set: all of it `repeats` times, or as many examples balanced by label."""
+    part = _load_share(config, records_dir, dataset)
+    exponent = dict(config.input.balance).get(dataset, 0.0)
+    if not exponent:
+        return grain.MapDataset.source(part).repeat(repeats)
+    if dataset in dict(config.input.shares):
+        raise ValueError(f'config.input.balance and config.input.shares both name {dataset!r}; take one of them')
+    labels = balance.read_labels(pathlib.Path(records_dir) / dataset, 'train')
+    places = balance.spread(balance.weights(labels, exponent), repeats * len(part))
+    if jax.process_index() == 0:
+        counts = np.bincount(places, minlength=len(part))
+        print(f'{dataset}: balanced by label with exponent {exponent:g}: of {len(part)} examples {int((counts == 0).sum())} do '
+              f'not come up in an epoch, the others up to {counts.max()} times', flush=True)
+    return grain.MapDataset.source(_Chosen(part, places))
 
 
 def train_iterator(config, records_dir: pathlib.Path, mesh: jax.sharding.Mesh) -> TrainIterator:
@@ -178,13 +209,13 @@ def train_iterator(config, records_dir: pathlib.Path, mesh: jax.sharding.Mesh) -
             raise ValueError(f'config.input.mixture: {repeats!r} repeats; they are integers of at least 1')
     if not mixture:
         raise ValueError('config.input.mixture is empty; name at least one record set')
-    for field in ('shares', 'without_text'):
-        names = dict(config.input.shares) if field == 'shares' else config.input.without_text
+    for field in ('shares', 'balance', 'without_text'):
+        names = config.input[field] if field == 'without_text' else dict(config.input[field])
         unknown = sorted(set(names) - {name for name, _ in mixture})
         if unknown:
             raise ValueError(f'config.input.{field} names {", ".join(unknown)}, which config.input.mixture does not have')
-    parts = [(grain.MapDataset.source(_load_share(config, records_dir, name)), repeats) for name, repeats in mixture]
-    examples = grain.MapDataset.concatenate([part.repeat(repeats) for part, repeats in parts])
+    parts = [_epoch_of(config, records_dir, name, repeats) for name, repeats in mixture]
+    examples = grain.MapDataset.concatenate(parts)
     if len(examples) < config.input.batch_size:
         raise ValueError(f'config.input.batch_size is {config.input.batch_size}, but an epoch of config.input.mixture has only '
                          f'{len(examples)} examples')
@@ -192,8 +223,10 @@ def train_iterator(config, records_dir: pathlib.Path, mesh: jax.sharding.Mesh) -
     identity = {
         'seed': config.seed,
         'batch_size': config.input.batch_size,
-        'mixture': [[name, repeats, len(part)] for (name, repeats), (part, _) in zip(mixture, parts)],
+        'mixture': [[name, repeats, len(part) // repeats] for (name, repeats), part in zip(mixture, parts)],
     }
+    if config.input.balance:
+        identity['balance'] = [list(pair) for pair in config.input.balance]
     seed = int.from_bytes(hashlib.sha256(f'{config.seed} order of the examples'.encode()).digest()[:4], 'big')
     return TrainIterator(examples.shuffle(seed=seed), config.input, partitioning.batch_sharding(mesh), identity)
 

@@ -1,8 +1,9 @@
 """Reads frames and sound from media files of any container and codec, and writes sound; videos are written by mux.py.
 
 Time zero of a file is the start of its video stream (of its sound when it has no video), for frames and sound alike, so that
-they stay together when a file's timestamps start late. Every failure is a MediaError: one line, the file first.
-Source of the frame selection: MMAudio's released data code (SPEC section 7).
+they stay together when a file's timestamps start late. Video that starts less than LATE_S after zero counts from zero, as the
+released code counts: containers that count in milliseconds often start a few of them late. Every failure is a MediaError: one
+line, the file first. Source of the frame selection: MMAudio's released data code (SPEC section 7).
 """
 import contextlib
 import dataclasses
@@ -19,6 +20,7 @@ import numpy as np
 from PIL import Image
 import soundfile
 
+from mmaudio_jax.frames import divisor
 from mmaudio_jax.frames import exact
 from mmaudio_jax.frames import fit_picture
 from mmaudio_jax.frames import FrameRequest
@@ -26,6 +28,7 @@ from mmaudio_jax.resampling import resample
 
 SOUND_GAP_S = 0.05  # a sound track may end that much early: codecs cut in blocks; silence fills it
 SEEK_MARGIN = Fraction(1)  # seconds: decoders of sound need some packets before the wanted sample
+LATE_S = 1 / 25  # one sample of the faster stream of frames
 HEADER_SLACK_S = 0.5  # a file whose header promises that much more than there is was cut off
 SOUND_FORMATS = {'.flac': 'FLAC', '.wav': 'WAV'}
 
@@ -141,12 +144,16 @@ def time_zero(container, path: Path) -> Fraction:
         stream = video_stream(container, path)
     except MediaError:
         stream = audio_stream(container, path)
-    return (stream.start_time or 0) * stream.time_base
+    start = (stream.start_time or 0) * stream.time_base
+    return Fraction(0) if stream.type == 'video' and 0 < start < LATE_S else start
 
 
-def decode(container, stream, start: Fraction) -> Iterator:
-    """Decoded frames of stream as (time in the file's timestamps, frame), from a key frame at or before start."""
-    stream.thread_type = 'AUTO'
+def decode(container, stream, start: Fraction, threads: int = 0) -> Iterator:
+    """Decoded frames of stream as (time in the file's timestamps, frame), from a key frame at or before start.
+
+    threads: of the decoder, 0 for one a core; processes that decode side by side take one each.
+    """
+    stream.thread_type, stream.codec_context.thread_count = 'AUTO', threads
     spacing = 1 / Fraction(stream.average_rate) if stream.type == 'video' and stream.average_rate else Fraction(0)
     for sought in ((True, False) if start > 0 else (False,)):
         if sought:
@@ -168,18 +175,20 @@ def decode(container, stream, start: Fraction) -> Iterator:
                 return
 
 
-def upright(frame) -> Image.Image:
-    """The frame as RGB, turned the way a player shows it."""
+def upright(frame, divide: int = 1) -> Image.Image:
+    """The frame as RGB, both sides divided by `divide`, turned the way a player shows it."""
+    turns = round(frame.rotation / 90)
+    if divide > 1:
+        frame = frame.reformat(frame.width // divide, frame.height // divide, 'rgb24', interpolation='AREA', threads=1)
     pixels = frame.to_ndarray(format='rgb24')
-    return Image.fromarray(np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90))))
+    return Image.fromarray(np.ascontiguousarray(np.rot90(pixels, turns)))
 
 
 def read_frames(path: Path, requests: Sequence[FrameRequest], start_s: float, duration_s: float,
-                needed_s: float | None = None) -> list[np.ndarray]:
+                needed_s: float | None = None, threads: int = 0, strict: bool = False) -> list[np.ndarray]:
     """Reads all requests in one decoding pass; frames are scaled while decoding, so memory does not grow with their size.
 
-    The sample for time k / fps is the first frame whose timestamp is at or after it (exact fractions; the released code
-    adds up 1 / fps in floating point, which sometimes takes the next frame where a timestamp is exactly k / fps).
+    The sample for time k / fps is the first frame whose timestamp is at or after it.
 
     Args:
       path: any container and codec that PyAV reads.
@@ -187,6 +196,8 @@ def read_frames(path: Path, requests: Sequence[FrameRequest], start_s: float, du
       start_s: where to start, seconds after the start of the video stream.
       duration_s: seconds.
       needed_s: how much of duration_s the stream must have; for the rest its last frame stands still. None: all of it.
+      threads: of the decoder, 0 for one a core.
+      strict: a frame that the decoder could only mend is an error.
 
     Returns:
       For each request uint8 [int(fps * duration_s), height, width, 3], RGB.
@@ -199,6 +210,7 @@ def read_frames(path: Path, requests: Sequence[FrameRequest], start_s: float, du
     results = [np.empty((length, request.height, request.width, 3), np.uint8) for request, length in zip(requests, lengths)]
     done = [0] * len(requests)
     periods = [1 / exact(request.fps) for request in requests]
+    times = [request.earliest_times(length) for request, length in zip(requests, lengths)]
     with opened(path) as container:
         stream = video_stream(container, path)
         start = time_zero(container, path) + exact(start_s)
@@ -210,15 +222,17 @@ def read_frames(path: Path, requests: Sequence[FrameRequest], start_s: float, du
             picture = None
             for i, request in enumerate(requests):
                 first = done[i]
-                while done[i] < lengths[i] and start + done[i] * periods[i] <= until:
+                while done[i] < lengths[i] and start + times[i][done[i]] <= until:
                     done[i] += 1
                 if done[i] > first:
-                    picture = picture or upright(frame)
+                    picture = picture or upright(frame, divisor(requests, frame.width, frame.height))
                     results[i][first:done[i]] = fit_picture(picture, request)
 
         last, end = None, start
-        for time, frame in decode(container, stream, start):
+        for time, frame in decode(container, stream, start, threads):
             last, end = frame, time
+            if strict and frame.is_corrupt and time >= start:
+                raise MediaError(path, f'the frame at {float(time - start) + start_s:.3f} s is damaged')
             take(frame, time)
             if done == lengths:
                 return results
@@ -235,7 +249,8 @@ def read_frames(path: Path, requests: Sequence[FrameRequest], start_s: float, du
     return results
 
 
-def read_track(path: Path, start_s: float, duration_s: float | None, stereo: bool = False) -> tuple[np.ndarray, int, float]:
+def read_track(path: Path, start_s: float, duration_s: float | None, stereo: bool = False,
+               threads: int = 0) -> tuple[np.ndarray, int, float]:
     """Sound at the file's own rate.
 
     Args:
@@ -243,6 +258,7 @@ def read_track(path: Path, start_s: float, duration_s: float | None, stereo: boo
       start_s: where to start, seconds after the start of the video stream (of the sound when there is none).
       duration_s: seconds, silence where the track has none; None for all the rest.
       stereo: two channels, mixed down as usual; otherwise mono, the average of the channels.
+      threads: of the decoder, 0 for one a core.
 
     Returns:
       (float32 [samples] or [2, samples], sampling rate in Hz, end of the track in seconds).
@@ -258,7 +274,7 @@ def read_track(path: Path, start_s: float, duration_s: float | None, stereo: boo
         wanted = None if duration_s is None else round(duration_s * rate)
         to_float = av.AudioResampler(format='fltp', layout='stereo' if stereo else None)
         place = None
-        for time, frame in decode(container, stream, max(start - SEEK_MARGIN, Fraction(0))):
+        for time, frame in decode(container, stream, max(start - SEEK_MARGIN, Fraction(0)), threads):
             stamp = round((time - start) * rate)
             # Containers that count in milliseconds jitter by some samples; only a larger jump is a gap in the sound.
             if place is None or abs(stamp - place) > 0.02 * rate:

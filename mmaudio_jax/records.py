@@ -5,6 +5,7 @@ so that `tfds.builder_from_directory(folder).as_data_source()` reads it without 
 with which rate, duration, encoder and codec the features were made. Features are stored in two bytes a value.
 """
 import bisect
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -13,12 +14,14 @@ import os
 import pathlib
 from typing import Any, Iterable, Mapping
 from typing import Sequence as Sequence_
+import uuid
 
 from array_record.python import array_record_data_source
 from array_record.python import array_record_module
 import ml_dtypes
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import example_serializer
 
 from mmaudio_jax.sequence import CLIP_WIDTH
 from mmaudio_jax.sequence import Sequence
@@ -84,6 +87,10 @@ class Schema:
         features.update(id=tfds.features.Text(), caption=tfds.features.Text(), duration_s=tfds.features.Scalar(np.float32))
         return tfds.features.FeaturesDict(features)
 
+    @functools.cached_property
+    def _serializer(self) -> example_serializer.ExampleSerializer:
+        return example_serializer.ExampleSerializer(self.tfds_features.get_serialized_info())
+
     def metadata(self) -> dict[str, Any]:
         """What metadata.json records about the features; two sets mix when these are equal."""
         shapes = {name: list(shape) for name, shape in self.shapes.items()}
@@ -107,7 +114,9 @@ class Schema:
                 values[name] = value.astype(FEATURE_DTYPES[self.feature_dtype])
             if not np.isfinite(values[name].astype(np.float32)).all():
                 raise ValueError(f'record {example["id"]!r}: {name} is not finite as {self.feature_dtype}')
-        return self.tfds_features.serialize_example(values)
+        example_proto = self._serializer.get_tf_example(self.tfds_features.encode_example(values))
+        # Else the order of the fields differs from process to process, and with it the bytes of the same record.
+        return example_proto.SerializeToString(deterministic=True)
 
     def parse(self, record: bytes) -> dict[str, Any]:
         """The example of `record`: arrays in feature_dtype, bool flags, str id and caption, float duration_s.
@@ -137,22 +146,60 @@ def shard_name(name: str, split: str, shard: int, num_shards: int) -> str:
     return f'{name}-{split}.array_record-{shard:05d}-of-{num_shards:05d}'
 
 
+class ShardWriter:
+    """Writes one array_record file beside its place; `commit` puts it there when it is whole and on the disk.
+
+    A context manager: what was not committed is removed. Several writers of the same shard do not disturb each other.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+        self._partial = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:12]}')
+        with self._errors():
+            self._writer = array_record_module.ArrayRecordWriter(str(self._partial), _WRITER_OPTIONS)
+
+    @contextlib.contextmanager
+    def _errors(self):
+        try:
+            yield
+        except RuntimeError as error:
+            raise OSError(f'{self._path}: cannot be written ({error}); is the disk full?') from error
+
+    def __enter__(self) -> 'ShardWriter':
+        return self
+
+    def __exit__(self, *_) -> None:
+        try:
+            if self._writer.is_open():
+                self._writer.close()
+        except RuntimeError:
+            pass  # of a file that is removed: the first error is the one to see
+        self._partial.unlink(missing_ok=True)
+
+    def write(self, record: bytes) -> None:
+        """Appends a record; OSError when the disk is full."""
+        with self._errors():
+            self._writer.write(record)
+
+    def commit(self) -> None:
+        """Makes the file appear; OSError when the disk is full."""
+        try:
+            with self._errors():
+                self._writer.close()
+            _count(self._partial)
+        except ValueError as error:  # closing does not report every failure
+            raise OSError(f'{self._path}: was not written whole; is the disk full?') from error
+        with open(self._partial, 'rb') as file:
+            os.fsync(file.fileno())
+        self._partial.rename(self._path)
+
+
 def write_shard(path: pathlib.Path, records: Iterable[bytes]) -> None:
-    """Writes one array_record file beside `path` and renames it when it is whole and on the disk."""
-    partial = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        writer = array_record_module.ArrayRecordWriter(str(partial), _WRITER_OPTIONS)
+    """Writes one array_record file, whole or not at all; OSError when the disk is full."""
+    with ShardWriter(path) as writer:
         for record in records:
             writer.write(record)
-        writer.close()
-        _count(partial)
-        with open(partial, 'rb') as file:
-            os.fsync(file.fileno())
-        partial.rename(path)
-    except RuntimeError as error:
-        raise OSError(f'{path}: cannot be written ({error}); is the disk full?') from error
-    finally:
-        partial.unlink(missing_ok=True)
+        writer.commit()
 
 
 def write_metadata(folder: pathlib.Path, name: str, schema: Schema, shard_lengths: Mapping[str, Sequence_[int]],

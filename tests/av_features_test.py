@@ -1,6 +1,7 @@
 """The TFDS builder over an extracted set."""
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from data_pipelines import av_features
 from tests import records_test
@@ -20,3 +21,14 @@ def test_reads_a_set_through_tfds(tmp_path):
 def test_a_folder_that_is_no_set_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match='not a record set'):
         av_features.AvFeatures(tmp_path)
+
+
+@pytest.mark.parametrize('name', ['vggsound', 'audiocaps', 'clotho', 'audioset_sl', 'bbc', 'freesound', 'moviegen',
+                                  'greatest_hits', 'impacts', 'impacts_sounds'])
+def test_a_public_dataset_is_found_by_its_name(tmp_path, name):
+    records_test.write_set(tmp_path / name, {'train': [1]}, name=name)
+    source = tfds.data_source(name, split='train', data_dir=tmp_path)
+    assert source[0]['id'].decode() == 'clip-000'
+    assert tfds.builder(name, data_dir=tmp_path).extraction['codec'] == 'pca'
+    with pytest.raises(FileNotFoundError, match='no such record set'):
+        tfds.builder(name, data_dir=tmp_path / 'none')

@@ -137,3 +137,10 @@ def test_killed_writer_leaves_no_shard(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         records.write_shard(tmp_path / 'shard', dies())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_record_is_the_same_bytes_in_every_process():
+    code = ('import hashlib; from tests import records_test as t; '
+            'print(hashlib.sha256(t.SCHEMA.encode(t.make_example(1))).hexdigest())')
+    seen = {subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout for _ in range(4)}
+    assert len(seen) == 1

@@ -1,0 +1,75 @@
+"""Any folder of media: with a csv or tsv that lists them, or without one, when the names are the captions.
+
+Columns (a header is needed): file, or video, or audio (paths below the folder, or names); and, as they are there, caption, id,
+split, start_s, label, source. Without start_s, sounds are cut into windows and videos start at their beginning. Without any
+listing, 'wolf/growl-2.ogg' becomes the training clip 'wolf growl' with the label 'wolf'.
+"""
+import collections
+import pathlib
+import re
+from typing import Iterator
+
+from data_pipelines import clips
+from data_pipelines import layouts
+
+FILES = ('file', 'video', 'audio')
+KNOWN = ('caption', 'id', 'split', 'start_s', 'label', 'source')
+SPLITS = {'': 'train', 'val': 'validation', **{split: split for split in clips.SPLITS}}
+
+
+def read(folder: pathlib.Path, media: layouts.Media, report: layouts.Report) -> Iterator[layouts.Entry]:
+    """The entries below `folder`. See layouts.Entry."""
+    listings = sorted([*folder.glob('*.csv'), *folder.glob('*.tsv')])
+    if not listings:
+        yield from _by_name(folder, media)
+    for path in listings:
+        delimiter = '\t' if path.suffix == '.tsv' else ','
+        header = path.read_text(encoding='utf-8-sig').partition('\n')[0].strip().split(delimiter)
+        column = next((name for name in FILES if name in header), None)
+        if column is None:
+            raise ValueError(f'{path}: has no column {" or ".join(FILES)}; its first line is {header}')
+        for number, row in enumerate(layouts.read_csv(path, report, (column,), KNOWN, delimiter), 2):
+            entry = _entry(folder, column, row, media)
+            if isinstance(entry, str):
+                report.add('unusable_rows', f'{path.name}, row {number}: {entry}')
+            else:
+                yield entry
+
+
+def _entry(folder: pathlib.Path, column: str, row: dict[str, str], media: layouts.Media) -> layouts.Entry | str:
+    """The entry of a row, or what is wrong with it."""
+    named = pathlib.PurePath(row[column])
+    file: pathlib.Path | None = folder / named
+    if not row[column].strip() or file is None or not file.is_file():
+        file = media.find(named.stem, named.name, within=str(named.parent)) if row[column].strip() else None
+    video = column == 'video' or column == 'file' and (file or named).suffix.lower() in layouts.VIDEO_SUFFIXES
+    start = row.get('start_s', '').strip()
+    split = SPLITS.get(row.get('split', '').strip())
+    if split is None:
+        return f'split is {row["split"]!r}; it must be train, validation or test'
+    try:
+        start_s = float(start or 0)
+    except ValueError:
+        return f'start_s is {start!r}, not a time in seconds'
+    return layouts.Entry(row.get('id', '').strip() or named.with_suffix('').as_posix(), split, (row.get('caption', ''),), file,
+                         video, 'start' if video or start else 'spread', start_s, row.get('label', ''),
+                         row.get('source', '') or str(named))
+
+
+def _by_name(folder: pathlib.Path, media: layouts.Media) -> Iterator[layouts.Entry]:
+    """Every file, its folder and name for a caption; numbers at the end of names are no words."""
+    stems = collections.Counter(file.with_suffix('') for file in media)
+    for file in sorted(media):
+        name = file.relative_to(folder).with_suffix('')
+        parts = [_words(part) for part in name.parts[-2:]]
+        caption = ' '.join(dict.fromkeys(' '.join(filter(None, parts)).split()))
+        video = file.suffix.lower() in layouts.VIDEO_SUFFIXES
+        unique = name if stems[file.with_suffix('')] == 1 else file.relative_to(folder)
+        yield layouts.Entry(unique.as_posix(), 'train', (caption,), file, video, 'start' if video else 'spread',
+                            label=parts[0] if len(parts) > 1 else caption, source=unique.as_posix())
+
+
+def _words(name: str) -> str:
+    """'wolf growl' of 'WolfGrowl-02'."""
+    spaced = re.sub(r'(?<=[a-z])(?=[A-Z])', ' ', name)
+    return ' '.join(re.findall(r'[^\W\d_]+', spaced.lower()))

@@ -1,0 +1,198 @@
+"""What a downloaded dataset lists → clip tables, with a report of everything that is missing, doubled, empty or left out.
+
+A layout (vggsound.py, audiocaps.py, …) yields entries as the published files list them; the steps after that are the same for
+all: media are found, ids and captions checked, overlap with test sets removed, sounds cut into windows, tables written.
+"""
+import collections
+import csv
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any, Callable, Iterator, Sequence
+
+import soundfile
+
+from mmaudio_jax import media
+
+VIDEO_SUFFIXES = ('.mp4', '.mkv', '.webm', '.mov', '.avi', '.m4v', '.mpg', '.mpeg', '.flv', '.f4v', '.wmv', '.asf', '.3gp',
+                  '.3g2', '.ogv', '.vob')
+SOUND_SUFFIXES = ('.wav', '.flac', '.ogg', '.oga', '.mp3', '.m4a', '.aac', '.opus', '.aif', '.aiff', '.wma')
+SUFFIXES = VIDEO_SUFFIXES + SOUND_SUFFIXES
+HEADER_SUFFIXES = ('.wav', '.flac', '.ogg', '.oga', '.aif', '.aiff')  # whose headers tell the length to the sample
+WINDOWS = 5  # of a sound file, at most (SPEC section 4)
+WINDOW_MARGIN_S = 0.1  # windows are that much longer than a clip
+REPORT = 'clips_report.json'
+AHEAD = 64  # files that are probed ahead
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One thing that a dataset lists.
+
+    Attributes:
+      id: of its clips; several windows or captions add _0, _1, …
+      split: 'train', 'validation' or 'test'.
+      captions: one or more; each becomes a clip.
+      file: the media file, None when it is not there.
+      video: whether its pictures are used, not its sound alone.
+      cut: 'start' (one clip from start_s), 'spread' (at most WINDOWS windows, evenly spread) or 'all' (one after the other).
+      start_s: see cut.
+      label: class, '' for none.
+      source: the recording that it was cut from, by which overlap is found (a YouTube id, a Freesound id, a file name).
+      describe: for every clip, (start in seconds, duration in seconds) → fields of its row that differ.
+    """
+    id: str
+    split: str
+    captions: tuple[str, ...]
+    file: pathlib.Path | None
+    video: bool
+    cut: str
+    start_s: float = 0.0
+    label: str = ''
+    source: str = ''
+    describe: Callable[[float, float], dict[str, Any]] | None = None
+
+
+class Media:
+    """The media files below a folder, by name without suffix."""
+
+    def __init__(self, folder: pathlib.Path):
+        self._folder = folder
+        self._files: dict[str, list[pathlib.Path]] = collections.defaultdict(list)
+        for parent, folders, names in os.walk(folder, followlinks=True):
+            folders.sort()
+            for name in sorted(names):
+                stem, suffix = os.path.splitext(name)
+                if suffix.lower() in SUFFIXES:
+                    self._files[stem].append(pathlib.Path(parent, name))
+        self.count = sum(map(len, self._files.values()))
+
+    def find(self, *stems: str, within: str = '') -> pathlib.Path | None:
+        """The file of the first of the names that is there; below a folder whose name holds `within`, if one is."""
+        for stem in stems:
+            files = self._files.get(stem, [])
+            inside = [file for file in files if within.lower() in str(file.parent.relative_to(self._folder)).lower()]
+            if files:
+                return (inside or files)[0]
+        return None
+
+    def __iter__(self) -> Iterator[pathlib.Path]:
+        return (file for files in self._files.values() for file in files)
+
+
+class Report:
+    """What was found wrong, by kind; everything is listed, nothing is silent."""
+
+    def __init__(self) -> None:
+        self.lists: dict[str, list[str]] = {kind: [] for kind in (
+            'missing_files', 'duplicate_ids', 'empty_captions', 'unknown_columns', 'unusable_rows', 'unreadable_files',
+            'too_short', 'also_in_test')}
+        self.excluded: dict[str, list[str]] = {}  # by id list
+
+    def add(self, kind: str, what: str) -> None:
+        """Lists something."""
+        self.lists[kind].append(what)
+
+    def summary(self) -> str:
+        """The counts that are not zero, in words."""
+        counts = {kind.replace('_', ' '): len(found) for kind, found in self.lists.items()}
+        counts.update({f'excluded by {name}': len(found) for name, found in self.excluded.items()})
+        return ', '.join(f'{count} {kind}' for kind, count in counts.items() if count) or 'nothing to complain of'
+
+
+def read_csv(path: pathlib.Path, report: Report, needed: Sequence[str], known: Sequence[str] = (),
+             delimiter: str = ',') -> Iterator[dict[str, str]]:
+    """Rows of a file with a header.
+
+    Args:
+      path: of the file.
+      report: columns that are neither needed nor known, and rows of another length, are listed there.
+      needed, known: names of columns.
+      delimiter: between columns.
+
+    Raises:
+      ValueError: a needed column is missing.
+    """
+    with open(path, newline='', encoding='utf-8-sig') as file:
+        reader = csv.reader(file, delimiter=delimiter)
+        header = next(reader, [])
+        missing = [column for column in needed if column not in header]
+        if missing:
+            raise ValueError(f'{path}: has no column {", ".join(map(repr, missing))}; its first line is {header}')
+        for column in header:
+            if column not in needed and column not in known:
+                report.add('unknown_columns', f'{path.name}: {column}')
+        for row in reader:
+            if len(row) == len(header):
+                yield dict(zip(header, row))
+            elif row:
+                report.add('unusable_rows', f'{path.name}, line {reader.line_num}: {len(row)} columns, not {len(header)}')
+
+
+def read_ids(path: pathlib.Path, key: str = '') -> set[str]:
+    """The sources that an id list names.
+
+    Known forms: .json (a list, or a dict of lists as WavCaps's blacklists, of which `key` is taken), a headerless csv as
+    VGGSound's (its test rows), a csv or tsv with a header (the column source, youtube_id, sound_id, file_name or id), else one
+    id a line. File name endings and the Y that AudioSet's files have before a YouTube id are taken off.
+
+    Raises:
+      FileNotFoundError: no such file. ValueError: a json of another form.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f'{path}: no such id list; correct config.clips.exclude')
+    if path.suffix == '.json':
+        found = json.loads(path.read_text(encoding='utf-8'))
+        if isinstance(found, dict):
+            if key not in found:
+                raise ValueError(f'{path}: has no list {key!r}; it has {", ".join(found)}')
+            found = found[key]
+        return {source_of(str(value)) for value in found}
+    lines = path.read_text(encoding='utf-8-sig').splitlines()
+    if path.suffix not in ('.csv', '.tsv'):
+        return {source_of(line.strip()) for line in lines if line.strip()}
+    rows = list(csv.reader(lines, delimiter='\t' if path.suffix == '.tsv' else ','))
+    for column in ('source', 'youtube_id', 'sound_id', 'file_name', 'id'):
+        if rows and column in rows[0]:
+            place = rows[0].index(column)
+            return {source_of(row[place]) for row in rows[1:] if len(row) > place}
+    return {source_of(row[0]) for row in rows if row and (len(row) != 4 or row[3] == 'test')}
+
+
+def source_of(name: str) -> str:
+    """The recording that a file name stands for: '---g-f_I2yQ' of 'Y---g-f_I2yQ.wav' or '---g-f_I2yQ_000030'."""
+    stem = name[:-len(os.path.splitext(name)[1])] if os.path.splitext(name)[1].lower() in SUFFIXES else name
+    if len(stem) == 12 and stem[0] == 'Y':
+        return stem[1:]
+    return stem[:11] if len(stem) == 18 and stem[11] == '_' and stem[12:].isdigit() else stem
+
+
+def length_s(path: pathlib.Path) -> tuple[int, int] | str:
+    """(samples, rate in Hz) of a file's sound, or why it cannot be read; runs in worker processes."""
+    try:
+        if path.suffix.lower() in HEADER_SUFFIXES:
+            try:
+                info = soundfile.info(os.fspath(path))
+                return info.frames, info.samplerate
+            except soundfile.SoundFileError:
+                pass  # something else under this ending
+        found = media.probe(path)
+        rate = found.sample_rate_hz or 1_000_000
+        return int(found.duration_s * rate), rate
+    except (media.MediaError, UnicodeError) as error:
+        return str(error)
+
+
+def window_starts(samples: int, rate: int, duration_s: float, cut: str) -> list[float]:
+    """Where the clips of a file start, seconds; none when it is too short.
+
+    'spread': at most WINDOWS windows of duration_s + 0.1 s, the first at the beginning, the last at the end, the others evenly
+    between them, to the sample as the official partition has them. 'all': clips of duration_s one after the other.
+    """
+    if cut == 'all':
+        return [i * duration_s for i in range(int(samples / rate / duration_s))]
+    window = int(rate * (duration_s + WINDOW_MARGIN_S))
+    count = min(WINDOWS, samples // window)
+    interval = (samples - window) // (count - 1) if count > 1 else 0
+    return [i * interval / rate for i in range(count)]

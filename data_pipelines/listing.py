@@ -1,0 +1,203 @@
+"""Downloaded datasets → clip tables, as config.clips asks; a stage before extraction, skipped when its result is there.
+
+    DATA_DIR/media/<name>/<split>.jsonl      the tables; the media stay where they are
+    DATA_DIR/media/<name>/clips_report.json  what was listed, found, missing, left out, and the ids of each
+"""
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any, Callable, Iterable, Iterator, Sequence
+
+from data_pipelines import audiocaps
+from data_pipelines import clips as clips_lib
+from data_pipelines import clotho
+from data_pipelines import folder_csv
+from data_pipelines import greatest_hits
+from data_pipelines import layouts
+from data_pipelines import moviegen
+from data_pipelines import processes
+from data_pipelines import vggsound
+from data_pipelines import wavcaps
+from mmaudio_jax import media
+
+LAYOUTS: dict[str, Callable[[pathlib.Path, layouts.Media, layouts.Report], Iterable[layouts.Entry]]] = {
+    'vggsound': vggsound.read,
+    'audiocaps': audiocaps.read,
+    'clotho': clotho.read,
+    'audioset_sl': wavcaps.read_audioset_sl,
+    'bbc': wavcaps.read_bbc,
+    'freesound': wavcaps.read_freesound,
+    'moviegen': moviegen.read,
+    'greatest_hits': greatest_hits.read,
+    'folder_csv': folder_csv.read,
+}
+BLACKLIST_KEYS = {'audioset_sl': 'AudioSet', 'freesound': 'FreeSound'}  # of WavCaps's id lists
+SHORT = ('reject', 'silence', 'repeat')
+
+
+def make_tables(config, root: pathlib.Path) -> None:
+    """Writes the tables of every dataset of config.clips.datasets that are not there.
+
+    Args:
+      config: its fields clips, sequence.duration_s and extract.workers are used.
+      root: holds media/.
+
+    Raises:
+      FileNotFoundError: no such folder, listing or id list.
+      ValueError: an unknown layout, a listing of another form, a dataset without any clip, or tables that were made with other
+        settings.
+      OSError: disk full.
+    """
+    settings = config.clips
+    if settings.short not in SHORT:
+        raise ValueError(f'config.clips.short is {settings.short!r}; it must be one of {", ".join(SHORT)}')
+    names = [name for name, _, _ in settings.datasets]
+    unknown = sorted({name for name, _ in settings.exclude} - set(names))
+    if unknown:
+        raise ValueError(f'config.clips.exclude names {", ".join(unknown)}, which config.clips.datasets does not have')
+    with processes.Workers(config.extract.workers) as workers:
+        for name, layout, source in settings.datasets:
+            if layout not in LAYOUTS:
+                raise ValueError(f'config.clips.datasets: {layout!r} is no layout; they are {", ".join(LAYOUTS)}')
+            excluded = [pathlib.Path(path) for other, path in settings.exclude if other == name]
+            made_with = {'layout': layout, 'source': str(source), 'duration_s': config.sequence.duration_s,
+                         'short': settings.short, 'validation_clips': settings.validation_clips,
+                         'exclude': {str(path): _digest(path) for path in excluded}}
+            folder = root / 'media' / name
+            if not _is_done(folder, made_with):
+                _Listing(name, made_with, workers).write(folder)
+
+
+def _digest(path: pathlib.Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ''
+
+
+def _is_done(folder: pathlib.Path, made_with: dict[str, Any]) -> bool:
+    """Whether the tables are there; ValueError when they are, but were made with other settings."""
+    report = folder / layouts.REPORT
+    if not report.is_file():
+        return False
+    stored = json.loads(report.read_text(encoding='utf-8'))['made_with']
+    for field, value in made_with.items():
+        if stored.get(field) != value:
+            raise ValueError(f'{folder}: its tables were made with {field} = {stored.get(field)!r}, the configuration says '
+                             f'{value!r}; delete {report} to list the clips again')
+    return True
+
+
+class _Listing:
+    """The tables of one dataset."""
+
+    def __init__(self, name: str, made_with: dict[str, Any], workers: processes.Workers):
+        self._name, self._made_with, self._workers = name, made_with, workers
+        self._report = layouts.Report()
+
+    def write(self, folder: pathlib.Path) -> None:
+        """Lists, checks, cuts, and writes tables and report; prints what was found."""
+        source = pathlib.Path(self._made_with['source'])
+        if not source.is_dir():
+            raise FileNotFoundError(f'{source}: no such folder; config.clips.datasets names where {self._name} was unpacked')
+        found = layouts.Media(source)
+        entries = list(LAYOUTS[self._made_with['layout']](source, found, self._report))
+        kept = self._without_overlap(self._usable(entries))
+        rows = list(self._rows(kept))
+        if not rows:
+            raise ValueError(f'{source}: gives no clip of {self._name}; {len(entries)} are listed: {self._report.summary()}')
+        splits = {split: [row for row in rows if row['split'] == split] for split in clips_lib.SPLITS}
+        if not splits['validation']:
+            _hold_out(splits, self._made_with['validation_clips'])
+        folder.mkdir(parents=True, exist_ok=True)
+        for split, table in splits.items():
+            (folder / f'{split}.jsonl').unlink(missing_ok=True)
+            if table:
+                clips_lib.write_table(folder / f'{split}.jsonl', table)
+        counts = {split: len(table) for split, table in splits.items() if table}
+        used = {row['video'] or row['audio'] for row in rows}
+        self._write_report(folder, len(entries), counts, found.count - len(used))
+        clips = ', '.join(f'{count} {split}' for split, count in counts.items())
+        print(f'clips {self._name}: {len(entries)} listed → {clips}; {self._report.summary()}; see {folder / layouts.REPORT}',
+              flush=True)
+
+    def _usable(self, entries: Iterable[layouts.Entry]) -> Iterator[layouts.Entry]:
+        """Entries with a file, an id of their own and, for sounds alone, a caption."""
+        ids: set[tuple[str, str]] = set()
+        for entry in entries:
+            if entry.file is None:
+                self._report.add('missing_files', entry.id)
+                continue
+            if (entry.split, entry.id) in ids:
+                self._report.add('duplicate_ids', entry.id)
+                continue
+            ids.add((entry.split, entry.id))
+            captions = tuple(caption for caption in entry.captions if caption.strip())
+            if len(captions) < len(entry.captions) or not captions:
+                self._report.add('empty_captions', entry.id)
+            if captions or entry.video:
+                yield dataclasses.replace(entry, captions=captions or ('',))
+
+    def _without_overlap(self, entries: Iterable[layouts.Entry]) -> list[layouts.Entry]:
+        """Leaves out what an id list names, and from training what is in this dataset's own test or validation split."""
+        kept, key = list(entries), BLACKLIST_KEYS.get(self._made_with['layout'], '')
+        for path in self._made_with['exclude']:
+            sources = layouts.read_ids(pathlib.Path(path), key)
+            gone = [entry for entry in kept if entry.source in sources]
+            self._report.excluded[path] = [entry.id for entry in gone]
+            kept = [entry for entry in kept if entry.source not in sources]
+        tested = {entry.source for entry in kept if entry.split != 'train' and entry.source}
+        for entry in kept:
+            if entry.split == 'train' and entry.source in tested:
+                self._report.add('also_in_test', entry.id)
+        return [entry for entry in kept if entry.split != 'train' or entry.source not in tested]
+
+    def _rows(self, entries: Sequence[layouts.Entry]) -> Iterator[dict[str, Any]]:
+        """The tables' rows."""
+        cut = [entry.file for entry in entries if entry.cut != 'start']
+        files = list(dict.fromkeys(path for path in cut if path is not None))
+        crashed = lambda path: f'{path}: the decoder crashed'
+        lengths = dict(self._workers.in_order(layouts.length_s, files, layouts.AHEAD, crashed))
+        for entry in entries:
+            if entry.cut == 'start':
+                yield from self._clips(entry, [entry.start_s], '')
+                continue
+            assert entry.file is not None  # _usable leaves such entries out
+            length = lengths[entry.file]
+            if isinstance(length, str):
+                self._report.add('unreadable_files', length)
+            else:
+                samples, rate = length
+                starts, fill = layouts.window_starts(samples, rate, self._made_with['duration_s'], entry.cut), ''
+                if not starts and self._made_with['short'] != 'reject' and entry.cut == 'spread':
+                    starts, fill = [0.0], self._made_with['short']
+                if not starts:
+                    self._report.add('too_short', f'{entry.id}: {samples / rate:.2f} s')
+                yield from self._clips(entry, starts, fill)
+
+    def _clips(self, entry: layouts.Entry, starts_s: Sequence[float], fill: str) -> Iterator[dict[str, Any]]:
+        """One clip for every window and every caption: there are as many as of whatever is more, so that each is used."""
+        count = max(len(starts_s), len(entry.captions)) if starts_s else 0
+        for i in range(count):
+            start_s = starts_s[i % len(starts_s)]
+            row = {'id': entry.id if count == 1 else f'{entry.id}_{i}', 'video': entry.file if entry.video else None,
+                   'audio': None if entry.video else entry.file, 'caption': entry.captions[i % len(entry.captions)],
+                   'split': entry.split, 'start_s': start_s, 'label': entry.label, 'fill': fill}
+            if entry.describe is not None:
+                row.update(entry.describe(start_s, self._made_with['duration_s']))
+            yield row
+
+    def _write_report(self, folder: pathlib.Path, listed: int, counts: dict[str, int], unused: int) -> None:
+        """clips_report.json, last: with it the tables are complete."""
+        text = json.dumps({'made_with': self._made_with, 'listed': listed, 'clips': counts, 'unused_files': unused,
+                           'counts': {kind: len(found) for kind, found in self._report.lists.items()},
+                           'excluded': {name: len(found) for name, found in self._report.excluded.items()},
+                           'lists': self._report.lists, 'excluded_ids': self._report.excluded}, indent=1)
+        with media.atomic_file(folder / layouts.REPORT) as beside:
+            beside.write_text(text + '\n', encoding='utf-8')
+
+
+def _hold_out(splits: dict[str, list[dict[str, Any]]], count: int) -> None:
+    """Moves `count` training clips (those with the smallest digests of their ids) to the validation split, in place."""
+    order = sorted(splits['train'], key=lambda row: hashlib.sha256(row['id'].encode()).digest())
+    chosen = {row['id'] for row in order[:min(count, len(order) // 2)]}
+    splits['validation'] = [{**row, 'split': 'validation'} for row in splits['train'] if row['id'] in chosen]
+    splits['train'] = [row for row in splits['train'] if row['id'] not in chosen]

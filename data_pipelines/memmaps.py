@@ -1,0 +1,162 @@
+"""Features that the official code extracted → record sets: its TensorDict memory maps and tsv files, without TensorDict.
+
+FOLDER/meta.json names shape and dtype of each tensor, FOLDER/<tensor>.memmap holds its values in C order: mean and std
+`[examples, N, C]`, text_features `[examples, 77, 1024]` and, for videos, clip_features `[examples, V, 1024]` and sync_features
+`[examples, S, 768]`. FOLDER.tsv beside it has a row for each example: id, and label (videos) or caption (sounds).
+"""
+import dataclasses
+import hashlib
+import json
+import pathlib
+import time
+from typing import Any, Iterator
+
+import ml_dtypes
+import numpy as np
+
+from data_pipelines import clips as clips_lib
+from data_pipelines import layouts
+from data_pipelines import reading
+from data_pipelines import shards as shards_lib
+from data_pipelines.progress import Progress
+from data_pipelines.progress import span
+from data_pipelines.set_in_work import is_done
+from data_pipelines.set_in_work import SetInWork
+from mmaudio_jax import records
+
+TENSORS = {'latent_mean': 'mean', 'latent_std': 'std', 'clip_features': 'clip_features', 'sync_features': 'sync_features',
+           'text_features': 'text_features'}
+OF_VIDEO = ('clip_features', 'sync_features')
+DTYPES = {'torch.float32': np.dtype(np.float32), 'torch.float16': np.dtype(np.float16),
+          'torch.bfloat16': np.dtype(ml_dtypes.bfloat16)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Maps:
+    """One folder of memory maps: features by our names, and the rows of its tsv."""
+    folder: pathlib.Path
+    features: dict[str, np.ndarray]
+    rows: list[dict[str, str]]
+
+    @property
+    def has_video(self) -> bool:
+        """Whether the examples have pictures."""
+        return OF_VIDEO[0] in self.features
+
+
+def open_maps(folder: pathlib.Path, schema: records.Schema) -> Maps:
+    """Maps the tensors of `folder`; nothing is read yet.
+
+    Raises:
+      FileNotFoundError: a file that is missing.
+      ValueError: tensors of another shape or dtype than the schema's, or a tsv of another length; names the file.
+    """
+    try:
+        meta = json.loads((folder / 'meta.json').read_text(encoding='utf-8'))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f'{folder}: holds no meta.json; config.extract.memmaps names folders of memory maps') from error
+    features: dict[str, np.ndarray] = {}
+    for name, tensor in TENSORS.items():
+        if tensor not in meta:
+            if name in OF_VIDEO:
+                continue
+            raise ValueError(f'{folder}: meta.json names no tensor {tensor!r}')
+        shape, dtype = tuple(meta[tensor]['shape']), DTYPES.get(meta[tensor]['dtype'])
+        if dtype is None or shape[1:] != schema.shapes[name]:
+            expected = ', '.join(map(str, schema.shapes[name]))
+            raise ValueError(f'{folder}: {tensor} is {meta[tensor]["dtype"]} {list(shape)}, not [examples, {expected}] as '
+                             f'config.sequence asks ({schema.rate}, {schema.duration_s:g} s)')
+        path = folder / f'{tensor}.memmap'
+        if not path.is_file() or path.stat().st_size != np.prod(shape) * dtype.itemsize:
+            raise ValueError(f'{path}: is missing or not as long as meta.json says; copy it again')
+        features[name] = np.memmap(path, dtype, 'r', shape=shape)
+    report = layouts.Report()
+    tsv = folder.with_name(f'{folder.name}.tsv')
+    if not tsv.is_file():
+        raise FileNotFoundError(f'{tsv}: missing; it names the examples of {folder}')
+    rows = list(layouts.read_csv(tsv, report, ('id',), ('label', 'caption'), '\t'))
+    if len({len(feature) for feature in features.values()} | {len(rows)}) != 1:
+        raise ValueError(f'{tsv}: has {len(rows)} rows, the tensors beside it have '
+                         f'{", ".join(str(len(feature)) for feature in features.values())}')
+    return Maps(folder, features, rows)
+
+
+def import_sets(config, root: pathlib.Path, index: int, count: int) -> list[str]:
+    """Makes the record sets of config.extract.memmaps that are not there.
+
+    Args:
+      config: its fields sequence and extract are used; the sets' encoder and codec are 'official'.
+      root: holds records/.
+      index, count: of the processes that share the shards.
+
+    Returns:
+      Names of the sets.
+
+    Raises:
+      FileNotFoundError, ValueError: as open_maps; also a set of other settings.
+      OSError: disk full.
+    """
+    settings = config.extract
+    schema = records.Schema(config.sequence.rate, config.sequence.duration_s, settings.feature_dtype, 'official', 'official')
+    names = list(dict.fromkeys(name for name, _, _ in settings.memmaps))
+    for name in names:
+        places = {split: pathlib.Path(folder) for other, split, folder in settings.memmaps if other == name}
+        unknown = sorted(set(places) - set(clips_lib.SPLITS))
+        if unknown:
+            raise ValueError(f'config.extract.memmaps: {unknown[0]!r} is not one of {", ".join(clips_lib.SPLITS)}')
+        maps = {split: open_maps(folder, schema) for split, folder in places.items()}
+        digests = {split: hashlib.sha256(folder.with_name(f'{folder.name}.tsv').read_bytes()).hexdigest()
+                   for split, folder in places.items()}
+        made_with = {'tables': digests, 'memory_maps': {split: str(folder) for split, folder in places.items()}}
+        if not is_done(root / 'records' / name, schema, made_with):
+            target = shards_lib.Target(schema, root / 'records' / f'.{name}.partial', root / 'records' / 'codec.npz')
+            plan = shards_lib.Plan(name, root, (target,), settings.batch_size, 0, {})
+            splits = {split: [_clip(found, i, split) for i in range(len(found.rows))] for split, found in maps.items()}
+            work = SetInWork(plan, splits, made_with, settings.clips_per_shard, settings.max_rejected)
+            _import(work, maps, index, count)
+    return names
+
+
+def _clip(maps: Maps, place: int, split: str) -> clips_lib.Clip:
+    """The example at `place` as a clip; start_s holds the place."""
+    row, video = maps.rows[place], maps.folder / 'clip_features.memmap' if maps.has_video else None
+    return clips_lib.Clip(row['id'], video, maps.folder / 'mean.memmap', row.get('label', row.get('caption', '')), split,
+                          float(place), row.get('label', ''))
+
+
+def _import(work: SetInWork, maps: dict[str, Maps], index: int, count: int) -> None:
+    """Copies the shards that this process has to make."""
+    name, started = work.plan.name, time.monotonic()
+    work.prepare(alone=count == 1)
+    missing = work.missing(index, count)
+    progress = Progress(name, sum(len(shard.clips) for shard in missing), work.plan.targets[0].schema.duration_s)
+    for shard in missing:
+        rejected: list[dict[str, Any]] = []
+        batches = _batches(work.plan, shard, maps[shard.split], rejected, progress)
+        shards_lib.write_shard(work.plan, shard, batches, rejected, lambda clips, reasons: None)
+    found = work.finish()
+    if found is not None:
+        print(f'extract {name}: {found["records"]} records imported, {found["rejected"]} rejected, '
+              f'{span(time.monotonic() - started)}', flush=True)
+
+
+def _batches(plan: shards_lib.Plan, shard: shards_lib.Shard, maps: Maps, rejected: list[dict[str, Any]],
+             progress: Progress) -> Iterator[tuple[shards_lib.Batch, list[list[shards_lib.Encoded]]]]:
+    """Every example by itself, as shards.write_shard takes batches; what is not finite is rejected."""
+    schema = plan.targets[0].schema
+    for clip in shard.clips:
+        place = int(clip.start_s)
+        example: dict[str, Any] = {name: np.zeros(shape, np.float32) for name, shape in schema.shapes.items()}
+        example.update({name: np.asarray(feature[place], np.float32) for name, feature in maps.features.items()})
+        example.update(id=clip.id, caption=clip.caption, duration_s=schema.duration_s, video_exists=maps.has_video,
+                       text_exists=bool(clip.caption.strip()))
+        try:
+            record = schema.encode(example)
+        except ValueError as error:
+            reason = str(error).partition(': ')[2]
+            rejected.append({'id': clip.id, 'split': clip.split, 'file': plan.shown(clip.sound), 'reason': reason})
+            progress.add(1, [reason])
+            continue
+        latents = example['latent_mean'].astype(records.FEATURE_DTYPES[schema.feature_dtype]).astype(np.float64)
+        yield [(clip, reading.Loaded())], [[shards_lib.Encoded(latents, record)]]
+        progress.add(1, [])

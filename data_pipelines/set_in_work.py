@@ -1,0 +1,186 @@
+"""A record set while it is made: which shards are missing, and how finished shards become a set; safe with many processes.
+
+Processes share nothing but the folder. Process i of n makes the shards i, i + n, …; whoever finds all of them there makes the
+folder a set, under a lock that the system drops when its holder dies.
+"""
+import contextlib
+import fcntl
+import json
+import pathlib
+import shutil
+from typing import Any, Iterator, Mapping
+
+import numpy as np
+
+from data_pipelines import clips as clips_lib
+from data_pipelines.progress import Progress
+from data_pipelines.shards import Plan
+from data_pipelines.shards import Shard
+from data_pipelines.shards import Target
+from data_pipelines.shards import write_json
+from mmaudio_jax import balance
+from mmaudio_jax import media
+from mmaudio_jax import records
+
+REJECTS_COUNT_FROM = 100  # clips: the share of rejects among fewer says nothing
+CLIPS_FILE = balance.CLIPS_FILE
+REJECTED_FILE, LATENTS_FILE, LOCK_FILE = 'rejected.jsonl', 'latents.json', '.lock'
+
+
+def is_done(folder: pathlib.Path, schema: records.Schema, made_with: Mapping[str, Any]) -> bool:
+    """Whether the set is there; ValueError when it is, but was made with other settings or clips."""
+    if not folder.is_dir():
+        return False
+    records.check_metadata(folder, schema)
+    stored = records.read_metadata(folder)['made_with']
+    for field, value in made_with.items():
+        if stored.get(field) != value:
+            what = 'other clip tables' if field == 'tables' else 'a codec that was fitted to other clips (codec_fit_dataset)'
+            raise ValueError(f'{folder}: was made with {what}; delete it to extract the set again, or choose another workdir')
+    return True
+
+
+class SetInWork:
+    """The finished and missing shards of one set, for every rate that is made of it."""
+
+    def __init__(self, plan: Plan, splits: Mapping[str, list[clips_lib.Clip]], made_with: Mapping[str, Any],
+                 clips_per_shard: int, max_rejected: float):
+        """
+        Args:
+          plan: of the set; the folders of its targets are named '.<name>.partial'.
+          splits: its clips.
+          made_with: what decided its contents, for metadata.json.
+          clips_per_shard: clips of a shard, rejected ones included.
+          max_rejected: share of the clips.
+        """
+        self.plan, self._made_with, self._max_rejected = plan, dict(made_with), max_rejected
+        self._clips_per_shard = clips_per_shard
+        self.shards = []
+        for split, table in splits.items():
+            count = -(-len(table) // clips_per_shard)
+            for i in range(count):
+                self.shards.append(Shard(split, i, count, tuple(table[i * clips_per_shard:(i + 1) * clips_per_shard])))
+
+    def was_finished_by_another(self) -> bool:
+        """Whether the folders are sets by now; waits for a process that is just about to make them so."""
+        for target in self.plan.targets:
+            with contextlib.suppress(OSError), self._lock(target):
+                pass
+        return all(self._final(target).is_dir() for target in self.plan.targets)
+
+    def _final(self, target: Target) -> pathlib.Path:
+        return target.folder.with_name(self.plan.name)
+
+    def prepare(self, alone: bool) -> None:
+        """Makes the folders; keeps the shards of a killed run, unless they were made with other settings or clips.
+
+        Args:
+          alone: no other process works here, so that shards of other settings may be deleted.
+        """
+        for target in self.plan.targets:
+            settings = {**target.schema.metadata(), 'made_with': self._made_with, 'clips_per_shard': self._clips_per_shard}
+            path, whole = target.progress / 'made_with.json', target.folder / records.METADATA_FILE
+            if target.folder.is_dir():
+                stored: dict[str, Any] = next((json.loads(file.read_text()) for file in (whole, path) if file.is_file()), {})
+                if stored and {**settings, **stored} == settings:
+                    continue
+                if stored and not alone:
+                    raise ValueError(f'{target.folder}: holds unfinished shards of other settings or clips; delete it')
+                if stored:
+                    print(f'extract {self.plan.name}: unfinished shards of other settings or clips are deleted', flush=True)
+                    shutil.rmtree(target.folder)
+            if not self._final(target).is_dir():
+                target.progress.mkdir(parents=True, exist_ok=True)
+                write_json(path, settings)
+
+    def missing(self, index: int, count: int) -> list[Shard]:
+        """The shards that process `index` of `count` has still to make."""
+        mine = self.shards[index::count]
+        missing = [shard for shard in mine if not all(self._is_made(target, shard) for target in self.plan.targets)]
+        if len(missing) < len(mine):
+            print(f'extract {self.plan.name}: {len(mine) - len(missing)} of {len(mine)} shards are there', flush=True)
+        return missing
+
+    def _is_made(self, target: Target, shard: Shard) -> bool:
+        return (target.note(shard).is_file() or (target.folder / records.METADATA_FILE).is_file()
+                or self._final(target).is_dir())
+
+    def check_rejects(self, progress: Progress) -> None:
+        """Raises ValueError when too many of the clips that were read were rejected."""
+        if progress.done >= REJECTS_COUNT_FROM and progress.rejected.total() > self._max_rejected * progress.done:
+            raise ValueError(f'{self.plan.name}: {progress.rejections()} of {progress.done} clips, more than '
+                             f'config.extract.max_rejected = {self._max_rejected:g} allows; correct the files and delete '
+                             f'{self.plan.targets[0].folder}, or raise it')
+
+    def finish(self) -> dict[str, int] | None:
+        """Makes every folder whose shards are all there a set.
+
+        Returns:
+          {'records': …, 'rejected': …}, or None while other processes still have shards to make.
+        """
+        for target in self.plan.targets:
+            with self._lock(target):
+                if not self._final(target).is_dir() and not self._make_set(target):
+                    return None
+        final = self._final(self.plan.targets[0])
+        lines = {name: len((final / name).read_text().splitlines()) for name in (CLIPS_FILE, REJECTED_FILE)}
+        return {'records': lines[CLIPS_FILE], 'rejected': lines[REJECTED_FILE]}
+
+    @contextlib.contextmanager
+    def _lock(self, target: Target) -> Iterator[None]:
+        """One process at a time; at once when another process has made the folder a set already."""
+        with contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(open(target.folder / LOCK_FILE, 'w', encoding='utf-8'))
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except FileNotFoundError:
+                if not self._final(target).is_dir():
+                    raise
+            yield
+
+    def _make_set(self, target: Target) -> bool:
+        """Turns the finished shards into a set; False when shards are missing."""
+        if not (target.folder / records.METADATA_FILE).is_file():  # else all but the last rename was done
+            if not all(target.note(shard).is_file() for shard in self.shards):
+                return False
+            notes = [(shard, json.loads(target.note(shard).read_text(encoding='utf-8'))) for shard in self.shards]
+            self._check(target, notes)
+            lengths: dict[str, list[int]] = {}
+            for shard, note in notes:
+                lengths.setdefault(shard.split, []).append(len(note['clips']))
+            for file, field in ((CLIPS_FILE, 'clips'), (REJECTED_FILE, 'rejected')):
+                with media.atomic_file(target.folder / file) as beside:
+                    beside.write_text(''.join(clips_lib.to_line(row) for _, note in notes for row in note[field]))
+            write_json(target.folder / LATENTS_FILE, _latent_statistics(notes))
+            for leftover in target.folder.glob('.*'):
+                if leftover.name != LOCK_FILE:
+                    leftover.unlink()  # half files of a run that was killed
+            records.write_metadata(target.folder, self.plan.name, target.schema, lengths, self._made_with)
+        shutil.rmtree(target.progress, ignore_errors=True)
+        target.folder.rename(self._final(target))
+        (self._final(target) / LOCK_FILE).unlink(missing_ok=True)
+        return True
+
+    def _check(self, target: Target, notes: list[tuple[Shard, dict[str, Any]]]) -> None:
+        """Raises ValueError for a split without any record, or too many rejects in all."""
+        progress = Progress(self.plan.name, 0, 0.0)
+        for split in {shard.split for shard, _ in notes}:
+            if not sum(len(note['clips']) for shard, note in notes if shard.split == split):
+                first = next(note['rejected'][0] for shard, note in notes if shard.split == split)
+                shutil.rmtree(target.folder)  # so that the next run reads the corrected files
+                raise ValueError(f'no clip of {self.plan.name}, split {split}, can be used; the first: {first["file"]}: '
+                                 f'{first["reason"]}')
+        for _, note in notes:
+            progress.count(len(note['clips']) + len(note['rejected']), [row['reason'] for row in note['rejected']])
+        self.check_rejects(progress)
+
+
+def _latent_statistics(notes: list[tuple[Shard, dict[str, Any]]]) -> dict[str, Any]:
+    """Mean and deviation of latent_mean over examples and time, for every split and channel."""
+    statistics = {}
+    for split in dict.fromkeys(shard.split for shard, _ in notes):
+        count, total, squares = np.sum([note['latents'] for shard, note in notes if shard.split == split], axis=0)
+        mean = total / count
+        deviation = np.sqrt(np.maximum(squares / count - np.square(mean), 0))
+        statistics[split] = {'mean': np.round(mean, 6).tolist(), 'std': np.round(deviation, 6).tolist()}
+    return statistics

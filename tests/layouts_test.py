@@ -1,0 +1,83 @@
+"""What all layouts share: media by name, listings, id lists, windows."""
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from data_pipelines import layouts
+
+
+def write_sound(path, seconds: float = 1.0, rate: int = 8_000):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, 0.1 * np.sin(np.arange(round(seconds * rate)) / 5), rate)
+    return path
+
+
+def test_media_are_found_by_name_and_folder(tmp_path):
+    for name in ('a/x.wav', 'b/x.flac', 'b/y.mp4', 'b/y.txt'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = layouts.Media(tmp_path)
+    assert found.count == 3 and found.find('x') == tmp_path / 'a/x.wav'
+    assert found.find('x', within='B') == tmp_path / 'b/x.flac' and found.find('nothing', 'y') == tmp_path / 'b/y.mp4'
+    assert found.find('z') is None
+
+
+def test_a_csv_is_read_and_what_is_odd_is_listed(tmp_path):
+    path = tmp_path / 'list.csv'
+    path.write_text('\ufeffid,caption,mood\n1,"a bell, twice",good\n2,short\n\n3,drum,bad\n')
+    report = layouts.Report()
+    assert [row['caption'] for row in layouts.read_csv(path, report, ('id', 'caption'))] == ['a bell, twice', 'drum']
+    assert report.lists['unknown_columns'] == ['list.csv: mood']
+    assert report.lists['unusable_rows'] == ['list.csv, line 3: 2 columns, not 3']
+    assert report.summary() == '1 unknown columns, 1 unusable rows'
+    with pytest.raises(ValueError, match="list.csv: has no column 'text'; its first line is"):
+        list(layouts.read_csv(path, report, ('text', 'id')))
+
+
+@pytest.mark.parametrize('name, text, expected', [
+    ('vggsound.csv', 'aaaaaaaaaa1,30,rain,test\naaaaaaaaaa2,40,rain,train\n', {'aaaaaaaaaa1'}),
+    ('test.csv', 'audiocap_id,youtube_id,start_time,caption\n7,aaaaaaaaaa1,30,rain\n', {'aaaaaaaaaa1'}),
+    ('clotho_metadata_evaluation.csv', 'file_name,keywords,sound_id\nx.wav,rain,4711\n', {'4711'}),
+    ('vgg3-test.tsv', 'id\tlabel\naaaaaaaaaa1_000030\train\n', {'aaaaaaaaaa1'}),
+    ('ids.txt', 'Yaaaaaaaaaa1.wav\n\n4711\n', {'aaaaaaaaaa1', '4711'}),
+    ('blacklist.json', json.dumps({'AudioSet': ['Yaaaaaaaaaa1.wav'], 'FreeSound': ['4711']}), {'aaaaaaaaaa1'}),
+    ('list.json', json.dumps(['x.y.wav']), {'x.y'}),
+])
+def test_id_lists(tmp_path, name, text, expected):
+    (tmp_path / name).write_text(text)
+    assert layouts.read_ids(tmp_path / name, 'AudioSet') == expected
+
+
+def test_bad_id_lists_are_named(tmp_path):
+    (tmp_path / 'list.json').write_text('{"AudioSet": []}')
+    with pytest.raises(ValueError, match="list.json: has no list 'FreeSound'; it has AudioSet"):
+        layouts.read_ids(tmp_path / 'list.json', 'FreeSound')
+    with pytest.raises(FileNotFoundError, match='none.txt: no such id list'):
+        layouts.read_ids(tmp_path / 'none.txt')
+
+
+@pytest.mark.parametrize('seconds, expected', [
+    (8.0, []), (8.1, [0.0]), (16.1, [0.0]), (16.2, [0.0, 8.1]), (25.0, [0.0, 8.45, 16.9]),
+    (100.0, [0.0, 22.975, 45.95, 68.925, 91.9]), (10_800.0, [0.0, 2697.975, 5395.95, 8093.925, 10791.9])])
+def test_windows_are_spread_evenly(seconds, expected):
+    assert layouts.window_starts(round(seconds * 44_100), 44_100, 8.0, 'spread') == pytest.approx(expected, abs=4 / 44_100)
+
+
+def test_windows_lie_on_the_samples_of_the_official_partition():
+    """Starts for 20.123 s at 48 kHz: segments of int(48000 · 8.1) samples, (total - segment) // (count - 1) apart."""
+    samples = 965_904
+    starts = lambda samples, rate: [round(start * rate, 6) for start in layouts.window_starts(samples, rate, 8.0, 'spread')]
+    assert starts(samples, 48_000) == [0, 577_104]
+    assert starts(700_001, 22_050) == [0, 260_698, 521_396]
+
+
+def test_clips_one_after_the_other():
+    assert layouts.window_starts(44_100 * 25, 44_100, 8.0, 'all') == [0.0, 8.0, 16.0]
+
+
+def test_the_length_of_a_sound(tmp_path):
+    assert layouts.length_s(write_sound(tmp_path / 'a.flac', 1.5)) == (12_000, 8_000)
+    (tmp_path / 'b.wav').write_bytes(b'nothing')
+    assert layouts.length_s(tmp_path / 'b.wav') == f'{tmp_path}/b.wav: not a media file, or damaged or cut off'

@@ -1,0 +1,223 @@
+"""Every published layout, a few entries of it: the tables, and what the report says of the rest."""
+import json
+
+import pytest
+
+from configs import base
+from data_pipelines import listing
+from tests.layouts_test import write_sound
+
+IDS = [f'{letter * 10}{i}' for i, letter in enumerate('abcdefghij')]  # as YouTube's
+
+
+class Inline:
+    """In the place of worker processes, which take a second to start."""
+
+    def __init__(self, count):
+        assert count == 1
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def in_order(self, function, jobs, ahead, crashed):
+        del ahead, crashed
+        return ((job, function(job)) for job in jobs)
+
+
+@pytest.fixture(name='inline', autouse=True)
+def fixture_inline(monkeypatch, request):
+    if request.function is not test_audiocaps:  # one with real workers
+        monkeypatch.setattr(listing.processes, 'Workers', Inline)
+
+
+def write(path, text=''):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def make(tmp_path, layout, **changes):
+    """Lists tmp_path/source; returns ({split: rows}, report)."""
+    config = base.get_config()
+    config.sequence.duration_s = 1.0
+    config.extract.workers = 1
+    config.clips.update(datasets=(('set', layout, str(tmp_path / 'source')),), validation_clips=0, **changes)
+    listing.make_tables(config, tmp_path)
+    folder = tmp_path / 'media' / 'set'
+    tables = {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in folder.glob('*.jsonl')}
+    return tables, json.loads((folder / 'clips_report.json').read_text())
+
+
+def test_vggsound_csv(tmp_path):
+    source = tmp_path / 'source'
+    write(source / 'data' / 'vggsound.csv', f'{IDS[0]},30,"dog barking, loud",train\n{IDS[1]},7,rain,train\n'
+          f'{IDS[2]},0,rain,test\n{IDS[0]},30,again,train\n{IDS[3]},1,gone,train\n{IDS[4]},x,rain,train\n'
+          f'{IDS[2]},9,rain,train\n{IDS[5]},3,,train\n')
+    for name in (f'{IDS[0]}_000030', f'{IDS[1]}_7', f'{IDS[2]}_000000', f'{IDS[2]}_000009', f'{IDS[5]}_000003', 'unlisted'):
+        write(source / 'videos' / f'{name}.mp4')
+    tables, report = make(tmp_path, 'vggsound')
+    assert [row['id'] for row in tables['train']] == [f'{IDS[0]}_000030', f'{IDS[1]}_000007', f'{IDS[5]}_000003']
+    file = f'{source}/videos/{IDS[0]}_000030.mp4'
+    assert tables['train'][0] == {'id': f'{IDS[0]}_000030', 'video': file, 'audio': None,
+                                  'caption': 'dog barking, loud', 'split': 'train', 'start_s': 0.0,
+                                  'label': 'dog barking, loud'}
+    assert [row['id'] for row in tables['test']] == [f'{IDS[2]}_000000']
+    assert {kind: found for kind, found in report['lists'].items() if found} == {
+        'missing_files': [f'{IDS[3]}_000001'], 'duplicate_ids': [f'{IDS[0]}_000030'], 'empty_captions': [f'{IDS[5]}_000003'],
+        'unusable_rows': [f"vggsound.csv, line 6: ['{IDS[4]}', 'x', 'rain', 'train']"], 'also_in_test': [f'{IDS[2]}_000009']}
+    assert report['listed'] == 7 and report['clips'] == {'train': 3, 'test': 1} and report['unused_files'] == 2
+
+
+def test_vggsound_lists(tmp_path):
+    for part, name in (('train', IDS[0]), ('val', IDS[1]), ('test', IDS[2])):
+        write(tmp_path / 'source' / f'vgg3-{part}.tsv', f'id\tlabel\tsource\n{name}_000010\train\tx\n')
+        write(tmp_path / 'source' / f'{name}_000010.mp4')
+    tables, report = make(tmp_path, 'vggsound')
+    found = {split: rows[0]['id'][:11] for split, rows in tables.items()}
+    assert found == {'train': IDS[0], 'validation': IDS[1], 'test': IDS[2]}
+    assert report['counts']['unknown_columns'] == 3
+
+
+def test_audiocaps(tmp_path):
+    source, header = tmp_path / 'source', 'audiocap_id,youtube_id,start_time,caption\n'
+    write(source / 'dataset' / 'train.csv', f'{header}1,{IDS[0]},30,a dog\n2,{IDS[1]},40,a cat\n3,{IDS[2]},5,tested\n')
+    write(source / 'dataset' / 'test.csv', f'{header}4,{IDS[3]},0,one\n5,{IDS[3]},0,two\n6,{IDS[4]},0,none\n')
+    for name in (f'{IDS[0]}_000030', f'Y{IDS[1]}', '3', f'Y{IDS[3]}'):
+        write_sound(source / 'audio' / f'{name}.wav', 2.2)
+    write(tmp_path / 'vgg.csv', f'{IDS[2]},5,rain,test\n{IDS[1]},5,rain,train\n')
+    tables, report = make(tmp_path, 'audiocaps', exclude=(('set', str(tmp_path / 'vgg.csv')),))
+    assert [(row['id'], row['caption']) for row in tables['train']] == [('1_0', 'a dog'), ('1_1', 'a dog'), ('2_0', 'a cat'),
+                                                                        ('2_1', 'a cat')]
+    assert tables['train'][1]['start_s'] == 1.1 and tables['train'][1]['audio'].endswith(f'{IDS[0]}_000030.wav')
+    assert [row['caption'] for row in tables['test']] == ['one', 'one', 'two', 'two'] and tables['test'][0]['video'] is None
+    assert report['excluded'] == {str(tmp_path / 'vgg.csv'): 1} and report['lists']['missing_files'] == ['6']
+
+
+def test_clotho_uses_every_caption_and_every_window(tmp_path):
+    source = tmp_path / 'source'
+    columns = ','.join(f'caption_{i}' for i in range(1, 6))
+    for part, name in (('development', 'Rain & wind.wav'), ('validation', 'b.wav'), ('evaluation', 'c.wav')):
+        write(source / f'clotho_captions_{part}.csv', f'file_name,{columns}\n{name},1,2,3,4,5\n')
+        write_sound(source / part / name, 2.5 if part == 'development' else 1.3)
+    write(source / 'clotho_metadata_validation.csv',
+          'file_name,keywords,sound_id,sound_link,start_end_samples,manufacturer,license\nb.wav,x,4711,y,z,u,v\n')
+    write(tmp_path / 'blacklist.json', json.dumps(['4711']))
+    tables, report = make(tmp_path, 'clotho', exclude=(('set', str(tmp_path / 'blacklist.json')),))
+    rain = tables['train']
+    assert [(row['id'], row['caption'], row['start_s']) for row in rain] == [
+        ('Rain & wind_0', '1', 0.0), ('Rain & wind_1', '2', 1.4), ('Rain & wind_2', '3', 0.0), ('Rain & wind_3', '4', 1.4),
+        ('Rain & wind_4', '5', 0.0)]
+    assert len(tables['test']) == 5 and report['excluded_ids'] == {str(tmp_path / 'blacklist.json'): ['b']}
+
+
+def test_wavcaps_leaves_out_what_the_blacklist_names(tmp_path):
+    source = tmp_path / 'source'
+    rows = [{'id': f'Y{name}.wav', 'caption': name, 'audio': 'x', 'duration': 10.0} for name in IDS[:4]]
+    rows[1]['mood'] = 'good'
+    rows.append({'caption': 'no id'})
+    write(source / 'json_files' / 'AudioSet_SL' / 'as_final.json', json.dumps({'num_captions_per_audio': 1, 'data': rows}))
+    write(tmp_path / 'black.json', json.dumps({'AudioSet': [f'Y{IDS[0]}.wav'], 'FreeSound': []}))
+    for name, seconds in ((IDS[0], 2), (IDS[1], 2), (IDS[2], 0.5)):
+        write_sound(source / 'AudioSet_SL_flac' / f'Y{name}.flac', seconds)
+    tables, report = make(tmp_path, 'audioset_sl', exclude=(('set', str(tmp_path / 'black.json')),))
+    assert [row['id'] for row in tables['train']] == [f'Y{IDS[1]}']
+    assert report['lists']['missing_files'] == [f'Y{IDS[3]}'] and report['lists']['too_short'] == [f'Y{IDS[2]}: 0.50 s']
+    assert report['lists']['unknown_columns'] == ['as_final.json: mood']
+    assert report['lists']['unusable_rows'] == ['as_final.json, entry 5: id is None']
+
+
+def test_wavcaps_other_sources(tmp_path):
+    source = tmp_path / 'source'
+    for folder, name in (('BBC_Sound_Effects', 'bbc_final'), ('FreeSound', 'fsd_final')):
+        write(source / 'json_files' / folder / f'{name}.json',
+              json.dumps({'num_captions_per_audio': 2, 'data': [{'id': '07', 'caption_1': folder, 'caption_2': 'x'}]}))
+        write_sound(source / f'{folder}_flac' / '07.flac', 1.2)
+    for layout, folder in (('bbc', 'BBC_Sound_Effects'), ('freesound', 'FreeSound')):
+        tables, _ = make(tmp_path, layout)
+        assert [row['caption'] for row in tables['train']] == [folder, 'x']
+        assert tables['train'][0]['audio'] == f'{source}/{folder}_flac/07.flac'
+        (tmp_path / 'media' / 'set' / 'clips_report.json').unlink()
+
+
+def test_moviegen(tmp_path):
+    source = tmp_path / 'source'
+    write(source / 'jsonl' / '12.jsonl', '{"audio_prompt": "crunch", "video_prompt": "an apple"}')
+    write(source / 'all.jsonl', '{"id": 13, "audio_prompt": "splash", "mood": 1}\nnothing\n')
+    for name in ('12', '13'):
+        write(source / 'video_with_audio' / f'{name}.mp4')
+    tables, report = make(tmp_path, 'moviegen')
+    assert sorted((row['id'], row['caption']) for row in tables['test']) == [('12', 'crunch'), ('13', 'splash')]
+    assert report['lists']['unknown_columns'] == ['all.jsonl: mood'] and report['counts']['unusable_rows'] == 1
+
+
+def test_greatest_hits(tmp_path):
+    source = tmp_path / 'source'
+    write(source / 'train.txt', '2015-01-01\nlost\n')
+    write(source / 'test.txt', '2015-02-02\n')
+    for name in ('2015-01-01', '2015-02-02'):
+        write_sound(source / f'{name}_denoised.wav', 2.4)
+    write(source / '2015-01-01_times.txt', '0.25 metal hit static\n0.5 plastic-bag scratch deform\n1.5 None hit None\nbad\n')
+    write(source / '2015-02-02_times.txt', '')
+    tables, report = make(tmp_path, 'greatest_hits')
+    first, second = tables['train']
+    assert first['caption'] == 'a drumstick hits metal, scratches plastic bag' and first['onset_times_s'] == [0.25, 0.5]
+    assert second['caption'] == 'a drumstick touches things' and second['onset_times_s'] == [0.5] and second['start_s'] == 1.0
+    assert len(tables['test']) == 2 and report['lists']['missing_files'] == ['lost_times.txt']
+    assert report['lists']['unusable_rows'] == ["2015-01-01_times.txt, line 4: 'bad'"]
+
+
+def test_any_folder_with_a_csv(tmp_path):
+    source = tmp_path / 'source'
+    write(source / 'list.csv', 'file,caption,split,start_s,label,mood\na.mp4,a film,val,,x,1\nsub/b.wav,long,,,y,1\n'
+          'sub/b.wav,from there,test,0.5,y,1\nc.wav,,train,,y,1\nd.wav,d,dev,,y,1\nd.wav,d,,soon,y,1\n')
+    write(source / 'a.mp4')
+    write_sound(source / 'sub' / 'b.wav', 3.4)
+    write_sound(source / 'c.wav', 2)
+    tables, report = make(tmp_path, 'folder_csv')
+    assert tables['validation'][0]['video'] == str(source / 'a.mp4')
+    assert tables['test'][0]['start_s'] == 0.5 and tables['test'][0]['label'] == 'y'
+    assert 'train' not in tables  # b.wav is tested on, c.wav has no caption
+    assert report['lists']['also_in_test'] == ['sub/b'] and report['lists']['empty_captions'] == ['c']
+    assert report['lists']['unusable_rows'] == ["list.csv, row 6: split is 'dev'; it must be train, validation or test",
+                                                "list.csv, row 7: start_s is 'soon', not a time in seconds"]
+
+
+def test_a_folder_whose_names_are_the_captions(tmp_path):
+    for name in ('wolf/GrowlLoud-02.wav', 'wolf/wolf_howl.flac', 'wolf/wolf_howl.wav', 'bell.ogg'):
+        write_sound(tmp_path / 'source' / name, 0.5)
+    tables, report = make(tmp_path, 'folder_csv', short='repeat')
+    assert [(row['id'], row['caption'], row['label'], row['fill']) for row in tables['train']] == [
+        ('bell', 'bell', 'bell', 'repeat'), ('wolf/GrowlLoud-02', 'wolf growl loud', 'wolf', 'repeat'),
+        ('wolf/wolf_howl.flac', 'wolf howl', 'wolf', 'repeat'), ('wolf/wolf_howl.wav', 'wolf howl', 'wolf', 'repeat')]
+    assert not any(report['counts'].values())
+
+
+def test_a_part_is_held_out_for_validation(tmp_path):
+    for i in range(20):
+        write_sound(tmp_path / 'source' / f'thing {i:02d}.wav', 1.2)
+    config = base.get_config()
+    config.sequence.duration_s, config.extract.workers = 1.0, 1
+    config.clips.update(datasets=(('set', 'folder_csv', str(tmp_path / 'source')),), validation_clips=5)
+    listing.make_tables(config, tmp_path)
+    held, trained = ((tmp_path / 'media' / 'set' / f'{split}.jsonl').read_text() for split in ('validation', 'train'))
+    assert held.count('\n') == 5 and trained.count('\n') == 15
+    before = (tmp_path / 'media' / 'set' / 'clips_report.json').stat().st_mtime_ns
+    listing.make_tables(config, tmp_path)
+    assert (tmp_path / 'media' / 'set' / 'clips_report.json').stat().st_mtime_ns == before
+    config.clips.validation_clips = 4
+    with pytest.raises(ValueError, match='made with validation_clips = 5, the configuration says 4'):
+        listing.make_tables(config, tmp_path)
+
+
+@pytest.mark.parametrize('layout, message', [('vggsound', 'holds neither vggsound.csv nor lists'),
+                                             ('audiocaps', 'holds none of train.csv'),
+                                             ('clotho', 'holds none of clotho_captions'), ('bbc', 'holds no bbc_final.json'),
+                                             ('moviegen', 'holds no .jsonl'), ('greatest_hits', 'holds neither train.txt'),
+                                             ('folder_csv', 'gives no clip of set; 0 are listed'),
+                                             ('vgg', "'vgg' is no layout; they are vggsound, ")])
+def test_what_is_missing_is_named(tmp_path, layout, message):
+    (tmp_path / 'source').mkdir()
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        make(tmp_path, layout)
