@@ -33,7 +33,7 @@ class Cnn14(nn.Module):
                 x = nn.Conv(channels, (3, 3), use_bias=False, name=f'block_{index}_conv{part}')(x)
                 x = nn.relu(spectrograms.BatchNorm(name=f'block_{index}_bn{part}')(x))
             if index < len(_CHANNELS):
-                x = spectrograms.squares(x).mean(axis=(2, 4))
+                x = nn.avg_pool(x, (2, 2), (2, 2))
         x = x.mean(axis=2)
         features = nn.relu(nn.Dense(WIDTH, name='fc1')(x.max(axis=1) + x.mean(axis=1)))
         return features, nn.Dense(CLASSES, name='fc_audioset')(features)

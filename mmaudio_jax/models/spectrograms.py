@@ -36,15 +36,6 @@ class Patches(nn.Module):
         return nn.Conv(self.width, (PATCH, PATCH), (STRIDE, STRIDE), 'VALID', use_bias=self.use_bias, name='conv')(picture)
 
 
-def squares(x: jax.Array) -> jax.Array:
-    """The 2 × 2 neighbours of a picture, an odd last row or column left out: `[B, h, w, D]` → `[B, h/2, 2, w/2, 2, D]`.
-
-    Their mean or maximum over axes 2 and 4 is pooling, several times quicker on CPU than a windowed reduction.
-    """
-    batch, height, width, channels = x.shape
-    return x[:, :height // 2 * 2, :width // 2 * 2].reshape(batch, height // 2, 2, width // 2, 2, channels)
-
-
 def prepend(x: jax.Array, tokens: jax.Array) -> jax.Array:
     """Tokens `[M, D]` in front of every row of `[B, N, D]`."""
     return jnp.concatenate([jnp.broadcast_to(tokens, (x.shape[0], *tokens.shape)), x], axis=1)

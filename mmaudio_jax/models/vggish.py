@@ -7,8 +7,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mmaudio_jax.models import spectrograms
-
 WIDTH = 128
 SAMPLE_RATE_HZ = 16_000
 _STAGES = ((64,), (128,), (256, 256), (512, 512))  # channels of the convolutions before each pooling
@@ -24,7 +22,7 @@ class VGGish(nn.Module):
             for channels in stage:
                 x = nn.relu(nn.Conv(channels, (3, 3), name=f'conv_{index}')(x))
                 index += 1
-            x = spectrograms.squares(x).max(axis=(2, 4))
+            x = nn.max_pool(x, (2, 2), (2, 2))
         x = x.reshape(x.shape[0], -1)  # (time, frequency, channel)
         for layer, width in enumerate((4096, 4096)):
             x = nn.relu(nn.Dense(width, name=f'dense_{layer}')(x))
