@@ -11,7 +11,7 @@ from typing import Literal, Sequence
 import numpy as np
 from PIL import Image
 
-COARSE = 4
+COARSE = 3
 
 
 @dataclasses.dataclass(frozen=True)
