@@ -85,7 +85,7 @@ def test_convolution_in_tiles_is_the_convolution(taps, dilation):
     tiled = jax.jit(bigvgan._block_conv, static_argnums=2)
     assert 'convolution' not in tiled.lower(x, kernel, dilation).as_text('hlo')
     expected = bigvgan._conv(x, kernel, dilation)
-    assert jnp.abs(tiled(x, kernel, dilation) - expected).max() / expected.std() < 1e-5  # measured: 2e-6
+    assert jnp.abs(tiled(x, kernel, dilation) - expected).max() / expected.std() < 1e-5  # measured: 2.2e-6
 
 
 @pytest.mark.parametrize('length', [1, 9])

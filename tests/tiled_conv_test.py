@@ -16,7 +16,7 @@ def test_convolution_against_its_definition(taps, size, dilation, length):
             if 0 <= source < length:
                 expected[:, t] += x[:, source] @ kernel[tap]
     ours = tiled_conv.conv(x.astype(np.float32), kernel.astype(np.float32), dilation, size)
-    # Measured: 9e-7 of the results' deviation.
+    # Measured: 6.2e-7 of the results' deviation.
     assert np.abs(ours - expected).max() / expected.std() < 3e-6
 
 
