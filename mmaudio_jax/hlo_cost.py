@@ -338,8 +338,8 @@ class _Simulation:
         kind = inner.opcode.removesuffix('-start')
         if kind not in _SENT:
             return None, None
-        if kind == 'all-reduce' and any(o.opcode == 'dynamic-slice' and inner.name in o.operands for o in around):
-            kind = 'reduce-scatter'  # how the compiler writes one
+        if kind == 'all-reduce' and any(o.opcode == 'dynamic-slice' for o in around):
+            kind = 'reduce-scatter'  # how the compiler writes one, or several together
         members = first_group(inner.attributes, self.program.devices)
         operands = sum(shape_bytes(shapes.get(name, '')) for name in inner.operands)
         return inner, Collective(kind, operands * _SENT[kind](len(members)), members, 1, inner.source or op.source)
