@@ -103,7 +103,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.mlp = 'conv'  # 'conv' or 'linear' (kernel 1)
     c.model.dtype = 'bfloat16'  # compute dtype, 'bfloat16' or 'float32'; parameters are float32
     c.model.convolution = 'auto'  # 'xla', 'matmul' (the faster on CPUs), or 'auto': by the device
-    c.model.remat = 'none'  # 'none', 'blocks' or 'dots'
+    c.model.remat = 'none'  # 'none', 'blocks' or 'dots'; with mesh.fsdp above 1, 'none' also keeps every gathered parameter
 
     # Flow matching (flow_matching.py) and condition dropout for guidance.
     c.flow = ml_collections.ConfigDict()

@@ -1,3 +1,4 @@
+import itertools
 import pathlib
 import signal
 
@@ -80,6 +81,22 @@ def test_state_and_iterator_come_back(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, state, _state(10))
     assert jax.tree.structure(state) == jax.tree.structure(_state(10))
     assert state.params['dense']['kernel'].sharding.is_fully_replicated
+
+
+def test_a_checkpoint_of_one_mesh_is_restored_on_another(tmp_path):
+    rules, state = (('kernel$', ('fsdp', None)), ('.*', ())), _state(10)
+    for number, (old, new) in enumerate(itertools.permutations([{'data': -1}, {'data': 2, 'fsdp': 4}], 2)):
+        folder, config = tmp_path / str(number), _config()
+        mesh = partitioning.make_mesh(old)
+        checkpointer = checkpoints.Checkpointer(folder, config.train)
+        placed = jax.device_put(state, partitioning.state_sharding(mesh, state, rules))
+        checkpointer.save(10, placed, Counter(), config, force=True)
+        wanted = partitioning.state_sharding(partitioning.make_mesh(new), state, rules)
+        restored, step = checkpointer.restore_latest(partitioning.abstract(state, wanted), Counter(), config)
+        checkpointer.close()
+        assert step == 10
+        jax.tree.map(np.testing.assert_array_equal, restored, state)
+        assert jax.tree.map(lambda leaf: leaf.sharding, restored) == wanted
 
 
 def test_nothing_saved_is_none(tmp_path):

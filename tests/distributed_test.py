@@ -50,6 +50,16 @@ def start(workdir: pathlib.Path, cache: pathlib.Path, count: int, pause_s: float
             for one in places(count)]
 
 
+def run_together(target, folder: pathlib.Path, records: pathlib.Path, count: int) -> None:
+    """target(records, hosts) in `count` processes with DEVICES devices in all; each must end well."""
+    outputs = [folder / f'output_{count}_{index}.txt' for index in range(count)]
+    processes = [tiny_run.start_child(target, output, DEVICES // count, str(records), one)
+                 for output, one in zip(outputs, places(count))]
+    for process, output in zip(processes, outputs):
+        process.join(120)
+        assert process.exitcode == 0, output.read_text()
+
+
 def losses(workdir: pathlib.Path) -> list[float]:
     lines = [json.loads(line) for line in (workdir / 'logs' / 'metrics.jsonl').read_text().splitlines()]
     return [line['loss'] for line in lines if 'loss' in line]
@@ -123,16 +133,22 @@ def test_an_epoch_has_every_example_as_often_as_the_mixture_says(tmp_path, recor
     """Each process reads its own rows only; together they are the batches of one process."""
     epochs = {}
     for count in (1, 2, 4):
-        processes = [tiny_run.start_child(tiny_run.read_epoch, tmp_path / f'output_{one["index"]}.txt', DEVICES // count,
-                                          str(records), one) for one in places(count)]
-        for process in processes:
-            process.join(120)
+        run_together(tiny_run.read_epoch, tmp_path, records, count)
         parts = [json.loads((records / f'epoch_{index}.json').read_text()) for index in range(count)]
         assert all(len(rows) == 8 // count for part in parts for rows in part)
         epochs[count] = [sorted(tuple(row) for rows in batches for row in rows) for batches in zip(*parts)]
     assert epochs[1] == epochs[2] == epochs[4]
     values, times = np.unique([value for batch in epochs[1] for _, value in batch], return_counts=True)
     assert len(values) == tiny_run.TRAIN_CLIPS and (times == 2).all()
+
+
+@pytest.mark.slow  # 10 s
+def test_sampling_by_two_processes_is_that_of_one(tmp_path, records):
+    for count in (1, 2):
+        run_together(tiny_run.sample, tmp_path, records, count)
+    one, two = (np.load(records / f'latents_{count}.npy') for count in (1, 2))
+    assert one.shape[0] == 6 and one.std() > 0.1
+    np.testing.assert_allclose(two, one, atol=1e-5)  # measured: below
 
 
 def test_a_process_that_does_not_know_its_place_is_told_so():

@@ -13,10 +13,12 @@ import numpy as np
 
 from configs import base
 from mmaudio_jax import distributed
+from mmaudio_jax import evaluate
 from mmaudio_jax import input_pipeline
 from mmaudio_jax import partitioning
 from mmaudio_jax import train
 from mmaudio_jax import train_log
+from mmaudio_jax.sequence import Sequence
 from tests import records_test
 
 TRAIN_CLIPS, VALIDATION_CLIPS = 24, 8
@@ -140,6 +142,25 @@ def read_epoch(folder: str, hosts: dict) -> None:
                          for row, value in enumerate(np.asarray(shard.data)[:, 0, 0])])
         iterator.close()
         (pathlib.Path(folder) / f'epoch_{hosts["index"]}.json').write_text(json.dumps(seen))
+
+
+def sample(folder: str, hosts: dict) -> None:
+    """One of several processes samples the validation split with random weights; the first writes folder/latents.npy."""
+    config = make_config()
+    config.hosts.update(hosts)
+    config.mesh.update(data=-1, fsdp=2)
+    config.sampling.update(num_steps=2, batch_size=4)
+    with distributed.joined(config.hosts, alone=False):
+        sequence = Sequence(**config.sequence)
+        model = build_network(config.model, sequence)
+        records = pathlib.Path(folder) / 'records'
+        examples = list(input_pipeline.read_split(config, records, 'bells', 'validation'))[:6]  # the last batch is filled up
+        shapes = (sequence.latent_length, sequence.latent_channels), (), (8, 1024), (8, 768), (77, 1024)
+        init = jax.jit(lambda: model.init(jax.random.key(0), *(jnp.zeros((1, *shape)) for shape in shapes))['params'])
+        params = {**jax.tree.map(np.asarray, init()), 'latent_std': np.ones((1, 1, sequence.latent_channels), np.float32)}
+        latents = evaluate.sample(config, model, params, examples, sequence)
+        if jax.process_index() == 0:
+            np.save(pathlib.Path(folder) / f'latents_{hosts["count"]}.npy', latents)
 
 
 def _train(workdir: str, fields: dict, cache: str, hosts: dict, devices: int, pause_s: float) -> None:

@@ -118,6 +118,41 @@ def golden_inputs(step):
     return batch, train_step.Draws(draw('posterior_noise', B, N, C), draw('x0', B, N, C), t, drop_video, drop_video, drop_text)
 
 
+def equations(jaxpr):
+    """Every equation of a jaxpr, also of the inner ones."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            inner = getattr(value, 'jaxpr', value)
+            if hasattr(inner, 'eqns'):
+                yield from equations(inner)
+
+
+def test_precision_of_a_step_in_bfloat16():
+    """Products are bfloat16 but for the time embedding's; softmax, norms, loss, gradients and the update are float32."""
+    config, model = base.get_config(), golden_model().clone(dtype=jnp.bfloat16)
+    params = jax.eval_shape(lambda: weights.to_params(synthetic_weights.state_dict('train_tiny'), model))
+    tx, schedule = optimizer.make(config.optimizer, params)
+    make = lambda params: train_step.TrainState(jnp.int32(0), params, tx.init(params), ema.init(params, (0.05,)))
+    step = lambda state, *inputs: train_step.step_with_draws(state, model, tx, schedule, 0.0, *inputs)
+    traced, (state, metrics, (losses, gradients)) = jax.make_jaxpr(step, return_shape=True)(
+        jax.eval_shape(make, params), *golden_inputs(0))
+    assert all(leaf.dtype in (jnp.float32, jnp.int32) for leaf in jax.tree.leaves((state, metrics, losses, gradients)))
+    products, exact = [], {'exp': 0, 'rsqrt': 0, 'reduce_max': 0, 'cos': 0, 'sqrt': 0}
+    for equation in equations(traced.jaxpr):
+        name, operands = equation.primitive.name, [operand.aval for operand in equation.invars]
+        if name == 'dot_general':
+            products.append(operands)
+        elif name in exact:
+            exact[name] += 1
+            assert operands[0].dtype == jnp.float32, equation
+    assert all(exact.values()) and len(products) > 100
+    wide = [operands for operands in products if any(operand.dtype != jnp.bfloat16 for operand in operands)]
+    # The time embedding's two products and the gradients of both matrices and of what is between them.
+    assert sorted(sorted(operand.shape for operand in operands) for operands in wide) == [
+        [(B, 128), (B, 128)], [(B, 128), (B, 256)], [(B, 128), (128, 128)], [(B, 128), (128, 128)], [(B, 256), (256, 128)]]
+
+
 @pytest.mark.slow  # 30 s to 90 s, nearly all of it compilation
 def test_golden_training_run():
     golden = np.load(GOLDEN / 'train_tiny.npz')
