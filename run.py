@@ -10,7 +10,7 @@ from ml_collections import config_flags
 
 from mmaudio_jax import distributed
 
-MODES = ('impacts', 'extract', 'train', 'evaluate', 'generate', 'ablations', 'import', 'export')
+MODES = ('impacts', 'extract', 'train', 'evaluate', 'generate', 'ablations', 'import', 'export', 'compile')
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, e.g. configs/impacts.py.', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of everything that the run makes.')
@@ -38,6 +38,8 @@ def run_mode(mode: str, config, workdir: pathlib.Path) -> int:
         from mmaudio_jax.exchange import import_weights as stage
     elif mode == 'export':
         from mmaudio_jax.exchange import export_weights as stage
+    elif mode == 'compile':
+        from mmaudio_jax.compile_report import report as stage
     else:
         raise ValueError(f'stage {mode!r} is not one of {", ".join(MODES)}; change config.stages')
     return stage(config, workdir) or 0
@@ -52,9 +54,7 @@ def main(argv: list[str]) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         modes = [_MODE.value] if _MODE.value else _CONFIG.value.stages
         with distributed.joined(_CONFIG.value.hosts, alone='ablations' in modes):  # whose runs join for themselves
-            for mode in modes:
-                if code := run_mode(mode, _CONFIG.value, workdir):
-                    sys.exit(code)
+            sys.exit(next(filter(None, (run_mode(mode, _CONFIG.value, workdir) for mode in modes)), 0))  # the first failure
     except (ValueError, OSError) as error:
         if _TRACEBACK.value:
             raise
@@ -63,9 +63,9 @@ def main(argv: list[str]) -> None:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses `argv`; an unknown flag, field, mode or config file ends the program with one line."""
-    for argument in argv:
-        path = argument.removeprefix('--config=').split(':')[0]
-        if argument.startswith('--config=') and not pathlib.Path(path).is_file():
+    argv = [argument.replace('--topology=', '--config.compile.topology=', 1) for argument in argv]
+    for path in [argument.removeprefix('--config=').split(':')[0] for argument in argv if argument.startswith('--config=')]:
+        if not pathlib.Path(path).is_file():
             sys.exit(f'error: no config file {path!r}; those that exist are in configs/')
     try:
         return flags.FLAGS(argv)

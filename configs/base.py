@@ -102,6 +102,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.rope = 'aligned'  # 'aligned', 'unaligned' or 'none'
     c.model.mlp = 'conv'  # 'conv' or 'linear' (kernel 1)
     c.model.dtype = 'bfloat16'  # compute dtype, 'bfloat16' or 'float32'; parameters are float32
+    c.model.convolution = 'auto'  # 'xla', 'matmul' (the faster on CPUs), or 'auto': by the device
     c.model.remat = 'none'  # 'none', 'blocks' or 'dots'
 
     # Flow matching (flow_matching.py) and condition dropout for guidance.
@@ -200,6 +201,30 @@ def get_config() -> ml_collections.ConfigDict:
     c.evaluate.onset_delta = 0.3  # the detector's threshold, not the window
     c.evaluate.onset_lag_s = 512 / 22_050  # the detector's lag (one hop), subtracted from its times; 0: the published protocol
     c.evaluate.save_clips = 8  # how many mp4 and spectrograms are written
+
+    # Ahead-of-time compilation for TPUs that need not be there (compile_report.py): --mode=compile, with --topology.
+    c.compile = ml_collections.ConfigDict()
+    c.compile.topology = 'v5e:16x16'  # chip (v4, v5e, v5p, v6e) and arrangement
+    c.compile.programs = ('train', 'sampler', 'frames', 'segments')  # any of these
+    c.compile.clips_per_device = 8  # of the sampler's batch
+
+    # Scores of folders of sound, any system's (score.py): --mode=evaluate when `generated` or `compare` is set.
+    c.score = ml_collections.ConfigDict()
+    c.score.generated = ''  # folder of .wav and .flac, named as their references are
+    c.score.compare = ''  # several such folders, 'a=DIR,b=DIR': one table
+    c.score.protocol = 'vggsound'  # a key of score.PROTOCOLS: duration, metrics and the published table
+    c.score.metrics = ()  # (): the protocol's; else keys of score_metrics.METRICS
+    c.score.duration_s = 0.0  # how much of each clip counts; 0: the protocol's
+    c.score.references = ''  # folder of true sounds and videos, or a .jsonl table of them
+    c.score.reference_cache = ''  # folder of av-benchmark's published caches, in the place of references
+    c.score.captions = ''  # .csv, .tsv or .jsonl of names and captions
+    c.score.compat = False  # onset metrics with the published code's slips, evaluate.onset_delta its only number
+    c.score.allow_unpaired = False  # score what pairs, and count what does not, where it would be an error
+    c.score.weights = 'weights/evaluation'  # folder of the networks' published files (embedders.py); nothing is downloaded
+    c.score.cache = ''  # folder of embeddings, which hosts share; '' means workdir/embeddings
+    c.score.batch_size = 8  # clips at a time on each host
+    c.score.workers = 2  # threads a host that read clips
+    c.score.sheets = 8  # spectrograms of that many clips, the reference above every system
 
     # Several runs side by side (ablations.py): --mode=ablations.
     c.ablations = ml_collections.ConfigDict()

@@ -38,10 +38,9 @@ FREE_FIELDS = (
     'name', 'stages', 'data_dir', 'impacts.workers', 'clips', 'extract.batch_size', 'extract.workers', 'extract.rates',
     'extract.clips_per_shard', 'extract.memmaps', 'extract.max_rejected', 'extract.process_index', 'extract.process_count',
     'extract.executor', 'extract.ray_address', 'extract.ray_actors', 'extract.ray_cpus', 'extract.ray_resources',
-    'input.validation',
-    'input.validation_batch_size', 'input.validation_examples', 'input.workers', 'input.prefetch', 'model.remat',
-    'ema.snapshot_every', 'ema.synthesis_sigma_rel', 'mesh',
-    'sharding', 'hosts', 'train', 'sampling', 'generate', 'evaluate', 'ablations')
+    'input.validation', 'input.validation_batch_size', 'input.validation_examples', 'input.workers', 'input.prefetch',
+    'model.convolution', 'model.remat', 'ema.snapshot_every', 'ema.synthesis_sigma_rel', 'mesh', 'sharding', 'hosts', 'train',
+    'sampling', 'generate', 'evaluate', 'score', 'compile', 'ablations')
 
 
 class CheckpointError(ValueError):

@@ -3,7 +3,10 @@
 Counted are the matrix products, a multiplication and an addition as two; everything else is far below a hundredth. Letters:
 N audio latents, V CLIP frames, S sync tokens, T text tokens, D width, C latent channels.
 """
+import math
 from typing import Any
+
+import jax
 
 from mmaudio_jax.models import layers
 from mmaudio_jax.models import mmdit
@@ -83,3 +86,24 @@ def _projection(model: Any, tokens: int, inputs: int, taps: int, mlp_taps: int) 
 def _mlp(tokens: int, taps: int, width: int) -> float:
     """layers.GatedMLP: three matrices."""
     return 3 * 2 * tokens * taps * width * layers.mlp_hidden(width)
+
+
+def traced(jaxpr: Any, times: int = 1) -> float:
+    """The matrix products and convolutions that a trace (jax.make_jaxpr) holds; those in a scan as often as it runs.
+
+    For the networks without a formula here; a trace of a gradient has what is recomputed too.
+    """
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == 'dot_general':
+            (contracted, _), _ = equation.params['dimension_numbers']
+            total += times * 2 * equation.outvars[0].aval.size * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
+        elif equation.primitive.name == 'conv_general_dilated':
+            kernel = equation.invars[1].aval
+            outputs = kernel.shape[equation.params['dimension_numbers'].rhs_spec[0]]
+            total += times * 2 * equation.outvars[0].aval.size * kernel.size / outputs
+        repeats = equation.params['length'] if equation.primitive.name == 'scan' else 1
+        for value in equation.params.values():
+            if isinstance(value, (jax.extend.core.ClosedJaxpr, jax.extend.core.Jaxpr)):
+                total += traced(getattr(value, 'jaxpr', value), times * repeats)
+    return total

@@ -3,11 +3,11 @@
 NumPy, float64. Sources: Heusel et al. 2017 (Fréchet distance), Salimans et al. 2016 (inception score), and the protocol that
 MMAudio (arXiv 2412.15322) reports with. Where a figure is not defined a ValueError says why; no number stands for a failure.
 
-Every score is a Result. Its interval is a bootstrap over clips of the score's first-order change: the influence of a clip is the
-derivative of the score by the clip's weight, and a resample changes the score by the influences of the clips that it repeats
-less those that it leaves out. For a mean this is the bootstrap itself; for a Fréchet distance it takes one decomposition where
-resampling it would take a thousand, and it leaves out the bias that repeated clips have. Both sets of a Fréchet distance are
-resampled, each by itself.
+Every score is a Result. Its interval is a bootstrap over clips of the score's first-order change: the influence of a clip is
+the derivative of the score by the clip's weight, and a resample changes the score by the influences of the clips that it
+repeats less those that it leaves out. For a mean this is the bootstrap itself; for a Fréchet distance it takes one
+decomposition where resampling it would take a thousand, and it leaves out the bias that repeated clips have. Both sets of a
+Fréchet distance are resampled, each by itself.
 """
 from collections.abc import Sequence
 import dataclasses

@@ -124,7 +124,7 @@ class OfficialEncoder:
         """CLIP features of single frames, uint8 `[384, 384, 3]` each → float32 `[frames, 1024]`."""
         if not len(frames):
             return np.zeros((0, CLIP_WIDTH), np.float32)
-        return self._in_calls(_image_features, self._towers.image, frames, self._sizes.frames)
+        return self._in_calls(image_features, self._towers.image, frames, self._sizes.frames)
 
     def encode_image(self, image: np.ndarray) -> np.ndarray:
         """See encoders.Encoder."""
@@ -134,7 +134,7 @@ class OfficialEncoder:
         """Synchformer features of segments, uint8 `[16, 224, 224, 3]` each → float32 `[segments, 8, 768]`."""
         if not len(segments):
             return np.zeros((0, SYNC_TOKENS_PER_SEGMENT, SYNC_WIDTH), np.float32)
-        return self._in_calls(_sync_features, self._towers.sync, segments, self._sizes.segments)
+        return self._in_calls(sync_features, self._towers.sync, segments, self._sizes.segments)
 
     def encode_text(self, texts: Sequence_[str]) -> np.ndarray:
         """See encoders.Encoder; a text that stands there several times is encoded once."""
@@ -148,7 +148,7 @@ class OfficialEncoder:
 
 
 @jax.jit
-def _image_features(params: Any, frames: jax.Array) -> Any:
+def image_features(params: Any, frames: jax.Array) -> Any:
     """uint8 `[frames, h, w, 3]` → float32 `[frames, 1024]`."""
     model = clip.build(CLIP_VARIANT, _dtype(params))
     return model.apply({'params': params}, clip.normalize(frames), method='encode_image')
@@ -161,7 +161,7 @@ def _text_features(params: Any, tokens: jax.Array) -> Any:
 
 
 @jax.jit
-def _sync_features(params: Any, segments: jax.Array) -> Any:
+def sync_features(params: Any, segments: jax.Array) -> Any:
     """uint8 `[segments, 16, h, w, 3]` → float32 `[segments, 8, 768]`."""
     return synchformer.build(SYNC_VARIANT, _dtype(params)).apply({'params': params}, synchformer.normalize(segments))
 

@@ -21,18 +21,20 @@ import numpy as np
 AXES = ('data', 'fsdp', 'tensor')
 BATCH_AXES = ('data', 'fsdp')
 
-# (regular expression searched in the tensor's name, mesh axis of each of its last dimensions); the first that matches counts.
-# Names are paths such as 'params/joint/latents/qkv/kernel'. Dimensions before those of the rule, such as the layers of a scan,
-# are not split.
+# (regular expression searched in the tensor's name, mesh axis, or axes, of each of its last dimensions); the first that
+# matches counts. Names are paths such as 'params/joint/latents/qkv/kernel'. Dimensions before those of the rule, such as the
+# layers of a scan, are not split. fsdp splits the last dimension but one: TPUs keep the last in rows of 128, and a part of a
+# row is moved before it can be sent.
 RULES: tuple[tuple[str, tuple], ...] = (
-    (r'/qkv/kernel$', ('fsdp', None, 'tensor', None)),  # [D, q|k|v, H, K]
-    (r'/qkv/bias$', (None, 'tensor', None)),
-    (r'/projection/kernel$', ('tensor', 'fsdp')),  # [H · K, D]
-    (r'/w13$', ('fsdp', None, 'tensor')),  # [taps, D, w1|w3, hidden]
-    (r'/w2$', ('tensor', 'fsdp')),  # [taps, hidden, D]
-    (r'/modulation/kernel$', ('fsdp', None)),  # [D, 6 D]
+    (r'/qkv/kernel$', ('fsdp', 'tensor')),  # [q|k|v, D, H · K]
+    (r'/qkv/bias$', ('tensor', None)),  # [q|k|v, H, K]
+    (r'/projection/kernel$', (('tensor', 'fsdp'), None)),  # [H · K, D]
+    (r'/w[13]$', ('fsdp', 'tensor')),  # [taps, D, hidden]
+    (r'/w2$', (('tensor', 'fsdp'), None)),  # [taps, hidden, D]
+    (r'/modulation/kernel$', ('fsdp', None)),  # [6, D, D]
     (r'final_layer/conv/kernel$', ('fsdp', None)),  # [taps, D, C]
-    (r'(_input_proj/first|t_embed/first|t_embed/second|clip_cond_proj|text_cond_proj)/kernel$', (None, 'fsdp')),
+    (r'audio_input_proj/first/kernel$', (None, 'fsdp')),  # [taps, C, D], C is 20 or 40
+    (r'(_input_proj/first|t_embed/first|t_embed/second|clip_cond_proj|text_cond_proj)/kernel$', ('fsdp', None)),
     (r'/bias$|_norm$|latent_mean$|latent_std$|empty_\w+_feat$|sync_pos_emb$', ()),
 )
 
@@ -93,7 +95,7 @@ def state_sharding(mesh: Mesh, tree: Any, rules: Sequence[tuple[str, tuple]] = R
     Args:
       mesh: from make_mesh.
       tree: any pytree of arrays or shapes (a whole TrainState, or parameters); scalars are on every device.
-      rules: (regular expression, one mesh axis or None for each of the last dimensions) pairs; see rules_of.
+      rules: (regular expression, a mesh axis, several or None for each of the last dimensions) pairs; see rules_of.
       whole_params: config.sharding.whole_params: fsdp does not split parameters, only the rest of the state (ZeRO-1).
 
     Returns:
@@ -113,15 +115,27 @@ def state_sharding(mesh: Mesh, tree: Any, rules: Sequence[tuple[str, tuple]] = R
         if len(axes) > len(leaf.shape):
             raise ValueError(f'the sharding rule {axes} has more axes than the tensor {name} {tuple(leaf.shape)} '
                              'has dimensions')
-        for dimension, axis in zip(leaf.shape[len(leaf.shape) - len(axes):], axes):
-            if axis is not None and dimension % mesh.shape[axis]:
-                raise ValueError(f'the mesh axis {axis!r} of size {mesh.shape[axis]} does not divide the dimension {dimension} '
-                                 f'of the tensor {name} {tuple(leaf.shape)}; change config.mesh.{axis}, or put a rule other '
-                                 f'than {axes} into config.sharding.rules')
+        for dimension, used in zip(leaf.shape[len(leaf.shape) - len(axes):], map(_several, axes)):
+            parts = math.prod(mesh.shape[axis] for axis in used)
+            if dimension % parts:
+                raise ValueError(f'the mesh axis {" and ".join(map(repr, used))} of size {parts} does not divide the dimension '
+                                 f'{dimension} of the tensor {name} {tuple(leaf.shape)}; change config.mesh.{used[-1]}, or put '
+                                 f'a rule other than {axes} into config.sharding.rules')
+        spec = PartitionSpec(*[None] * (len(leaf.shape) - len(axes)), *axes)
         if whole_params and not name.startswith(('opt_state/', 'ema/')):
-            axes = tuple(None if axis == 'fsdp' else axis for axis in axes)
-        return NamedSharding(mesh, PartitionSpec(*[None] * (len(leaf.shape) - len(axes)), *axes))
+            spec = _without_fsdp(spec)
+        return NamedSharding(mesh, spec)
     return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def _several(axes: Any) -> tuple[str, ...]:
+    """The axes of one dimension, given as None, one, or several."""
+    return axes if isinstance(axes, tuple) else () if axes is None else (axes,)
+
+
+def _without_fsdp(spec: PartitionSpec) -> PartitionSpec:
+    kept = (tuple(axis for axis in _several(axes) if axis != 'fsdp') for axes in spec)
+    return PartitionSpec(*(axes if len(axes) > 1 else axes[0] if axes else None for axes in kept))
 
 
 def rules_of(config) -> tuple[tuple[str, tuple], ...]:
@@ -151,8 +165,7 @@ class OnMesh:
     def apply(self, variables: Mapping[str, Any], *args, **kwargs) -> Any:
         """The module's apply."""
         split = state_sharding(self._mesh, variables['params'], self._rules)
-        whole = jax.tree.map(lambda s: NamedSharding(self._mesh, PartitionSpec(*(None if a == 'fsdp' else a for a in s.spec))),
-                             split)
+        whole = jax.tree.map(lambda s: NamedSharding(self._mesh, _without_fsdp(s.spec)), split)
         boxes = jax.tree.map(_Placed, variables['params'], whole, split)
         return self._model.apply({**variables, 'params': boxes}, *args, **kwargs)
 

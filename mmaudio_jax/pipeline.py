@@ -328,7 +328,7 @@ def _noise(one: Request, take: int) -> np.ndarray:
     return np.asarray(sampler.noise(seed, [one.index], one.sequence.latent_length, one.sequence.latent_channels))
 
 
-def with_empty_features(model: mmaudio.MMAudio, params: Any,
+def with_empty_features(model: mmaudio.MMAudio | partitioning.OnMesh, params: Any,
                         batch: Mapping[str, np.ndarray]) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Conditions of records: what an example does not have is replaced by the learned empty features.
 

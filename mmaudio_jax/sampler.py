@@ -110,7 +110,7 @@ def integrate_adaptive(velocity: Velocity, initial: jax.Array, settings: Sampler
     return solution.ys[0]
 
 
-def make_sampler(model: MMAudio, settings: SamplerSettings, mesh: Mesh | None = None,
+def make_sampler(model: MMAudio | partitioning.OnMesh, settings: SamplerSettings, mesh: Mesh | None = None,
                  decode: Callable[[jax.Array], jax.Array] | None = None) -> Callable[..., jax.Array]:
     """The jitted sampler: fn(params, noise, clip, sync, text, negative_text) → un-normalised latents `[B, N, C]` float32.
 
@@ -159,8 +159,8 @@ def make_sampler(model: MMAudio, settings: SamplerSettings, mesh: Mesh | None = 
             latents = jax.vmap(lambda x, c: integrate_adaptive(velocity_of(params, c), x[None], settings)[0])(initial, split)
         else:
             latents = integrate(velocity_of(params, conditions), initial, settings)
-        latents = model.apply({'params': params}, latents, method='unnormalize')
-        return latents if decode is None else decode(latents)
+        result: Any = model.apply({'params': params}, latents, method='unnormalize')
+        return result if decode is None else decode(result)
 
     if mesh is None:
         return jax.jit(sample)

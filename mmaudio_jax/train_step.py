@@ -243,7 +243,7 @@ def make_train_step(config, model, tx: optax.GradientTransformation,
 
 
 def jit_train_step(config, model, tx: optax.GradientTransformation, schedule: optax.Schedule, mesh: jax.sharding.Mesh,
-                   shardings: TrainState) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+                   shardings: TrainState) -> jax.stages.Wrapped:
     """make_train_step compiled for a mesh; the state that goes in is given up for the one that comes out.
 
     Args:

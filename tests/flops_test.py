@@ -10,7 +10,7 @@ from mmaudio_jax.models import mmaudio
 from mmaudio_jax.sequence import Sequence
 
 TINY = {'hidden_size': 64, 'num_heads': 2, 'joint_blocks': 3, 'fused_blocks': 2, 'dtype': 'float32', 'sync_fusion': 'modulate',
-        'rope': 'aligned', 'mlp': 'conv', 'remat': 'none'}
+        'rope': 'aligned', 'mlp': 'conv', 'convolution': 'matmul', 'remat': 'none'}
 
 
 def dots(jaxpr, times: int = 1) -> int:
@@ -60,7 +60,7 @@ def test_training_is_three_forward_passes():
 def test_large_44k():
     """Twice parameters times tokens, nearly: the latents' blocks hold most of both."""
     sequence = Sequence('44k', 8.0)
-    fields = {name: TINY[name] for name in ('dtype', 'sync_fusion', 'rope', 'mlp', 'remat')}
+    fields = {name: TINY[name] for name in ('dtype', 'sync_fusion', 'rope', 'mlp', 'convolution', 'remat')}
     model = mmaudio.build({'variant': 'large_44k', **fields}, sequence)
     assert 2e11 < flops.forward(model, sequence) < 2 * 1.03e9 * 345 * 1.2
 

@@ -21,7 +21,7 @@ def test_resizing_is_the_official_one(name, request_, step):
     levels = (golden[name].transpose(0, 2, 3, 1) * std + mean) * 255
     error = np.abs(ours[:, ::step, ::step] - levels)
     assert error.max() < 1.01  # measured 1.00003 grey levels, at 0.15 % (clip) and 0.44 % (sync) of the pixels
-    assert (error > 0.5).mean() < 0.005
+    assert (error > 0.5).mean() < 0.005 and error.mean() < 0.2
     assert np.abs((ours.mean(axis=(1, 2)) / 255 - mean) / std - golden[name + '_mean']).max() < 2e-5  # measured 8.1e-6
 
 

@@ -11,14 +11,15 @@ def normal(*shape, seed=0):
     return np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
 
 
+@pytest.mark.parametrize('convolution', ['matmul', 'xla'])
 @pytest.mark.parametrize('taps, width, features', [(1, 3, 5), (3, 4, 6), (7, 6, 4)])
-def test_conv1d_is_the_zero_padded_sum_and_so_is_its_gradient(taps, width, features):
+def test_conv1d_is_the_zero_padded_sum_and_so_is_its_gradient(taps, width, features, convolution):
     inputs, kernel = normal(2, 9, width), normal(taps, width, features, seed=1)
     padded = np.pad(inputs, ((0, 0), (taps // 2, taps // 2), (0, 0))).astype(np.float64)
     expected = sum(padded[:, tap:tap + 9] @ kernel[tap] for tap in range(taps))
-    np.testing.assert_allclose(layers.conv1d(inputs, kernel), expected, atol=1e-5)  # measured 1.1e-6
+    np.testing.assert_allclose(layers.conv1d(inputs, kernel, convolution), expected, atol=1e-5)  # measured 1.1e-6
     weights = normal(2, 9, features, seed=2)
-    gradient = jax.grad(lambda k: jnp.sum(layers.conv1d(inputs, k) * weights))(kernel)
+    gradient = jax.grad(lambda k: jnp.sum(layers.conv1d(inputs, k, convolution) * weights))(kernel)
     by_tap = np.stack([np.einsum('BNI,BNO->IO', padded[:, tap:tap + 9], weights) for tap in range(taps)])
     np.testing.assert_allclose(gradient, by_tap, atol=2e-5)  # measured 1.3e-6
 
@@ -81,15 +82,18 @@ def test_time_frequencies():
 
 
 def test_initialisation():
-    """U(±1/sqrt(fan in)) for convolutions, Xavier for matrices, each half of w13 for itself."""
+    """U(±1/sqrt(fan in)) for convolutions, Xavier for matrices, the parts of Linears as one matrix."""
     inputs = jnp.zeros((1, 4, 64))
-    conv = layers.Conv(128, 3, jnp.float32).init(jax.random.key(0), inputs)['params']
+    conv = layers.Conv(128, 3, jnp.float32, 'xla').init(jax.random.key(0), inputs)['params']
     bound = 1 / np.sqrt(3 * 64)
     assert 0.99 * bound < np.abs(conv['kernel']).max() <= bound and 0.9 * bound < np.abs(conv['bias']).max() <= bound
-    matrices = layers.GatedMLP(1, jnp.float32).init(jax.random.key(0), inputs)['params']
+    matrices = layers.GatedMLP(1, jnp.float32, 'xla').init(jax.random.key(0), inputs)['params']
     xavier = np.sqrt(6 / (64 + 256))
-    assert 0.99 * xavier < np.abs(matrices['w13']).max() <= xavier and 0.99 * xavier < np.abs(matrices['w2']).max() <= xavier
-    first, second = np.moveaxis(np.asarray(matrices['w13']), -2, 0)
-    assert np.abs(first - second).max() > xavier
-    zero = layers.Conv(128, 3, jnp.float32, zero_init=True).init(jax.random.key(0), inputs)['params']
+    for kernel in matrices.values():
+        assert 0.99 * xavier < np.abs(kernel).max() <= xavier
+    assert np.abs(matrices['w1'] - matrices['w3']).max() > xavier
+    parts = layers.Linears(3, (2, 16), jnp.float32).init(jax.random.key(0), inputs)['params']
+    xavier = np.sqrt(6 / (64 + 3 * 32))
+    assert 0.99 * xavier < np.abs(parts['kernel']).max() <= xavier and not np.any(parts['bias'])
+    zero = layers.Conv(128, 3, jnp.float32, 'xla', zero_init=True).init(jax.random.key(0), inputs)['params']
     assert not np.any(zero['kernel']) and not np.any(zero['bias'])

@@ -14,7 +14,8 @@ from mmaudio_jax.weights import mmaudio as weights
 from tests.conftest import GOLDEN
 from tests.golden import synthetic_weights
 
-FIELDS = {'sync_fusion': 'modulate', 'rope': 'aligned', 'mlp': 'conv', 'dtype': 'float32', 'remat': 'none'}
+FIELDS = {'sync_fusion': 'modulate', 'rope': 'aligned', 'mlp': 'conv', 'dtype': 'float32', 'convolution': 'matmul',
+          'remat': 'none'}
 # Largest error over the golden's standard deviation: the bound, what was measured (flow, Euler result).
 BOUNDS = {
     'small_16k': (1e-4, 5e-4),  # 2.5e-5, 4.8e-5; at 5.3 s 3.2e-5, 5.2e-5

@@ -7,7 +7,8 @@ from mmaudio_jax.sequence import Sequence
 from mmaudio_jax.weights import mmaudio as weights
 from tests.golden import synthetic_weights
 
-FIELDS = {'sync_fusion': 'modulate', 'rope': 'aligned', 'mlp': 'conv', 'dtype': 'float32', 'remat': 'none'}
+FIELDS = {'sync_fusion': 'modulate', 'rope': 'aligned', 'mlp': 'conv', 'dtype': 'float32', 'convolution': 'matmul',
+          'remat': 'none'}
 
 
 def build(variant, **fields):

@@ -39,6 +39,7 @@ _CHOICES = {
     'sync_fusion': ('modulate', 'sum_with_visual', 'none'),
     'rope': ('aligned', 'unaligned', 'none'),
     'mlp': ('conv', 'linear'),
+    'convolution': ('xla', 'matmul'),
     'remat': ('none', 'blocks', 'dots'),
 }
 
@@ -78,26 +79,28 @@ class InputProjection(nn.Module):
     mlp_taps: int
     activation: Any
     dtype: Any
+    convolution: str
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         if self.taps > 1:
-            hidden = layers.Conv(self.features, self.taps, self.dtype, name='first')(inputs)
+            hidden = layers.Conv(self.features, self.taps, self.dtype, self.convolution, name='first')(inputs)
         else:
             hidden = layers.linear(self.features, self.dtype, name='first')(inputs)
-        return layers.GatedMLP(self.mlp_taps, self.dtype, name='mlp')(self.activation(hidden))
+        return layers.GatedMLP(self.mlp_taps, self.dtype, self.convolution, name='mlp')(self.activation(hidden))
 
 
 class FinalLayer(nn.Module):
     """Latents `[B, N, D]` and condition `[B, 1, D]` (after its SiLU) to the velocity `[B, N, C]`."""
     channels: int
     dtype: Any
+    convolution: str
 
     @nn.compact
     def __call__(self, latents: jax.Array, condition: jax.Array) -> jax.Array:
-        modulation = layers.linear(2 * latents.shape[-1], self.dtype, zero_init=True, name='modulation')
-        shift, scale = jnp.split(modulation(condition), 2, axis=-1)
-        return layers.Conv(self.channels, 7, self.dtype, zero_init=True, name='conv')(layers.modulate(latents, shift, scale))
+        shift, scale = layers.Linears(2, latents.shape[-1:], self.dtype, zero_init=True, name='modulation')(condition)
+        conv = layers.Conv(self.channels, 7, self.dtype, self.convolution, zero_init=True, name='conv')
+        return conv(layers.modulate(latents, shift, scale))
 
 
 class MMAudio(nn.Module):
@@ -111,6 +114,7 @@ class MMAudio(nn.Module):
       rope: 'aligned' (equal times have equal angles), 'unaligned' or 'none'.
       mlp: 'conv', or 'linear' with matrices in place of the convolutions of every ConvMLP.
       dtype: compute dtype; parameters, norms, softmax, rotations and time embedding are float32.
+      convolution: 'xla' or 'matmul', see layers.conv1d.
       remat: 'none', 'blocks' or 'dots', see mmdit.repeat.
       clip_width, sync_width, text_width: widths of the features. text_length: T.
 
@@ -127,6 +131,7 @@ class MMAudio(nn.Module):
     rope: str
     mlp: str
     dtype: Any
+    convolution: str
     remat: str
     clip_width: int
     sync_width: int
@@ -144,26 +149,26 @@ class MMAudio(nn.Module):
 
         conv = self.mlp == 'conv'
         on_convs, on_matrices = (nn.selu, lambda x: x) if self.version == 1 else (nn.silu, nn.silu)
-        self.audio_input_proj = InputProjection(width, 7, 7 if conv else 1, on_convs, self.dtype)
-        self.clip_input_proj = InputProjection(width, 1, 3 if conv else 1, on_matrices, self.dtype)
-        self.text_input_proj = InputProjection(width, 1, 1, on_matrices, self.dtype)
+        self.audio_input_proj = InputProjection(width, 7, 7 if conv else 1, on_convs, self.dtype, self.convolution)
+        self.clip_input_proj = InputProjection(width, 1, 3 if conv else 1, on_matrices, self.dtype, self.convolution)
+        self.text_input_proj = InputProjection(width, 1, 1, on_matrices, self.dtype, self.convolution)
         if self.sync_fusion != 'none':
             self.sync_pos_emb = self.param('sync_pos_emb', zeros, (1, 1, seq.SYNC_TOKENS_PER_SEGMENT, self.sync_width))
-            self.sync_input_proj = InputProjection(width, 7, 3 if conv else 1, on_convs, self.dtype)
+            self.sync_input_proj = InputProjection(width, 7, 3 if conv else 1, on_convs, self.dtype, self.convolution)
         self.clip_cond_proj = layers.linear(width, self.dtype)
         self.text_cond_proj = layers.linear(width, self.dtype)
-        self.global_cond_mlp = layers.GatedMLP(1, self.dtype)
+        self.global_cond_mlp = layers.GatedMLP(1, self.dtype, self.convolution)
         self.t_embed = layers.TimeEmbedding(width, self.version)
 
         mlp_taps = 3 if conv else 1
         if self.joint_blocks > 1:
             scanned = mmdit.repeat(mmdit.JointBlock, self.joint_blocks - 1, self.remat, inputs=4)
-            self.joint = scanned(width, self.num_heads, mlp_taps, False, self.dtype)
-        self.joint_last = mmdit.JointBlock(width, self.num_heads, mlp_taps, True, self.dtype)
+            self.joint = scanned(width, self.num_heads, mlp_taps, False, self.dtype, self.convolution)
+        self.joint_last = mmdit.JointBlock(width, self.num_heads, mlp_taps, True, self.dtype, self.convolution)
         if self.fused_blocks:
             scanned = mmdit.repeat(mmdit.FusedBlock, self.fused_blocks, self.remat, inputs=2)
-            self.fused = scanned(width, self.num_heads, mlp_taps, self.dtype)
-        self.final_layer = FinalLayer(self.latent_channels, self.dtype)
+            self.fused = scanned(width, self.num_heads, mlp_taps, self.dtype, self.convolution)
+        self.final_layer = FinalLayer(self.latent_channels, self.dtype, self.convolution)
 
     def _check(self):
         for field, choices in _CHOICES.items():
@@ -264,4 +269,6 @@ def build(model_config: Mapping[str, Any], sequence: seq.Sequence) -> MMAudio:
         raise ValueError(f'model.variant {variant!r} has {channels} latent channels, but sequence.rate {sequence.rate!r} has '
                          f'{sequence.latent_channels}: choose the variant that ends in {sequence.rate!r}')
     chosen = VARIANTS[variant] | {name: value for name, value in fields.items() if value is not None}
+    if chosen['convolution'] == 'auto':
+        chosen['convolution'] = 'matmul' if jax.default_backend() == 'cpu' else 'xla'
     return MMAudio(**{**chosen, 'dtype': jnp.dtype(chosen['dtype'])})

@@ -21,6 +21,7 @@ class Stream(nn.Module):
       projection_taps: 3 for a convolution after the attention, 1 for a matrix.
       mlp_taps: 3 for ConvMLP, 1 for the plain gated MLP.
       ends_here: the stream supplies q, k, v only, and its tokens end in this block.
+      convolution: 'xla' or 'matmul', see layers.conv1d.
     """
     hidden_size: int
     num_heads: int
@@ -28,23 +29,24 @@ class Stream(nn.Module):
     mlp_taps: int
     ends_here: bool
     dtype: Any
+    convolution: str
 
     def setup(self):
         head_size = self.hidden_size // self.num_heads
-        self.modulation = layers.linear((2 if self.ends_here else 6) * self.hidden_size, self.dtype, zero_init=True)
-        self.qkv = layers.linear((3, self.num_heads, head_size), self.dtype)
+        self.modulation = layers.Linears(2 if self.ends_here else 6, (self.hidden_size,), self.dtype, zero_init=True)
+        self.qkv = layers.Linears(3, (self.num_heads, head_size), self.dtype)
         self.q_norm = self.param('q_norm', nn.initializers.ones, (head_size,))
         self.k_norm = self.param('k_norm', nn.initializers.ones, (head_size,))
         if self.ends_here:
             return
-        self.projection: nn.Module = (layers.Conv(self.hidden_size, self.projection_taps, self.dtype)
+        self.projection: nn.Module = (layers.Conv(self.hidden_size, self.projection_taps, self.dtype, self.convolution)
                                       if self.projection_taps > 1 else layers.linear(self.hidden_size, self.dtype))
-        self.mlp = layers.GatedMLP(self.mlp_taps, self.dtype)
+        self.mlp = layers.GatedMLP(self.mlp_taps, self.dtype, self.convolution)
 
     def before(self, tokens: jax.Array, condition: jax.Array, angles: layers.Rotation | None):
         """q, k, v `[B, N, H, K]` of `tokens` `[B, N, D]`, and what `after` needs of the condition `[B, N or 1, D]`."""
-        shift, scale, *rest = jnp.split(self.modulation(condition), 2 if self.ends_here else 6, axis=-1)
-        q, k, v = jnp.moveaxis(self.qkv(layers.modulate(tokens, shift, scale)), 2, 0)
+        shift, scale, *rest = self.modulation(condition)
+        q, k, v = self.qkv(layers.modulate(tokens, shift, scale))
         q, k = layers.rms_norm(q, self.q_norm), layers.rms_norm(k, self.k_norm)
         if angles is not None:
             q, k = layers.rotate(q, angles), layers.rotate(k, angles)
@@ -67,12 +69,14 @@ class JointBlock(nn.Module):
     mlp_taps: int
     last: bool
     dtype: Any
+    convolution: str
 
     @nn.compact
     def __call__(self, carry, latent_condition, condition, latent_angles, clip_angles):
 
         def stream(name, taps, mlp_taps, ends_here):
-            return Stream(self.hidden_size, self.num_heads, taps, mlp_taps, ends_here, self.dtype, name=name)
+            return Stream(self.hidden_size, self.num_heads, taps, mlp_taps, ends_here, self.dtype, self.convolution,
+                          name=name)
 
         streams = (stream('latents', ATTENTION_TAPS, self.mlp_taps, False),
                    stream('clip', ATTENTION_TAPS, self.mlp_taps, self.last), stream('text', 1, 1, self.last))
@@ -98,10 +102,12 @@ class FusedBlock(nn.Module):
     num_heads: int
     mlp_taps: int
     dtype: Any
+    convolution: str
 
     @nn.compact
     def __call__(self, latents, latent_condition, latent_angles):
-        stream = Stream(self.hidden_size, self.num_heads, ATTENTION_TAPS, self.mlp_taps, False, self.dtype, name='latents')
+        stream = Stream(self.hidden_size, self.num_heads, ATTENTION_TAPS, self.mlp_taps, False, self.dtype,
+                        self.convolution, name='latents')
         qkv, rest = stream.before(latents, latent_condition, latent_angles)
         return stream.after(latents, layers.attention(*qkv), rest), None
 
@@ -113,7 +119,7 @@ def repeat(block: type[nn.Module], length: int, remat: str, inputs: int) -> type
     carry and the results of the matrix products.
     """
     if remat != 'none':
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == 'dots' else None
+        policy = jax.checkpoint_policies.save_only_these_names(layers.PRODUCT) if remat == 'dots' else None
         block = nn.remat(block, policy=policy, prevent_cse=False)
     return nn.scan(block, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=(nn.broadcast,) * inputs,
                    length=length)

@@ -50,5 +50,5 @@ def transforms(taps: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
             from_steps += [real + imaginary, real, imaginary]
             from_taps += [c, -(c + d), c - d]
             to_steps += [2 / size * (real + imaginary), 2 / size * imaginary, -2 / size * real]
-    matrices = (np.array(from_steps), np.array(from_taps), np.array(to_steps).T[:size - taps + 1])
-    return tuple(np.float32(matrix) for matrix in matrices)
+    to_results = np.array(to_steps, np.float32).T[:size - taps + 1]
+    return np.array(from_steps, np.float32), np.array(from_taps, np.float32), to_results

@@ -1,8 +1,8 @@
 """The flow network's official tensors ↔ our parameter tree, strict both ways.
 
 Names are those of mmaudio_*.pth. Layouts differ in four ways: matrices and kernels are transposed, blocks are stacked
-for nn.scan, w1 and w3 of a gated MLP are one array, and the channels of q, k, v, which the official files interleave as
-(head, channel, q|k|v), are dimensions (q|k|v, head, channel) with the two halves of every rotated pair apart.
+for nn.scan, the parts of a modulation and of q, k, v are the first dimension, and the channels of q, k, v, which the official
+files interleave as (head, channel, q|k|v), are in the order (head, channel) with the two halves of every rotated pair apart.
 """
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ _NAMES = (
     (r'^t_embed\.second', 't_embed.mlp.2'),
     (r'_input_proj\.first', '_input_proj.0'),
     (r'\.kernel$', '.weight'),
-    (r'\.(w2|q_norm|k_norm)$', r'.\1.weight'),
+    (r'\.(w1|w2|w3|q_norm|k_norm)$', r'.\1.weight'),
 )
 
 
@@ -104,29 +104,25 @@ def _export(params: Mapping[str, Any], model: mmaudio.MMAudio) -> Iterator[tuple
         leaf = np.asarray(leaf)
         layers = [((path[0], str(i), *path[1:]), leaf[i]) for i in range(len(leaf))] if path[0] in _STACKS else [(path, leaf)]
         for layer_path, array in layers:
-            name = _official_name(layer_path, model)
-            if path[-1] == 'w13':
-                for part, half in zip(('w1', 'w3'), np.moveaxis(array, -2, 0)):
-                    yield name.removesuffix('w13') + f'{part}.weight', _transpose(half)
-            else:
-                yield name, _layout(path, model, _qkv_out, _head_out, _transpose)(array)
+            yield _official_name(layer_path, model), _layout(path, model, out=True)(array)
 
 
 def _import(tensors: Mapping[str, np.ndarray], path: tuple[str, ...], model: mmaudio.MMAudio) -> np.ndarray:
-    name = _official_name(path, model)
-    if path[-1] == 'w13':
-        halves = [_transpose_back(tensors[name.removesuffix('w13') + f'{part}.weight']) for part in ('w1', 'w3')]
-        return np.concatenate(halves, axis=-1)
-    return _layout(path, model, _qkv_in, _head_in, _transpose_back)(np.asarray(tensors[name], np.float32))
+    return _layout(path, model, out=False)(np.asarray(tensors[_official_name(path, model)], np.float32))
 
 
-def _layout(path: tuple[str, ...], model: mmaudio.MMAudio, qkv: Callable, head: Callable, matrix: Callable) -> Callable:
-    """The change of layout that the leaf at `path` needs, made of the three given ones."""
-    if path[-2:-1] == ('qkv',):
-        return lambda array: qkv(array, model.num_heads)
+def _layout(path: tuple[str, ...], model: mmaudio.MMAudio, out: bool) -> Callable[[np.ndarray], np.ndarray]:
+    """The change of layout of the leaf at `path`, from ours to the official one (`out`) or back."""
+    kind, kernel = path[-2] if len(path) > 1 else '', path[-1] == 'kernel'
+    if kind == 'qkv':
+        return lambda array: (_qkv_out if out else _qkv_in)(array, model.num_heads, kernel)
+    if kind == 'modulation':
+        return lambda array: (_parts_out if out else _parts_in)(array, model.hidden_size, kernel)
     if path[-1] in ('q_norm', 'k_norm'):
-        return head
-    return matrix if path[-1] in ('kernel', 'w2') else lambda array: array
+        return _head_out if out else _head_in
+    if path[-1] in ('kernel', 'w1', 'w2', 'w3'):
+        return _transpose if out else _transpose_back
+    return lambda array: array
 
 
 def _transpose(kernel: np.ndarray) -> np.ndarray:
@@ -150,17 +146,30 @@ def _head_in(scale: np.ndarray) -> np.ndarray:
     return np.asarray(scale, np.float32).reshape(-1, 2).transpose().reshape(-1)
 
 
-def _qkv_out(array: np.ndarray, heads: int) -> np.ndarray:
-    """Our kernel (D, q|k|v, head, channel) or bias without D → rows (head, channel, q|k|v)."""
-    array = array.reshape(*array.shape[:-3], -1)
-    rows = array.transpose().reshape(3, heads, 2, -1, *array.shape[:-1])
-    q_and_k = rows[:2].swapaxes(2, 3)
-    parts = [part.reshape(heads, -1, *array.shape[:-1]) for part in (q_and_k[0], q_and_k[1], rows[2])]
-    return np.stack(parts, axis=2).reshape(array.transpose().shape)
+def _parts_out(array: np.ndarray, width: int, kernel: bool) -> np.ndarray:
+    """Our kernel (part, in, out) or bias (part, out) → rows (part, out)."""
+    del width
+    rows = array.swapaxes(1, 2) if kernel else array
+    return rows.reshape(-1, *rows.shape[2:])
 
 
-def _qkv_in(array: np.ndarray, heads: int) -> np.ndarray:
+def _parts_in(array: np.ndarray, width: int, kernel: bool) -> np.ndarray:
+    parts = array.reshape(-1, width, *array.shape[1:])
+    return parts.swapaxes(1, 2) if kernel else parts
+
+
+def _qkv_out(array: np.ndarray, heads: int, kernel: bool) -> np.ndarray:
+    """Our kernel (q|k|v, in, head · channel) or bias (q|k|v, head, channel) → rows (head, channel, q|k|v)."""
+    rows = array.swapaxes(1, 2) if kernel else array.reshape(3, -1)
+    rest = rows.shape[2:]
+    q, k, v = rows.reshape(3, heads, 2, -1, *rest)
+    parts = [part.reshape(heads, -1, *rest) for part in (q.swapaxes(1, 2), k.swapaxes(1, 2), v)]
+    return np.stack(parts, axis=2).reshape(-1, *rest)
+
+
+def _qkv_in(array: np.ndarray, heads: int, kernel: bool) -> np.ndarray:
     rest = array.shape[1:]
-    q, k, v = np.moveaxis(np.asarray(array, np.float32).reshape(heads, -1, 3, *rest), 2, 0)
+    q, k, v = np.moveaxis(array.reshape(heads, -1, 3, *rest), 2, 0)
     halves = [part.reshape(heads, -1, 2, *rest).swapaxes(1, 2).reshape(heads, -1, *rest) for part in (q, k)]
-    return np.stack([*halves, v]).reshape(array.shape).transpose()
+    parts = np.stack([*halves, v])
+    return parts.reshape(3, -1, *rest).swapaxes(1, 2) if kernel else parts

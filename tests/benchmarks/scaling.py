@@ -1,0 +1,184 @@
+"""The tables of docs/scaling.md: what the TPU compiler says of the train step and the sampler on slices of every kind.
+
+    python -m tests.benchmarks.scaling [--rows='L v5e-64,S v6e-8'] [--samplers='L v5e'] [--only_write]
+
+A row takes minutes of a core. Finished rows are in scaling.json beside this file, and are not compiled again; delete those
+whose program has changed. Without flags the missing ones follow in the order below. The tables are written after every row.
+"""
+import argparse
+import importlib
+import json
+import pathlib
+from typing import Any
+
+import jax
+
+from mmaudio_jax import chips
+from mmaudio_jax import compile_report
+from mmaudio_jax import flops
+from mmaudio_jax.models import mmaudio
+from mmaudio_jax.sequence import Sequence
+
+RESULTS = pathlib.Path(__file__).with_suffix('.json')
+PAGE = pathlib.Path(__file__).parents[2] / 'docs' / 'scaling.md'
+MODELS = {'L': 'l_44k', 'M': 'm_44k', 'S': 's_16k'}
+# Google's names: v4 and v5p count cores, two a chip.
+SLICES = {'v5e-64': 'v5e:8x8', 'v5p-128': 'v5p:4x4x4', 'v5e-8': 'v5e:2x4', 'v6e-8': 'v6e:2x4', 'v5e-256': 'v5e:16x16',
+          'v6e-256': 'v6e:16x16', 'v5p-8': 'v5p:2x2x1', 'v4-32': 'v4:2x2x4'}
+BATCH, STEPS = 512, 300_000
+H100S = (2, 8, 64)
+H100_UTILISATION = 0.4  # assumed
+PRIMARY = [(model, name) for name in SLICES for model in MODELS]
+
+
+def fsdp(model: str, name: str) -> int:
+    """Over how many chips the state is split: rows of 8 of the network's width must come out whole."""
+    widest = 8 if model == 'S' else 16
+    return min(widest, len(chips.devices_of(SLICES[name])))
+
+
+def candidates(model: str, name: str) -> list[dict[str, Any]]:
+    """Meshes, microbatches and remat policies worth compiling, the likeliest first."""
+    devices = len(chips.devices_of(SLICES[name]))
+    clips = BATCH // devices
+    at_once = {'L': 16, 'M': 32, 'S': 64}[model] * (1 if name.startswith('v5e') else 2)
+    microbatches = max(1, clips // at_once)
+    return [{'data': -1, 'fsdp': fsdp(model, name), 'microbatches': microbatches, 'remat': 'dots'}]
+
+
+def configure(model: str, choice: dict[str, Any]) -> Any:
+    """The model's config with a choice of `candidates`."""
+    config = importlib.import_module(f'configs.{MODELS[model]}').get_config()
+    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = choice['data'], choice['fsdp'], 1
+    config.train.microbatches, config.model.remat = choice['microbatches'], choice['remat']
+    config.input.batch_size = BATCH
+    return config
+
+
+def measure_row(model: str, name: str) -> dict[str, Any]:
+    """The best of the candidates by estimated time."""
+    best: dict[str, Any] = {}
+    for choice in candidates(model, name):
+        config = configure(model, choice)
+        config.compile.topology = SLICES[name]
+        result = compile_report.measure(compile_report.train, config, chips.devices_of(SLICES[name]))
+        result.pop('costliest', None)
+        if not best or result['fits'] and (not best['fits'] or result['seconds']['all'] < best['seconds']['all']):
+            best = {**choice, **result}
+    return best
+
+
+def measure_sampler(model: str, kind: str) -> dict[str, Any]:
+    """Clips a second on the smallest slice: nothing is exchanged, so that a chip of any slice does as many."""
+    topology = next(shape for name, shape in reversed(SLICES.items()) if name.startswith(kind) and '16' not in shape)
+    config = configure(model, {'data': -1, 'fsdp': 1, 'microbatches': 1, 'remat': 'none'})
+    config.compile.topology = topology
+    result = compile_report.measure(compile_report.sample, config, chips.devices_of(topology))
+    result.pop('costliest', None)
+    return result
+
+
+def largest_batch(results: dict[str, Any], model: str, name: str) -> int | None:
+    """Clips at once, over all chips, that leave a tenth of the memory free: the line through what two sizes need."""
+    kind = name.split('-')[0]
+    points = sorted({(row['at_once'], row['bytes']['temporaries']) for key, row in results.items()
+                     if key.startswith(f'{model} {kind}-') and row['fits']})
+    row = results.get(f'{model} {name}')
+    if len(points) < 2 or row is None or not row['fits']:
+        return None
+    (small, less), (large, more) = points[0], points[-1]
+    slope = (more - less) / (large - small)
+    free = 0.9 * row['bytes']['memory'] - (row['bytes']['peak'] - row['bytes']['temporaries'])
+    at_once = row['at_once'] + (free - row['bytes']['temporaries']) / slope
+    return int(at_once) * row['devices']
+
+
+def train_table(results: dict[str, Any]) -> str:
+    """One line a network and slice."""
+    lines = ['| network | slice | chips | data × fsdp | microbatches | memory | largest batch at once | step ms '
+             '| of it collectives | utilisation | days for 300 000 steps |', '|' + '---|' * 11]
+    for model in MODELS:
+        for name in SLICES:
+            row = results.get(f'{model} {name}')
+            if row is None:
+                continue
+            if not row['fits']:
+                lines.append(f'| {model} | {name} | {row["devices"]} | | {row["microbatches"]} | does not fit | | | | | |')
+                continue
+            seconds, size, largest = row['seconds'], row['bytes'], largest_batch(results, model, name)
+            lines.append(f'| {model} | {name} | {row["devices"]} | {row["devices"] // row["fsdp"]} × {row["fsdp"]} '
+                         f'| {row["microbatches"]} | {size["peak"] / 2**30:.1f} of {size["memory"] / 2**30:.0f} GiB '
+                         f'| {largest or ""} | {1e3 * seconds["all"]:.0f} | {1e3 * seconds["collective"]:.0f} '
+                         f'| {row["utilisation"]:.0%} | {STEPS * seconds["all"] / 86_400:.1f} |')
+    return '\n'.join(lines)
+
+
+def sampler_table(results: dict[str, Any]) -> str:
+    """One line a network and chip."""
+    lines = ['| network | chip | clips at once a chip | memory | clips a second a chip | utilisation by the flow |',
+             '|' + '---|' * 6]
+    for key, row in sorted(results.items()):
+        if not key.startswith('sampler '):
+            continue
+        _, model, kind = key.split()
+        if not row['fits']:
+            lines.append(f'| {model} | {kind} | {row["clips"] // row["devices"]} | does not fit | | |')
+            continue
+        size = row['bytes']
+        lines.append(f'| {model} | {kind} | {row["clips"] // row["devices"]} | {size["peak"] / 2**30:.1f} of '
+                     f'{size["memory"] / 2**30:.0f} GiB | {row["clips"] / row["devices"] / row["seconds"]["all"]:.2f} '
+                     f'| {row["utilisation"]:.0%} |')
+    return '\n'.join(lines)
+
+
+def h100_table() -> str:
+    """On paper: operations over the peak."""
+    lines = ['| network | H100s | step ms | days for 300 000 steps |', '|' + '---|' * 4]
+    for model, name in MODELS.items():
+        config = importlib.import_module(f'configs.{name}').get_config()
+        sequence = Sequence(**config.sequence)
+        work = BATCH * flops.training(mmaudio.build(config.model, sequence), sequence)
+        for count in H100S:
+            seconds = work / (count * flops.peak('NVIDIA H100') * H100_UTILISATION)
+            lines.append(f'| {model} | {count} | {1e3 * seconds:.0f} | {STEPS * seconds / 86_400:.1f} |')
+    return '\n'.join(lines)
+
+
+def write_page(results: dict[str, Any]) -> None:
+    """Puts the tables between the page's marks."""
+    text = PAGE.read_text()
+    for name, table in (('train', train_table(results)), ('sampler', sampler_table(results)), ('h100', h100_table())):
+        start, end = f'<!-- {name} -->\n', f'<!-- end of {name} -->'
+        before, rest = text.split(start)
+        text = before + start + table + '\n' + end + rest.split(end)[1]
+    PAGE.write_text(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--rows', help='e.g. "L v5e-64,S v6e-8"; without it all')
+    parser.add_argument('--samplers', help='e.g. "L v5e"; without it all')
+    parser.add_argument('--only_write', action='store_true', help='compile nothing')
+    flags = parser.parse_args()
+    jax.config.update('jax_platforms', 'cpu')
+    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    rows = PRIMARY if flags.rows is None else [tuple(row.split()) for row in flags.rows.split(',') if row]
+    kinds = [(model, kind) for kind in chips.CHIPS for model in MODELS]
+    samplers = kinds if flags.samplers is None else [tuple(row.split()) for row in flags.samplers.split(',') if row]
+    work = [(f'{model} {name}', measure_row, model, name) for model, name in rows]
+    work += [(f'sampler {model} {kind}', measure_sampler, model, kind) for model, kind in samplers]
+    for key, function, model, place in [] if flags.only_write else work:
+        if key in results:
+            continue
+        results[key] = function(model, place)
+        if 'microbatches' in results[key]:
+            results[key]['at_once'] = BATCH // results[key]['devices'] // results[key]['microbatches']
+        RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + '\n')
+        print(key, json.dumps({name: results[key].get(name) for name in ('fits', 'utilisation', 'seconds', 'compile_seconds')}),
+              flush=True)
+        write_page(results)
+    write_page(results)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,48 @@
+"""Described topologies and the bandwidth between their devices."""
+import sys
+import types
+
+import pytest
+
+from mmaudio_jax import chips
+
+
+def devices(*shape):
+    places = [(x, y, z) for z in range(shape[2]) for y in range(shape[1]) for x in range(shape[0])]
+    return [types.SimpleNamespace(coords=place) for place in places]
+
+
+def test_bandwidth_counts_axes_and_rings():
+    chip = chips.CHIPS['v5e']
+    square, pod = devices(8, 8, 1), devices(16, 16, 1)
+    seconds = lambda group, shape: chips.collective_seconds(chip, 45e9, group, shape)
+    assert seconds(square[:8], (8, 8, 1)) == 1  # a line
+    assert seconds(square, (8, 8, 1)) == 1 / 2  # two lines
+    assert seconds(pod, (16, 16, 1)) == 1 / 4  # two rings
+    assert seconds(pod[:16], (16, 16, 1)) == 1 / 2
+    assert seconds(pod[:8], (16, 16, 1)) == 1  # half of a ring is a line
+    cube = devices(4, 4, 4)
+    assert chips.collective_seconds(chips.CHIPS['v5p'], 90e9, cube, (4, 4, 4)) == 1 / 6
+
+
+@pytest.mark.parametrize('topology', ['v5e', 'v5e:8', 'v9:2x2', 'v5e-64', 'v5e:axb'])
+def test_a_mistake_in_the_topology_is_explained(topology):
+    with pytest.raises(ValueError, match='v5e:16x16'):
+        chips.devices_of(topology)
+
+
+def test_without_libtpu_the_error_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'libtpu', None)
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'mmaudio_jax\[tpu\]'"):
+        chips.devices_of('v5e:2x2')
+
+
+def test_described_topologies():
+    pytest.importorskip('libtpu')
+    found = chips.devices_of('v5e:4x4')
+    assert len(found) == 16 and chips.torus(found) == (4, 4, 1)
+    found = chips.devices_of('v4:2x2x2')
+    assert len(found) == 8 and found[0].num_cores == 2  # a device is a chip
+    with pytest.raises(ValueError, match='cannot be described'):
+        chips.devices_of('v5e:3x5')
