@@ -186,6 +186,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.generate.duration_s = 0.0  # 0: as long as the video
     c.generate.mask_clip = False  # videos give the timing (sync features) alone
     c.generate.audio_format = 'flac'  # 'flac' or 'wav'
+    c.generate.video_format = 'mp4'  # 'mp4', 'm4v', 'mov', 'mkv' or 'webm'; pictures that it cannot take are encoded anew
     c.generate.original_sound = 'replace'  # the video's own sound: 'replace' leaves it out, 'mix', or 'keep' as a second track
     c.generate.original_db = 0.0  # its level in a mixture, dB
     c.generate.compilation_cache = True  # keep compiled programs in the cache folder of config.weights

@@ -1,6 +1,7 @@
 """--mode=generate: sounds for a file, a folder of videos, the rows of a CSV, or a prompt alone, as files.
 
-    OUTPUT/NAME.flac (or .wav), NAME.mp4 with the new sound, NAME.png (spectrogram), NAME.json (the settings), for each input
+    OUTPUT/NAME.flac (or .wav), NAME.mp4 (or .mkv …) with the new sound, NAME.png (spectrogram), NAME.json (the settings):
+                         for each input
     OUTPUT/report.jsonl  one line an input of the last run: name, what was asked for, status (done, kept, failed), files, error
 """
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ from mmaudio_jax.generate_jobs import Job
 from mmaudio_jax.request import Request
 from mmaudio_jax.weights import store
 
+_CHOICES = {'audio_format': [suffix[1:] for suffix in media.SOUND_FORMATS],
+            'video_format': [suffix[1:] for suffix in mux.CONTAINERS], 'original_sound': mux.ORIGINAL_SOUND}
 _ERRORS = (ValueError, OSError, jax.errors.JaxRuntimeError)  # of one input or its results; the last: out of memory
 
 
@@ -47,9 +50,9 @@ def generate(config, workdir: pathlib.Path) -> int:
       ValueError: nothing to do, an input that is not there, a CSV that cannot be used, or no trained network.
     """
     jobs = generate_jobs.jobs(config.generate, config.sampling)
-    if config.generate.original_sound not in mux.ORIGINAL_SOUND:
-        raise ValueError(f'config.generate.original_sound is {config.generate.original_sound!r}; it must be one of '
-                         f'{", ".join(mux.ORIGINAL_SOUND)}')
+    for field, choices in _CHOICES.items():
+        if config.generate[field] not in choices:
+            raise ValueError(f'config.generate.{field} is {config.generate[field]!r}; it must be one of {", ".join(choices)}')
     folder = pathlib.Path(config.generate.output or workdir / 'generated')
     if any(source and source.parent.resolve() == folder.resolve() for job in jobs for source in (job.video, job.image)):
         raise ValueError(f'config.generate.output is the folder of the videos, {folder}: they would be overwritten; '
@@ -150,7 +153,7 @@ class _Run:
         files = [_beside(stem, f'.{options.audio_format}')]
         clip.save(files[0])
         if job.video or job.image:
-            files.append(_beside(stem, '.mp4'))
+            files.append(_beside(stem, f'.{options.video_format}'))
             clip.save(files[1], *([options.original_sound, options.original_db] if job.video else []))
         files.append(_beside(stem, '.png'))
         plots.spectrogram(files[-1], {job.prompt or job.name: clip.audio}, clip.sample_rate_hz)
@@ -195,7 +198,7 @@ class _Run:
         return {
             **{name: _identity(getattr(job, name)) for name in ('video', 'image')},
             **{name: getattr(job, name) for name in ('prompt', 'negative_prompt', 'seed', 'duration_s')},
-            **{name: options[name] for name in ('mask_clip', 'audio_format', 'original_sound', 'original_db')},
+            **{name: options[name] for name in ('mask_clip', 'audio_format', 'video_format', 'original_sound', 'original_db')},
             **{name: self._config.sampling[name] for name in ('solver', 'num_steps', 'guidance')},
             'weights': weights,
         }

@@ -204,8 +204,10 @@ class Pipeline:
                    'duration_s': duration_s, 'seed': seed, 'noise': noise}
         rows, is_batch = request_lib.rows(columns)
         own_seeds = isinstance(seed, (list, tuple))
-        made = [self.request(index=0 if own_seeds else index, takes=1 if takes is None else takes, mask_clip=mask_clip, **row)
-                for index, row in enumerate(rows)]
+        made = []
+        for index, row in enumerate(rows):
+            made.append(self.request(index=0 if own_seeds else index, takes=1 if takes is None else takes, mask_clip=mask_clip,
+                                     **row))
         clips = self.generate(made, settings)
         results = [clip[0] if takes is None else clip for clip in clips]
         return results if is_batch else results[0]
@@ -237,7 +239,7 @@ class Pipeline:
             for start in range(0, len(alike), size):
                 chunk = alike[start:start + size]
                 batch = [made[index] for index in chunk]
-                with self._stages('frames', f'{len(batch)} clips'), concurrent.futures.ThreadPoolExecutor(READERS) as pool:
+                with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
                     frames = list(pool.map(self.read, batch))
                 clips |= zip(chunk, self.generate_batch(batch, frames, settings))
         return [clips[index] for index in range(len(made))]
@@ -248,9 +250,10 @@ class Pipeline:
             return []
         frame_requests = self.room(one.sequence)[0].frame_requests[1 if one.mask_clip else 0:]
         wanted = [dataclasses.replace(frame_request, summed=self._summed) for frame_request in frame_requests]
-        if isinstance(one.video, Frames):
-            return sample_frames(one.video, wanted, one.sequence.duration_s)
-        return media.read_frames(one.video, wanted, 0.0, one.sequence.duration_s, needed_s=one.duration_s)
+        with self._stages('frames', 'in memory' if isinstance(one.video, Frames) else one.video.name):
+            if isinstance(one.video, Frames):
+                return sample_frames(one.video, wanted, one.sequence.duration_s)
+            return media.read_frames(one.video, wanted, 0.0, one.sequence.duration_s, needed_s=one.duration_s)
 
     def generate_batch(self, batch: Sequence_[Request], frames: Sequence_[list[np.ndarray]],
                        settings: sampler.SamplerSettings) -> list[list[Clip]]:

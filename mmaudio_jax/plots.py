@@ -66,5 +66,8 @@ def spectrogram(path: str | os.PathLike,
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'.{path.name}.partial')
-    canvas.print_figure(partial, format='png')
-    partial.replace(path)
+    try:
+        canvas.print_figure(partial, format='png')
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

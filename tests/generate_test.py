@@ -1,6 +1,9 @@
 """Files in, files out: what is written, skipped, refused, and what happens to the others when one fails."""
 import json
+import resource
+import signal
 
+import jax
 import numpy as np
 from PIL import Image
 import pytest
@@ -138,6 +141,32 @@ def test_a_batch_that_fails_is_tried_one_by_one(workdir, tmp_path, capfd, monkey
     assert len(list((tmp_path / 'out').glob('*.flac'))) == 2
 
 
+def test_each_process_does_its_share(workdir, tmp_path, monkeypatch):
+    (tmp_path / 'list.csv').write_text('prompt\na\nb\nc\n')
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    for process, prompts in ((0, 'ac'), (1, 'b')):
+        monkeypatch.setattr(jax, 'process_index', lambda process=process: process)
+        config = _config(workdir, input=str(tmp_path / 'list.csv'), output=str(tmp_path / 'out'))
+        assert generate.generate(config, workdir) == 0
+        lines = (tmp_path / 'out' / f'report_{process}.jsonl').read_text().splitlines()
+        assert ''.join(json.loads(line)['prompt'] for line in lines) == prompts
+    assert len(list((tmp_path / 'out').glob('*.flac'))) == 3
+
+
+def test_a_full_disk_is_reported_and_leaves_nothing(workdir, tmp_path, capfd):
+    """A limit on the size of files stands for the disk."""
+    config = _config(workdir, input='', prompt='rain', output=str(tmp_path), duration_s=2.0)
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
+        assert generate.generate(config, workdir) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert '.flac: File too large' in capfd.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ['report.jsonl']
+
+
 @pytest.mark.parametrize('text,message', [
     ('', r'list.csv: is empty; the columns are video, image, prompt, negative_prompt, seed, duration_s'),
     ('video,prompt\n', 'list.csv: has no rows'),
@@ -167,6 +196,7 @@ def test_same_stem_and_mistakes(workdir, tmp_path):
                             ({'input': str(workdir)}, 'no videos'),
                             ({'output': str(workdir / 'videos')}, 'would be overwritten'),
                             ({'original_sound': 'louder'}, 'config.generate.original_sound is .louder.; it must be one of'),
+                            ({'video_format': 'avi'}, 'config.generate.video_format is .avi.; it must be one of mp4, m4v'),
                             ({'pretrained': 'small_17k'}, "'small_17k' is neither an official network")):
         with pytest.raises(ValueError, match=message):
             generate.generate(_config(workdir, **fields), workdir)

@@ -67,7 +67,7 @@ def test_a_part_is_loaded_when_it_is_first_used(loaded, tmp_path, capsys):
     pipe(video=video, prompt='rain', num_steps=2)
     assert len(loaded) == 6
     printed = capsys.readouterr().out
-    for stage in ('load (small_16k)', 'load (synchformer_visual)', 'frames (1 clips)', 'text (1 clips)',
+    for stage in ('load (small_16k)', 'load (synchformer_visual)', 'frames (a.mp4)', 'text (1 clips)',
                   'CLIP (1 videos, 0 images)', 'Synchformer (1 videos)', 'flow (1 sounds of 1.5 s, 2 steps)',
                   'sound (1 sounds)'):
         assert f'pipeline: {stage}: ' in printed

@@ -1,4 +1,7 @@
 """The picture shows the sound, and the marks stand where they were asked for."""
+import errno
+import os
+
 import numpy as np
 from PIL import Image
 import pytest
@@ -44,3 +47,15 @@ def test_silence_and_wrong_use(tmp_path):
         plots.spectrogram(tmp_path / 'none.png', {}, RATE)
     with pytest.raises(ValueError, match='at most 3'):
         plots.spectrogram(tmp_path / 'many.png', {'x': _click(0.1)}, RATE, {str(i): [] for i in range(4)})
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+
+    def full(self, file, **_):
+        file.write_bytes(b'half')
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(plots.FigureCanvasAgg, 'print_figure', full)
+    with pytest.raises(OSError, match='No space left'):
+        plots.spectrogram(tmp_path / 'a.png', {'a': np.zeros(16_000)}, 16_000)
+    assert not list(tmp_path.iterdir())
