@@ -47,7 +47,7 @@ def make_sample(config, model, sequence: Sequence, records: pathlib.Path, workdi
         return lambda step, state: None
     examples = list(itertools.islice(input_pipeline.read_split(config, records, config.input.validation, 'validation'),
                                      config.train.sample_clips))
-    decoder = codec.make(config.extract.codec, sequence, records / 'codec.npz')
+    decoder = codec.make(config.extract.codec, sequence, records / 'codec.npz', store.loader(config.weights))
     settings = sampler.SamplerSettings(config.sampling.solver, config.sampling.num_steps, config.sampling.guidance,
                                        config.sampling.schedule)
     sample = sampler.make_sampler(model, settings)
