@@ -20,6 +20,7 @@ from mmaudio_jax import plots
 from mmaudio_jax import sampler
 from mmaudio_jax import train_step
 from mmaudio_jax.sequence import Sequence
+from mmaudio_jax.weights import store
 
 _FIELDS = ('latent_mean', 'clip_features', 'sync_features', 'text_features', 'video_exists', 'text_exists')
 
