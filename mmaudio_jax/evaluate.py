@@ -33,6 +33,7 @@ from mmaudio_jax import sampler
 from mmaudio_jax import score as score_folders
 from mmaudio_jax.models import mmaudio
 from mmaudio_jax.sequence import Sequence
+from mmaudio_jax.weights import store
 
 REPORT_VERSION = 1
 ROWS = ('generated', 'shuffled', 'codec', 'truth')
@@ -114,7 +115,9 @@ def sample(config, model: mmaudio.MMAudio, params: Any, examples: list[dict], se
     run = sampler.make_sampler(placed, settings, mesh)
     conditions_of = jax.jit(functools.partial(pipeline.with_empty_features, placed), out_shardings=sharding)
     params = partitioning.spread(params, partitioning.state_sharding(mesh, params, rules, config.sharding.whole_params))
-    encoder = encoders.make(config.extract.encoder, sequence) if config.sampling.negative_prompt else None
+    encoder = None
+    if config.sampling.negative_prompt:
+        encoder = encoders.make(config.extract.encoder, sequence, store.loader(config.weights, config.weights.dtype))
     done = []
     for start in range(0, len(examples), size):
         indices = np.minimum(np.arange(start, start + size), len(examples) - 1)
@@ -220,7 +223,7 @@ def _rows(folder: pathlib.Path, split: str, ids: list[str]) -> list[Row]:
 def _sounds(config, data: pathlib.Path, examples: list[dict], rows: list[Row], latents: np.ndarray,
             sequence: Sequence) -> dict[str, list[np.ndarray]]:
     """One waveform [samples] a clip of each kind, cut to the duration."""
-    decoder = codec.make(config.extract.codec, sequence, data / 'records' / 'codec.npz')
+    decoder = codec.make(config.extract.codec, sequence, data / 'records' / 'codec.npz', store.loader(config.weights))
     samples, size = round(sequence.duration_s * sequence.sample_rate_hz), config.sampling.batch_size
 
     def decode(stacked):

@@ -20,6 +20,7 @@ from mmaudio_jax import train_samples
 from mmaudio_jax import train_step
 from mmaudio_jax.models import mmaudio
 from mmaudio_jax.sequence import Sequence
+from mmaudio_jax.weights import store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,8 @@ def _run(config, workdir: pathlib.Path, checkpointer: checkpoints.Checkpointer) 
     if restored is None:
         checkpoints.check_snapshots(workdir, config)
         statistics = input_pipeline.latent_statistics(config, records)
-        empty_string_feat = np.asarray(encoders.make(config.extract.encoder, sequence).encode_text([''])[0])
+        encoder = encoders.make(config.extract.encoder, sequence, store.loader(config.weights, config.weights.dtype))
+        empty_string_feat = np.asarray(encoder.encode_text([''])[0])
         state, step = jax.jit(lambda: init(statistics, empty_string_feat), out_shardings=shardings)(), 0
     else:
         state, step = restored

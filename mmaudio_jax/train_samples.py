@@ -20,6 +20,7 @@ from mmaudio_jax import plots
 from mmaudio_jax import sampler
 from mmaudio_jax import train_step
 from mmaudio_jax.sequence import Sequence
+from mmaudio_jax.weights import store
 
 _FIELDS = ('latent_mean', 'clip_features', 'sync_features', 'text_features', 'video_exists', 'text_exists')
 
@@ -47,7 +48,7 @@ def make_sample(config, model, sequence: Sequence, records: pathlib.Path, workdi
         return lambda step, state: None
     examples = list(itertools.islice(input_pipeline.read_split(config, records, config.input.validation, 'validation'),
                                      config.train.sample_clips))
-    decoder = codec.make(config.extract.codec, sequence, records / 'codec.npz')
+    decoder = codec.make(config.extract.codec, sequence, records / 'codec.npz', store.loader(config.weights))
     settings = sampler.SamplerSettings(config.sampling.solver, config.sampling.num_steps, config.sampling.guidance,
                                        config.sampling.schedule)
     sample = sampler.make_sampler(model, settings)

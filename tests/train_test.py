@@ -148,6 +148,18 @@ def test_microbatches_must_divide_the_batch(workdir):
         train.train(tiny_run.make_config(microbatches=3), workdir)
 
 
+def test_the_empty_string_is_encoded_with_the_official_weights_of_the_config(workdir, monkeypatch):
+    config = tiny_run.make_config(total_steps=1)
+    config.weights.folder, config.weights.dtype = 'official', 'bfloat16'
+
+    def stop(name, sequence, load):
+        raise RuntimeError(f'{load.func.__name__} {load.keywords}')
+
+    monkeypatch.setattr(train.encoders, 'make', stop)
+    with pytest.raises(RuntimeError, match="load {'dtype': 'bfloat16', 'cache': None, 'folder': 'official', 'offline': False"):
+        train.train(config, workdir)
+
+
 def test_resuming_with_another_config_names_the_field(workdir):
     train.train(tiny_run.make_config(total_steps=3), workdir)
     config = tiny_run.make_config(total_steps=6)

@@ -4,8 +4,10 @@
 
 A conversion is kept in the cache folder under the official file's MD5 and a hash of the code that made it: it is never stale.
 """
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
+import functools
 import hashlib
 import inspect
 import pathlib
@@ -82,6 +84,11 @@ def places(weights: Any) -> dict[str, Any]:
     """The arguments of `load` that config.weights gives, apart from the dtype; its '' stand for None."""
     return {'cache': weights.cache or None, 'folder': weights.folder or None, 'offline': weights.offline,
             'verify': weights.verify}
+
+
+def loader(weights: Any, dtype: str = 'float32') -> Callable[[str], dict[str, Any]]:
+    """`load` with what config.weights says, for encoders.make and codec.make; a codec is always float32."""
+    return functools.partial(load, dtype=dtype, **places(weights))
 
 
 def converted(name: str, *, cache: Path | None = None, folder: Path | None = None, offline: bool = False,
