@@ -173,7 +173,7 @@ def modulate(inputs: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array
 def rotation(length: int, head_size: int, scale: float) -> Rotation:
     """Angles of rotary positions 0 … length − 1, frequencies times `scale`: cosines and sines `[N, K / 2]`, float32."""
     exponents = np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
-    frequencies = np.float32(scale) * (np.float32(1) / np.float32(ROPE_THETA)**exponents)
+    frequencies = np.float32(scale) * (np.float32(1) / _power(ROPE_THETA, exponents))
     angles = np.arange(length, dtype=np.float32)[:, None] * frequencies[None]
     return jnp.asarray(np.cos(angles)), jnp.asarray(np.sin(angles))
 
@@ -216,6 +216,11 @@ def _logits_backward(residual, gradient):
 _logits.defvjp(_logits_forward, _logits_backward)
 
 
+def _power(base: float, exponents: np.ndarray) -> np.ndarray:
+    """base ** exponents, float32, rounded once: NumPy's own float32 power is another last digit on another processor."""
+    return np.power(np.float64(base), exponents.astype(np.float64)).astype(np.float32)
+
+
 def time_frequencies(width: int, version: int) -> np.ndarray:
     """Frequencies of the time embedding `[width / 2]`, float32; version 2 counts time in ten-thousandths.
 
@@ -223,7 +228,7 @@ def time_frequencies(width: int, version: int) -> np.ndarray:
     another order of rounding changes the flow by a thousandth of its deviation.
     """
     exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
-    frequencies = np.float32(1) / np.float32(10_000)**exponents
+    frequencies = np.float32(1) / _power(10_000, exponents)
     return frequencies * np.float32(10_000) if version == 2 else frequencies
 
 
