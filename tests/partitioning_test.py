@@ -217,16 +217,18 @@ def test_nothing_is_gathered_but_what_the_rules_imply(name):
     tensor, allowed, halves = axes.get('tensor', 1), set(), set()
     for path, leaf in params:
         tensor_name = partitioning.tensor_name(path)
-        split = list(next(axes for pattern, axes in partitioning.RULES if re.search(pattern, tensor_name)))
+        rule = next(axes for pattern, axes in partitioning.RULES if re.search(pattern, tensor_name))
+        split = [axes if isinstance(axes, tuple) else (axes, ) for axes in rule]
+        by_fsdp = next((place - len(split) for place, names in enumerate(split) if 'fsdp' in names), None)
         shape = list(leaf.shape)
         for place in range(len(split)):
-            shape[place - len(split)] //= tensor if split[place] == 'tensor' else 1
-        if 'fsdp' in split and axes.get('fsdp', 1) > 1:
+            shape[place - len(split)] //= tensor if 'tensor' in split[place] else 1
+        if by_fsdp is not None and axes.get('fsdp', 1) > 1:
             stacked = '/fused/' in tensor_name
             allowed.add(tuple(size for size in shape[stacked:] if size > 1))
-            shape[split.index('fsdp') - len(split)] //= 2
+            shape[by_fsdp] //= 2
             halves.add(tuple(sorted(size for size in shape[stacked:] if size > 1)))
-            shape[split.index('fsdp') - len(split)] *= 2
+            shape[by_fsdp] *= 2
             if whole:
                 allowed.add(tuple(size for size in shape if size > 1))
     gathered = {shape for shape in results(text, 'all-gather') if math.prod(shape) >= 256}
