@@ -207,6 +207,24 @@ def get_config() -> ml_collections.ConfigDict:
     c.compile.programs = ('train', 'sampler', 'frames', 'segments')  # any of these
     c.compile.clips_per_device = 8  # of the sampler's batch
 
+    # Scores of folders of sound, any system's (score.py): --mode=evaluate when `generated` or `compare` is set.
+    c.score = ml_collections.ConfigDict()
+    c.score.generated = ''  # folder of .wav and .flac, named as their references are
+    c.score.compare = ''  # several such folders, 'a=DIR,b=DIR': one table
+    c.score.protocol = 'vggsound'  # a key of score.PROTOCOLS: duration, metrics and the published table
+    c.score.metrics = ()  # (): the protocol's; else keys of score_metrics.METRICS
+    c.score.duration_s = 0.0  # how much of each clip counts; 0: the protocol's
+    c.score.references = ''  # folder of true sounds and videos, or a .jsonl table of them
+    c.score.reference_cache = ''  # folder of av-benchmark's published caches, in the place of references
+    c.score.captions = ''  # .csv, .tsv or .jsonl of names and captions
+    c.score.compat = False  # onset metrics with the published code's slips, evaluate.onset_delta its only number
+    c.score.allow_unpaired = False  # score what pairs, and count what does not, where it would be an error
+    c.score.weights = 'weights/evaluation'  # folder of the networks' published files (embedders.py); nothing is downloaded
+    c.score.cache = ''  # folder of embeddings, which hosts share; '' means workdir/embeddings
+    c.score.batch_size = 8  # clips at a time on each host
+    c.score.workers = 2  # threads a host that read clips
+    c.score.sheets = 8  # spectrograms of that many clips, the reference above every system
+
     # Several runs side by side (ablations.py): --mode=ablations.
     c.ablations = ml_collections.ConfigDict()
     c.ablations.rows = ()  # (name, what follows --config=) pairs, the default first

@@ -133,7 +133,7 @@ def _make(work: SetInWork, settings, workers: processes.Workers) -> None:
         elif missing:
             _extract_here(work.plan, missing, workers, report)
     except (OSError, media.MediaError):
-        if not work.is_finished:  # else another process, which had the same shards, has renamed the folder
+        if not work.was_finished_by_another():  # else it had the same shards, and has cleaned up and renamed the folder
             raise
     found = work.finish()
     took = span(time.monotonic() - started)

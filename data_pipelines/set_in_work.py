@@ -61,9 +61,11 @@ class SetInWork:
             for i in range(count):
                 self.shards.append(Shard(split, i, count, tuple(table[i * clips_per_shard:(i + 1) * clips_per_shard])))
 
-    @property
-    def is_finished(self) -> bool:
-        """Whether the folders are sets by now, perhaps made by another process."""
+    def was_finished_by_another(self) -> bool:
+        """Whether the folders are sets by now; waits for a process that is just about to make them so."""
+        for target in self.plan.targets:
+            with contextlib.suppress(OSError), self._lock(target):
+                pass
         return all(self._final(target).is_dir() for target in self.plan.targets)
 
     def _final(self, target: Target) -> pathlib.Path:

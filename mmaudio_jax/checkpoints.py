@@ -40,7 +40,7 @@ FREE_FIELDS = (
     'extract.executor', 'extract.ray_address', 'extract.ray_actors', 'extract.ray_cpus', 'extract.ray_resources',
     'input.validation', 'input.validation_batch_size', 'input.validation_examples', 'input.workers', 'input.prefetch',
     'model.convolution', 'model.remat', 'ema.snapshot_every', 'ema.synthesis_sigma_rel', 'mesh', 'sharding', 'hosts', 'train',
-    'sampling', 'generate', 'evaluate', 'compile', 'ablations')
+    'sampling', 'generate', 'evaluate', 'score', 'compile', 'ablations')
 
 
 class CheckpointError(ValueError):

@@ -30,6 +30,7 @@ from mmaudio_jax import partitioning
 from mmaudio_jax import pipeline
 from mmaudio_jax import plots
 from mmaudio_jax import sampler
+from mmaudio_jax import score as score_folders
 from mmaudio_jax.models import mmaudio
 from mmaudio_jax.sequence import Sequence
 
@@ -39,7 +40,7 @@ SHUFFLE_SEED = 0  # of the control: always the same pairs, so that runs compare
 _FIELDS = ('clip_features', 'sync_features', 'text_features', 'video_exists', 'text_exists')
 _PACKAGES = ('jax', 'flax', 'numpy', 'librosa', 'mmaudio_jax')
 # Sections that change no figure.
-_WITHOUT_INFLUENCE = ('name', 'stages', 'data_dir', 'generate', 'ablations', 'mesh', 'sharding', 'hosts',
+_WITHOUT_INFLUENCE = ('name', 'stages', 'data_dir', 'generate', 'score', 'ablations', 'mesh', 'sharding', 'hosts',
                       'compile')
 Row = Mapping[str, Any]
 
@@ -58,6 +59,9 @@ def evaluate(config, workdir: pathlib.Path) -> None:
       ValueError: no trained network, one of another config, or a split without onset times.
       FileNotFoundError: records, codec or the table of the split are missing.
     """
+    if config.score.generated or config.score.compare:
+        score_folders.score(config, workdir)
+        return
     started = time.monotonic()
     data = pathlib.Path(config.data_dir or workdir)
     step = checkpoints.latest_snapshot(workdir)

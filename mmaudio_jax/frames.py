@@ -4,6 +4,7 @@ Source of the frame selection and the resizing: MMAudio's released data code (SP
 """
 import dataclasses
 from fractions import Fraction
+import itertools
 import math
 from typing import Literal, Sequence
 
@@ -24,12 +25,23 @@ class FrameRequest:
         then cuts the centre.
       coarse: a frame that is much larger may be averaged down to COARSE times the size first: many times quicker, but not to
         the pixel what the official encoders were given.
+      summed: the times of the samples are sums of 1 / fps in floating point, as in the released demonstration: where a
+        timestamp is exactly k / fps, the frame after it is often taken (183 of 200 samples of a video of 25 fps).
     """
     fps: float
     height: int
     width: int
     fit: Literal['squash', 'crop']
     coarse: bool = False
+    summed: bool = False
+
+    def earliest_times(self, count: int) -> list[Fraction]:
+        """For each of the first samples, the earliest timestamp of a frame that may serve it, seconds after the start."""
+        if not self.summed:
+            return [k / exact(self.fps) for k in range(count)]
+        sums = itertools.accumulate(itertools.repeat(1 / self.fps, count), initial=0.0)
+        # float(timestamp) >= sum: also for a timestamp that is less, but rounds to the sum.
+        return [(Fraction(math.nextafter(time, -math.inf)) + Fraction(time)) / 2 for time, _ in zip(sums, range(count))]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,8 +120,8 @@ def sample_frames(frames: Frames, requests: Sequence[FrameRequest], duration_s: 
     """media.read_frames for a video in memory: frame i has the timestamp i / fps; past the end the last frame stands still."""
     results = []
     for request in requests:
-        step = exact(frames.fps) / exact(request.fps)
-        places = [min(math.ceil(k * step), len(frames.pixels) - 1) for k in range(int(request.fps * duration_s))]
+        times = request.earliest_times(int(request.fps * duration_s))
+        places = [min(math.ceil(time * exact(frames.fps)), len(frames.pixels) - 1) for time in times]
         fitted = {place: fit_frame(frames.pixels[place], request) for place in set(places)}
         results.append(np.stack([fitted[place] for place in places]))
     return results

@@ -1,8 +1,9 @@
 """Reads frames and sound from media files of any container and codec, and writes sound; videos are written by mux.py.
 
 Time zero of a file is the start of its video stream (of its sound when it has no video), for frames and sound alike, so that
-they stay together when a file's timestamps start late. Every failure is a MediaError: one line, the file first.
-Source of the frame selection: MMAudio's released data code (SPEC section 7).
+they stay together when a file's timestamps start late. Video that starts less than LATE_S after zero counts from zero, as the
+released code counts: containers that count in milliseconds often start a few of them late. Every failure is a MediaError: one
+line, the file first. Source of the frame selection: MMAudio's released data code (SPEC section 7).
 """
 import contextlib
 import dataclasses
@@ -27,6 +28,7 @@ from mmaudio_jax.resampling import resample
 
 SOUND_GAP_S = 0.05  # a sound track may end that much early: codecs cut in blocks; silence fills it
 SEEK_MARGIN = Fraction(1)  # seconds: decoders of sound need some packets before the wanted sample
+LATE_S = 1 / 25  # one sample of the faster stream of frames
 HEADER_SLACK_S = 0.5  # a file whose header promises that much more than there is was cut off
 SOUND_FORMATS = {'.flac': 'FLAC', '.wav': 'WAV'}
 
@@ -142,7 +144,8 @@ def time_zero(container, path: Path) -> Fraction:
         stream = video_stream(container, path)
     except MediaError:
         stream = audio_stream(container, path)
-    return (stream.start_time or 0) * stream.time_base
+    start = (stream.start_time or 0) * stream.time_base
+    return Fraction(0) if stream.type == 'video' and 0 < start < LATE_S else start
 
 
 def decode(container, stream, start: Fraction, threads: int = 0) -> Iterator:
@@ -185,8 +188,7 @@ def read_frames(path: Path, requests: Sequence[FrameRequest], start_s: float, du
                 needed_s: float | None = None, threads: int = 0, strict: bool = False) -> list[np.ndarray]:
     """Reads all requests in one decoding pass; frames are scaled while decoding, so memory does not grow with their size.
 
-    The sample for time k / fps is the first frame whose timestamp is at or after it (exact fractions; the released code
-    adds up 1 / fps in floating point, which sometimes takes the next frame where a timestamp is exactly k / fps).
+    The sample for time k / fps is the first frame whose timestamp is at or after it.
 
     Args:
       path: any container and codec that PyAV reads.
@@ -208,6 +210,7 @@ def read_frames(path: Path, requests: Sequence[FrameRequest], start_s: float, du
     results = [np.empty((length, request.height, request.width, 3), np.uint8) for request, length in zip(requests, lengths)]
     done = [0] * len(requests)
     periods = [1 / exact(request.fps) for request in requests]
+    times = [request.earliest_times(length) for request, length in zip(requests, lengths)]
     with opened(path) as container:
         stream = video_stream(container, path)
         start = time_zero(container, path) + exact(start_s)
@@ -219,7 +222,7 @@ def read_frames(path: Path, requests: Sequence[FrameRequest], start_s: float, du
             picture = None
             for i, request in enumerate(requests):
                 first = done[i]
-                while done[i] < lengths[i] and start + done[i] * periods[i] <= until:
+                while done[i] < lengths[i] and start + times[i][done[i]] <= until:
                     done[i] += 1
                 if done[i] > first:
                     picture = picture or upright(frame, divisor(requests, frame.width, frame.height))

@@ -103,6 +103,7 @@ class Pipeline:
     def __init__(self, parts: pretrained.Pretrained, devices: Sequence_[jax.Device] | None, stages: Stages):
         self.name, self.config, self.step = parts.name, parts.config, parts.step
         self._model, self._codec_path, self._stages = parts.model, parts.codec_path, stages
+        self._summed = parts.step is None  # an official network is shown the frames that the official code shows it
         devices = list(devices or ())
         self._mesh = partitioning.make_mesh({'data': -1}, devices=devices) if len(devices) > 1 else None
         self._params = calls.put(parts.params, self._mesh)
@@ -198,10 +199,7 @@ class Pipeline:
         Warns:
           A length of more than twice or less than half the training length.
         """
-        defaults = self.config['sampling']
-        settings = sampler.SamplerSettings(solver=defaults['solver'] if solver is None else solver,
-                                           num_steps=defaults['num_steps'] if num_steps is None else num_steps,
-                                           guidance=defaults['guidance'] if guidance is None else guidance)
+        settings = self.settings(num_steps, guidance, solver)
         columns = {'video': video, 'image': image, 'fps': fps, 'prompt': prompt, 'negative_prompt': negative_prompt,
                    'duration_s': duration_s, 'seed': seed, 'noise': noise}
         rows, is_batch = request_lib.rows(columns)
@@ -211,6 +209,14 @@ class Pipeline:
         clips = self.generate(made, settings)
         results = [clip[0] if takes is None else clip for clip in clips]
         return results if is_batch else results[0]
+
+    def settings(self, num_steps: int | None = None, guidance: float | None = None,
+                 solver: str | None = None) -> sampler.SamplerSettings:
+        """Of the sampler; None stands for config.sampling's. Raises ValueError for an unknown solver, or no step."""
+        defaults = self.config['sampling']
+        return sampler.SamplerSettings(solver=defaults['solver'] if solver is None else solver,
+                                       num_steps=defaults['num_steps'] if num_steps is None else num_steps,
+                                       guidance=defaults['guidance'] if guidance is None else guidance)
 
     def request(self, *, video: Any = None, image: Any = None, fps: float | None = None, prompt: str = '',
                 negative_prompt: str | None = None, duration_s: float | None = None, seed: int | None = None,
@@ -240,7 +246,8 @@ class Pipeline:
         """Frames of its video, uint8: CLIP stream (unless masked) and sync stream; nothing without a video."""
         if one.video is None:
             return []
-        wanted = self.room(one.sequence)[0].frame_requests[1 if one.mask_clip else 0:]
+        frame_requests = self.room(one.sequence)[0].frame_requests[1 if one.mask_clip else 0:]
+        wanted = [dataclasses.replace(frame_request, summed=self._summed) for frame_request in frame_requests]
         if isinstance(one.video, Frames):
             return sample_frames(one.video, wanted, one.sequence.duration_s)
         return media.read_frames(one.video, wanted, 0.0, one.sequence.duration_s, needed_s=one.duration_s)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
-import diffrax
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -103,6 +102,7 @@ def integrate(velocity: Velocity, initial: jax.Array, settings: SamplerSettings)
 
 def integrate_adaptive(velocity: Velocity, initial: jax.Array, settings: SamplerSettings) -> jax.Array:
     """The same by Dormand and Prince's 5(4) pair with step sizes from the error estimate."""
+    import diffrax  # here: it takes a second, and the other solvers do not need it
     solution = diffrax.diffeqsolve(diffrax.ODETerm(lambda t, x, _: velocity(x, jnp.asarray(t, jnp.float32))),
                                    diffrax.Dopri5(), t0=0.0, t1=1.0, dt0=1.0 / settings.num_steps, y0=initial,
                                    stepsize_controller=diffrax.PIDController(rtol=DOPRI5_TOLERANCE, atol=DOPRI5_TOLERANCE),

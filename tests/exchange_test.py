@@ -1,6 +1,5 @@
 """--mode=import and --mode=export."""
 import errno
-import json
 import os
 
 import numpy as np
@@ -9,13 +8,17 @@ import pytest
 from configs import base
 from mmaudio_jax import checkpoints
 from mmaudio_jax import exchange
+from mmaudio_jax.models import mmaudio
 from mmaudio_jax.models import vae
+from mmaudio_jax.sequence import Sequence
 from mmaudio_jax.weights import mmaudio as mmaudio_weights
 from mmaudio_jax.weights import store
 from mmaudio_jax.weights import tensor_file
 from mmaudio_jax.weights import torch_writer
+from tests import trained_run
 from tests.golden import synthetic_weights
 from tests.run_test import run
+from tests.weights_store_test import assert_equal
 from tests.weights_store_test import SIZES
 
 
@@ -64,20 +67,19 @@ def test_export_of_an_official_vae(tmp_path, vae_tensors, export_format):
         np.testing.assert_allclose(found[name], tensor, rtol=5e-3, err_msg=name)
 
 
-@pytest.mark.parametrize('export_format', exchange.FORMATS)
-def test_export_of_a_trained_network(tmp_path, monkeypatch, export_format):
-    config = make_config(tmp_path, export_format=export_format)
+def test_export_of_a_trained_network(tmp_path):
+    """From the snapshots of a run, and back to the parameters that are sampled from."""
+    config = make_config(tmp_path)
+    config.sequence.duration_s = 1.0
     config.model.update({'hidden_size': 64, 'num_heads': 1, 'joint_blocks': 2, 'fused_blocks': 1})
-    run = json.loads(config.to_json())
-    model = exchange.mmaudio.build(run['model'], exchange.Sequence('16k', 8.0))
-    tensors = {name: synthetic_weights.fill(name, shape) for name, shape in mmaudio_weights.shapes(model).items()}
-    params = mmaudio_weights.to_params(tensors, model)
-    monkeypatch.setattr(checkpoints, 'load_params', lambda workdir: (params, run))
-    exchange.export_weights(config, tmp_path)
-    found = tensor_file.read(tmp_path / 'export' / f'mmaudio_small_16k.{export_format}').tensors()
-    assert found.keys() == tensors.keys()
-    for name, tensor in tensors.items():
-        np.testing.assert_array_equal(found[name], tensor, err_msg=name)
+    trained_run.write_weights(tmp_path, config)
+    model = mmaudio.build(config.model, Sequence('16k', 1.0))
+    params, _ = checkpoints.load_params(tmp_path)
+    for export_format in exchange.FORMATS:
+        config.weights.export_format = export_format
+        exchange.export_weights(config, tmp_path)
+        found = tensor_file.read(tmp_path / 'export' / f'mmaudio_small_16k.{export_format}').tensors()
+        assert_equal(mmaudio_weights.to_params(found, model), params)
 
 
 def test_a_full_disk(tmp_path, vae_tensors, monkeypatch):

@@ -3,6 +3,7 @@ import json
 import pathlib
 
 import numpy as np
+import pytest
 
 from data_pipelines import clips
 from data_pipelines import extract
@@ -18,6 +19,7 @@ from tests.official_encoder_test import tiny_variants  # noqa: F401  # pylint: d
 from tests.official_encoder_test import trees  # noqa: F401  # pylint: disable=unused-import
 
 
+@pytest.mark.slow
 def test_records_hold_what_the_networks_compute_of_the_clips_frames(tmp_path, trees, monkeypatch):  # noqa: F811
     """Whatever decoding, batching, padding and storing do on the way."""
     rows, folder = [], tmp_path / 'media' / 'clips'

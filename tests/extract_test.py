@@ -219,6 +219,7 @@ def test_processes_share_the_shards_and_the_last_makes_the_set(tmp_path, capsys)
         extract.extract(sounds_config(process_index=2, process_count=2, clips_per_shard=2), sounds_workdir(tmp_path / 'b', 2))
 
 
+@pytest.mark.slow
 def test_two_processes_with_the_same_shards_do_not_disturb_each_other(tmp_path):
     sounds_workdir(tmp_path, 10)
     extract.extract(sounds_config(), tmp_path)

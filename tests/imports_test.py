@@ -12,15 +12,15 @@ PACKAGE = ROOT / 'mmaudio_jax'
 ROOMS = [
     {'resampling', 'frames', 'distributed', 'chips', 'hlo_cost'},
     {'sequence', 'records', 'balance', 'media', 'mux', 'plots', 'stages'},
-    {'mel', 'tokenizer'},
+    {'mel', 'filterbanks', 'evaluation_media', 'tokenizer', 'tokenizer_roberta'},
     {'models'},
     {'partitioning', 'calls'},
-    {'official_codec', 'official_encoder', 'encoders', 'codec', 'weights'},
-    {'flow_matching', 'optimizer', 'ema', 'metrics', 'flops'},
-    {'sampler'},
+    {'official_codec', 'official_encoder', 'encoders', 'codec', 'weights', 'embedders', 'published_caches'},
+    {'flow_matching', 'optimizer', 'ema', 'metrics', 'metrics_distribution', 'metrics_onsets_published', 'flops'},
+    {'sampler', 'embeddings', 'score_inputs', 'score_metrics', 'score_tables'},
     {'train_step', 'input_pipeline', 'checkpoints', 'train_log', 'train_samples', 'request',
      'pretrained', 'pipeline'},
-    {'train', 'generate_jobs', 'generate', 'evaluate', 'ablations', 'exchange', 'compile_report'},
+    {'train', 'generate_jobs', 'generate', 'evaluate', 'score', 'ablations', 'exchange', 'compile_report'},
 ]
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}
 FORBIDDEN = {'torch', 'torchvision', 'torchaudio', 'tensorflow', 'configs', 'data_pipelines'}
@@ -56,3 +56,11 @@ def test_import_is_light():
             'print([m for m in ("jax", "torch", "tensorflow", "matplotlib") if m in sys.modules])')
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert result.stdout.strip() == '[]'
+
+
+def test_the_pipeline_is_imported_without_touching_a_device():
+    code = ('from mmaudio_jax import Pipeline; from jax._src import xla_bridge; import sys; '
+            'unwanted = [m for m in ("torch", "tensorflow", "matplotlib", "diffrax") if m in sys.modules]; '
+            'print(xla_bridge.backends_are_initialized(), unwanted)')
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert result.stdout.strip() == 'False []'

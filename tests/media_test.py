@@ -99,6 +99,19 @@ def rotate(path):
     return path
 
 
+def test_a_start_of_a_few_milliseconds_is_none(tmp_path):
+    with av.open(str(tmp_path / 'a.mkv'), 'w') as container:
+        stream = container.add_stream('ffv1', rate=25, width=64, height=48, pix_fmt='yuv420p')
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for k in range(25):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 8 * k, np.uint8), format='rgb24')
+            frame.pts, frame.time_base = 40 * k + 3, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert media.duration_s(tmp_path / 'a.mkv') == pytest.approx(1.003, abs=0.0011)
+    assert numbers(media.read_frames(tmp_path / 'a.mkv', [SMALL], 0.0, 1.0)[0]) == list(range(25))
+
+
 def test_rotated_video_stands_upright(tmp_path):
     path = rotate(write_sound_and_video(tmp_path / 'a.mp4', corner=True))
     frame, = media.read_frames(path, [FrameRequest(25.0, 64, 48, 'squash')], 0.0, 0.04)[0]

@@ -14,7 +14,7 @@ from mmaudio_jax.models import vae
 from mmaudio_jax.sequence import Sequence
 
 
-class _VAE(NamedTuple):
+class VAE(NamedTuple):
     """Keeps the first channels of every second frame."""
     channels: int
     mels: int
@@ -26,7 +26,7 @@ class _VAE(NamedTuple):
         return gain * jnp.pad(jnp.repeat(x, 2, axis=1), ((0, 0), (0, 0), (0, self.mels - self.channels)))
 
 
-class _Vocoder(NamedTuple):
+class Vocoder(NamedTuple):
     """Repeats the first channel."""
     hop: int
 
@@ -37,8 +37,8 @@ class _Vocoder(NamedTuple):
 @pytest.mark.parametrize('rate', ['16k', '44k'])
 def test_it_is_mel_vae_and_vocoder(rate, monkeypatch):
     sequence, asked = Sequence(rate, 2.0), []
-    monkeypatch.setattr(vae, 'build', lambda rate: _VAE(sequence.latent_channels, sequence.audio.mel_bins))
-    monkeypatch.setattr(bigvgan, 'build', lambda rate: _Vocoder(sequence.audio.hop_length))
+    monkeypatch.setattr(vae, 'build', lambda rate: VAE(sequence.latent_channels, sequence.audio.mel_bins))
+    monkeypatch.setattr(bigvgan, 'build', lambda rate: Vocoder(sequence.audio.hop_length))
 
     def load(name):
         asked.append(name)

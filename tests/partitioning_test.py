@@ -82,10 +82,10 @@ def test_rules_stand_for_the_last_dimensions_and_those_of_the_config_come_first(
     mesh = partitioning.make_mesh({'data': 2, 'fsdp': 2, 'tensor': 2})
     tree = {'params': {'fused': {'mlp': {'w2': jnp.zeros((5, 3, 8, 4))}}}, 'ema': {'mlp': {'w2': jnp.zeros((3, 8, 4))}}}
     split = partitioning.state_sharding(mesh, tree)
-    assert split['params']['fused']['mlp']['w2'].spec == PartitionSpec(None, None, 'tensor', 'fsdp')
+    assert split['params']['fused']['mlp']['w2'].spec == PartitionSpec(None, None, ('tensor', 'fsdp'), None)
     whole = partitioning.state_sharding(mesh, tree, whole_params=True)
     assert whole['params']['fused']['mlp']['w2'].spec == PartitionSpec(None, None, 'tensor', None)
-    assert whole['ema']['mlp']['w2'].spec == PartitionSpec(None, 'tensor', 'fsdp')
+    assert whole['ema']['mlp']['w2'].spec == PartitionSpec(None, ('tensor', 'fsdp'), None)
     config = base.get_config()
     config.sharding.rules = (('w2$', (None, 'data')), )
     changed = partitioning.state_sharding(mesh, tree, partitioning.rules_of(config))
@@ -159,8 +159,8 @@ def run(name: str):
     config = base.get_config()
     config.optimizer.warmup_steps = 2
     model = mmaudio.MMAudio(latent_channels=C, hidden_size=64, num_heads=4, joint_blocks=1, fused_blocks=LAYERS, version=1,
-                            sync_fusion='modulate', rope='aligned', mlp='conv', dtype=jnp.float32, remat='blocks',
-                            clip_width=32, sync_width=24, text_width=16, text_length=T)
+                            sync_fusion='modulate', rope='aligned', mlp='conv', dtype=jnp.float32, convolution='matmul',
+                            remat='blocks', clip_width=32, sync_width=24, text_width=16, text_length=T)
     init = lambda: train_step.init_state(config, model, Lengths(), (np.zeros(C), np.ones(C)), np.ones((T, 16)))
     shapes = jax.eval_shape(init)
     mesh = partitioning.make_mesh(axes, devices=jax.devices()[:math.prod(axes.values())])

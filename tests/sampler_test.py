@@ -19,8 +19,8 @@ EULER = sampler.SamplerSettings(solver='euler', num_steps=3, guidance=4.5)
 def network():
     """A small network, none of its parameters zero, smooth enough that rounding does not grow; features for eight examples."""
     model = mmaudio.MMAudio(latent_channels=2, hidden_size=16, num_heads=1, joint_blocks=1, fused_blocks=0, version=1,
-                            sync_fusion='modulate', rope='aligned', mlp='linear', dtype=jnp.float32, remat='none', clip_width=3,
-                            sync_width=5, text_width=6, text_length=T)
+                            sync_fusion='modulate', rope='aligned', mlp='linear', dtype=jnp.float32, convolution='matmul',
+                            remat='none', clip_width=3, sync_width=5, text_width=6, text_length=T)
     features = tuple(np.random.RandomState(0).standard_normal((8, length, width)).astype(np.float32)
                      for length, width in ((V, 3), (S, 5), (T, 6), (T, 6)))
     latents = sampler.noise(0, range(8), N, 2)
@@ -113,9 +113,10 @@ def test_no_negative_text_is_the_empty_string(network):
     assert np.abs(sample(params, latents, *features) - sample(params, latents, *features[:3], None)).max() > 0.01
 
 
-@pytest.mark.parametrize('solver, num_steps, accuracy, bound', [('midpoint', 20, 5e-3, 1e-5), ('dopri5', 10, 5e-3, 1e-3)])
-def test_solvers_agree_and_do_not_mix_examples(network, solver, num_steps, accuracy, bound):
+@pytest.mark.parametrize('solver, num_steps, accuracy, bound', [('midpoint', 20, 5e-3, 1e-5), ('dopri5', 10, 1e-3, 1e-3)])
+def test_solvers_agree_and_do_not_mix_examples(network, solver, num_steps, accuracy, bound, monkeypatch):
     """A solver nears fine Euler steps; an example's result does not depend on its batch (adaptive: but for the tolerance)."""
+    monkeypatch.setattr(sampler, 'DOPRI5_TOLERANCE', 1e-6)  # at its own 1e-4 it ends 5e-3 off on this network
     model, params, latents, features = network
     sample = sampler.make_sampler(model, sampler.SamplerSettings(solver=solver, num_steps=num_steps, guidance=2.0))
     fine = sampler.make_sampler(model, sampler.SamplerSettings(solver='euler', num_steps=2000, guidance=2.0))

@@ -21,6 +21,7 @@ from tests import records_test
 
 TRAIN_CLIPS, VALIDATION_CLIPS = 24, 8
 CHECKPOINT_EVERY = 3
+RULES = (('hidden/kernel', (None, 'fsdp')), ('hidden|out', ()))  # of the network below
 
 
 class Network(nn.Module):
@@ -81,7 +82,7 @@ def make_config(**train_fields):
     config.input.batch_size = config.input.validation_batch_size = 8
     config.input.workers = 0
     # Network's layers are not those of MMAudio.
-    config.sharding.rules = (('hidden/kernel', (None, 'fsdp')), ('hidden|out', ()))
+    config.sharding.rules = RULES
     config.model.update(hidden_size=64, num_heads=1, joint_blocks=2, fused_blocks=1, dtype='float32')
     config.optimizer.update(learning_rate=1e-3, warmup_steps=5, schedule='constant')
     config.ema.snapshot_every = 4

@@ -95,8 +95,8 @@ def relative(ours, golden):
 
 def golden_model():
     return mmaudio.MMAudio(latent_channels=C, hidden_size=128, num_heads=2, joint_blocks=2, fused_blocks=1, version=1,
-                           sync_fusion='modulate', rope='aligned', mlp='conv', dtype=jnp.float32, remat='none', clip_width=32,
-                           sync_width=24, text_width=16, text_length=T)
+                           sync_fusion='modulate', rope='aligned', mlp='conv', dtype=jnp.float32, convolution='matmul',
+                           remat='none', clip_width=32, sync_width=24, text_width=16, text_length=T)
 
 
 def golden_inputs(step):

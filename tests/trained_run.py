@@ -32,6 +32,7 @@ def make_config():
     config = impacts_config.get_config()
     config.sequence.duration_s = DURATION_S
     config.model.update(joint_blocks=1, fused_blocks=1)
+    config.sharding.rules = tiny_run.RULES
     config.sampling.update(num_steps=2, batch_size=8)
     config.generate.compilation_cache = False  # it is the process's: not for the other tests
     config.evaluate.save_clips = 2

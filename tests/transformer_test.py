@@ -56,13 +56,48 @@ def test_attention(causal):
         np.testing.assert_allclose(ours[batch], loop_attention(q[batch], k[batch], v[batch], visible), atol=1e-5)
 
 
+def test_a_mask_of_each_example():
+    q, k, v = np.random.default_rng(0).standard_normal((3, 2, 7, 3, 4))
+    real = np.array([[True] * 7, [True] * 4 + [False] * 3])
+    ours = transformer.attention(*(jnp.asarray(part, jnp.float32) for part in (q, k, v)), real[:, None, None])
+    for batch in range(2):
+        expected = loop_attention(q[batch], k[batch], v[batch], np.broadcast_to(real[batch], (7, 7)))
+        np.testing.assert_allclose(ours[batch], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('most, part', [(1, 1), (35 * 4, 3), (10**6, 6)])
+def test_parts_of_the_heads_make_the_whole(monkeypatch, most, part):
+    """Of 2 · 3 products of 5 by 7 logits, the largest divisor that fits is taken at a time."""
+    q, k, v = np.random.default_rng(0).standard_normal((3, 2, 7, 3, 4))
+    q, mask = q[:, :5], np.tri(5, 7, k=2, dtype=bool)
+    sizes = []
+    mix = transformer._mix
+    monkeypatch.setattr(transformer, '_CACHED_LOGITS', most)
+    monkeypatch.setattr(transformer, '_mix', lambda q, *others: sizes.append(len(q)) or mix(q, *others))
+    ours = transformer.attention(*(jnp.asarray(array, jnp.float32) for array in (q, k, v)), mask)
+    assert part in sizes
+    for batch in range(2):
+        np.testing.assert_allclose(ours[batch], loop_attention(q[batch], k[batch], v[batch], mask), atol=1e-5)
+
+
+def test_attention_of_one():
+    q, k, v = np.random.default_rng(0).standard_normal((3, 2, 7, 3, 4))
+    ours = transformer.attention_of_one(*(jnp.asarray(part, jnp.float32) for part in (q[:, :1], k, v)))
+    assert ours.shape == (2, 1, 3, 4)
+    for batch in range(2):
+        np.testing.assert_allclose(ours[batch], loop_attention(q[batch, :1], k[batch], v[batch], np.ones((1, 7))), atol=1e-5)
+
+
 def test_first_only_is_the_first_of_all():
     fields = (2, 16, 1e-6, transformer.gelu, jnp.float32)
     x = jax.random.normal(jax.random.key(0), (3, 5, 8))
-    params = transformer.Block(*fields).init(jax.random.key(1), x)
+    params = jax.jit(transformer.Block(*fields).init)(jax.random.key(1), x)
+    params = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(2), leaf.shape), params)  # biases too
     whole, _ = transformer.Block(*fields).apply(params, x)
     first, _ = transformer.Block(*fields, first_only=True).apply(params, x)
-    np.testing.assert_allclose(first, whole[:, :1], atol=1e-6)
+    np.testing.assert_allclose(first, whole[:, :1], atol=2e-6)
+    with pytest.raises(ValueError, match='first_only must be False'):
+        transformer.Block(*fields, first_only=True, extra_key=True).init(jax.random.key(1), x)
 
 
 def test_a_causal_block_does_not_see_what_comes():

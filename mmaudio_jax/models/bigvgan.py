@@ -25,8 +25,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 _KERNELS = (3, 7, 11)  # taps of the AMP blocks of a stage
 _DILATIONS = (1, 3, 5)  # of the three pairs of convolutions in a block
-_TILES = {7: 16, 11: 24}  # steps of a Fourier tile by taps, on CPU; three taps are not worth it
-_TILED_WIDTH = 96  # channels from which it is
+_TILED_TAPS = (7, 11)  # of the convolutions that a CPU computes in Fourier tiles; three taps are not worth it
+_TILED_WIDTH = 96  # channels from which they are
+_TILE = 32  # steps of a tile
+_WIDE, _WIDE_TILE = 512, 24  # shorter tiles from that many channels on: their transformed kernels are smaller
 _TAPS = 12  # of the anti-aliasing filters
 _REACH = 6  # steps that an anti-aliased activation looks back and ahead
 _EDGE = 3  # steps that one of its two filters does
@@ -187,9 +189,9 @@ def _block_conv(x, kernel, dilation):
     """_conv; on CPU in Fourier tiles where that is faster, for which the steps must outweigh the kernel's own transform."""
     direct = functools.partial(_conv, dilation=dilation)
     taps, width, _ = kernel.shape
-    if taps not in _TILES or width < _TILED_WIDTH or x.shape[0] * x.shape[1] < width or x.dtype != jnp.float32:
+    if taps not in _TILED_TAPS or width < _TILED_WIDTH or x.shape[0] * x.shape[1] < width or x.dtype != jnp.float32:
         return direct(x, kernel)
-    tiled = functools.partial(tiled_conv.conv, dilation=dilation, size=_TILES[taps])
+    tiled = functools.partial(tiled_conv.conv, dilation=dilation, size=_TILE if width < _WIDE else _WIDE_TILE)
     return lax.platform_dependent(x, kernel, cpu=tiled, default=direct)
 
 

@@ -55,7 +55,7 @@ class VisualEncoder(nn.Module):
     def __call__(self, segments: jax.Array) -> jax.Array:
         steps, places = self.frames // self.frames_per_step, (self.image_size // self.patch_size)**2
         pixels = transformer.patches(segments, self.frames_per_step, self.patch_size).astype(self.dtype)
-        x = nn.Dense(self.width, dtype=self.dtype, name='patches')(pixels)
+        x = transformer.Linear(self.width, self.dtype, name='patches')(pixels)
         class_token = self.param('class_token', transformer.INIT, (self.width,))
         spatial = self.param('spatial_positions', transformer.INIT, (1 + places, self.width))
         temporal = self.param('temporal_positions', transformer.INIT, (steps, self.width))
@@ -91,8 +91,8 @@ class DividedBlock(nn.Module):
 
         x = x + DividedAttention(self.steps, 'time', self.num_heads, self.dtype, name='time')(norm('norm_time')(x))
         x = x + DividedAttention(self.steps, 'space', self.num_heads, self.dtype, name='space')(norm('norm_space')(x))
-        hidden = transformer.gelu(nn.Dense(MLP_RATIO * width, dtype=self.dtype, name='fc1')(norm('norm_mlp')(x)))
-        return x + nn.Dense(width, dtype=self.dtype, name='fc2')(hidden), None
+        hidden = transformer.gelu(transformer.Linear(MLP_RATIO * width, self.dtype, name='fc1')(norm('norm_mlp')(x)))
+        return x + transformer.Linear(width, self.dtype, name='fc2')(hidden), None
 
 
 class DividedAttention(nn.Module):
@@ -108,14 +108,13 @@ class DividedAttention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, length, width = x.shape
-        qkv = nn.Dense(3 * width, dtype=self.dtype, name='qkv')(x)
-        q, k, v = (part[:, :, 0] for part in jnp.split(qkv.reshape(batch, length, 3, self.num_heads, -1), 3, axis=2))
-        whole = transformer.attention(q[:, :1], k, v)
+        q, k, v = transformer.split_heads(transformer.Linear(3 * width, self.dtype, name='qkv')(x), self.num_heads)
+        whole = transformer.attention_of_one(q[:, :1], k, v)
         mixed = transformer.attention(self._groups(q), self._keys(k), self._keys(v))
         if self.axis == 'time':
             mixed = mixed.swapaxes(1, 2)
         mixed = jnp.concatenate([whole.reshape(batch, 1, width), mixed.reshape(batch, length - 1, width)], axis=1)
-        return nn.Dense(width, dtype=self.dtype, name='proj')(mixed)
+        return transformer.Linear(width, self.dtype, name='proj')(mixed)
 
     def _groups(self, part: jax.Array) -> jax.Array:
         """The patches of `[B, 1 + T · P, H, K]` by those that see each other: `[B, T, P, H, K]`, or `[B, P, T, H, K]`."""

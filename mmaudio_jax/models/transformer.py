@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+_CACHED_LOGITS = 2**21  # float32 numbers that stay in a CPU's last cache
 INIT = nn.initializers.normal(0.02)  # of what is not a matrix: tokens and positions
 
 
@@ -40,6 +41,28 @@ class LayerNorm(nn.Module):
         return (normed * scale + bias).astype(self.dtype)
 
 
+class Linear(nn.Module):
+    """x `[..., D]` · kernel `[D, features]` + bias, in the dtype `dtype`."""
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def weights(self, width: int) -> tuple[jax.Array, jax.Array]:
+        """Kernel and bias for inputs of that width."""
+        kernel = self.param('kernel', nn.initializers.lecun_normal(), (width, self.features))
+        bias = self.param('bias', nn.initializers.zeros, (self.features,))
+        return kernel.astype(self.dtype), bias.astype(self.dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel, bias = self.weights(x.shape[-1])
+        return x @ kernel + bias
+
+
+def split_heads(qkv: jax.Array, num_heads: int) -> list[jax.Array]:
+    """q, k, v `[B, N, H, K]` of `[B, N, 3 · D]`."""
+    return jnp.split(qkv.reshape(*qkv.shape[:2], 3 * num_heads, -1), 3, axis=2)
+
+
 def quick_gelu(x: jax.Array) -> jax.Array:
     """x · sigmoid(1.702 x)."""
     return x * jax.nn.sigmoid(1.702 * x)
@@ -50,17 +73,45 @@ def gelu(x: jax.Array) -> jax.Array:
     return x * (0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5)))
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | np.ndarray | None = None) -> jax.Array:
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: np.ndarray | jax.Array | None = None) -> jax.Array:
     """Softmax attention `[..., N, H, K]`, `[..., M, H, K]`, `[..., M, H, K]` → `[..., N, H, K]`.
 
-    `mask` `[N, M]` is True where a query may look; None: everywhere.
+    `mask`, which broadcasts to `[..., H, N, M]`, is True where a query may look; None: everywhere.
     """
-    q = q * np.asarray(q.shape[-1]**-0.5, q.dtype)
-    logits = jnp.einsum('...NHK,...MHK->...HNM', q, k, preferred_element_type=jnp.float32)
+    q = (q * np.asarray(q.shape[-1]**-0.5, q.dtype)).swapaxes(-2, -3)
+    arrays = [q, k.swapaxes(-2, -3), v.swapaxes(-2, -3)]
+    if mask is not None:
+        arrays.append(jnp.broadcast_to(mask, (*q.shape[:-1], k.shape[-3])))
+    # One flat axis of products: with several, XLA on CPU takes up to four times as long.
+    flat = [array.reshape(-1, *array.shape[-2:]) for array in arrays]
+    return jax.lax.platform_dependent(*flat, cpu=_in_parts, default=_mix).reshape(q.shape).swapaxes(-2, -3)
+
+
+def _mix(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Attention of scaled queries `[X, N, K]` over `[X, M, K]`; the sum of the weights is divided out at the end."""
+    logits = jnp.einsum('XNK,XMK->XNM', q, k, preferred_element_type=jnp.float32)
     if mask is not None:
         logits = jnp.where(mask, logits, -jnp.inf)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum('...HNM,...MHK->...NHK', weights, v)
+    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+    mixed = jnp.einsum('XNM,XMK->XNK', weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return (mixed / weights.sum(-1, keepdims=True)).astype(v.dtype)
+
+
+def _in_parts(q: jax.Array, k: jax.Array, *others: jax.Array) -> jax.Array:
+    """_mix part after part, so that the logits of a part stay in the cache: on CPU a tenth of CLIP's time."""
+    most = max(1, _CACHED_LOGITS // (q.shape[1] * k.shape[1]))
+    part = max(size for size in range(1, min(most, len(q)) + 1) if len(q) % size == 0)
+    if part == len(q):
+        return _mix(q, k, *others)
+    parts = tuple(array.reshape(-1, part, *array.shape[1:]) for array in (q, k, *others))
+    return jax.lax.map(lambda arrays: _mix(*arrays), parts).reshape(q.shape)
+
+
+def attention_of_one(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """attention for one query, `[B, 1, H, K]` over `[B, M, H, K]`, without turning k and v over."""
+    logits = jnp.sum(q * np.asarray(q.shape[-1]**-0.5, q.dtype) * k, axis=-1, dtype=jnp.float32)
+    weights = jax.nn.softmax(logits, axis=1).astype(v.dtype)
+    return jnp.sum(weights[..., None] * v, axis=1, keepdims=True, dtype=jnp.float32).astype(v.dtype)
 
 
 class Block(nn.Module):
@@ -83,20 +134,40 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
-        batch, length, width = x.shape
-        qkv = nn.Dense(3 * width, dtype=self.dtype, name='qkv')(LayerNorm(self.eps, self.dtype, name='norm1')(x))
-        q, k, v = (part[:, :, 0] for part in jnp.split(qkv.reshape(batch, length, 3, self.num_heads, -1), 3, axis=2))
-        if self.extra_key:
-            shape = (1, 1, self.num_heads, width // self.num_heads)
-            k, v = (jnp.concatenate([part, jnp.broadcast_to(self.param(name, INIT, shape).astype(part.dtype),
-                                                            (batch, *shape[1:]))], axis=1)
-                    for name, part in (('bias_k', k), ('bias_v', v)))
+        _, length, width = x.shape
+        qkv, normed = Linear(3 * width, self.dtype, name='qkv'), LayerNorm(self.eps, self.dtype, name='norm1')(x)
         if self.first_only:
-            q, x = q[:, :1], x[:, :1]
-        mixed = attention(q, k, v, np.tri(length, dtype=bool) if self.causal else None)
-        x = x + nn.Dense(width, dtype=self.dtype, name='proj')(mixed.reshape(x.shape))
-        hidden = nn.Dense(self.hidden, dtype=self.dtype, name='fc1')(LayerNorm(self.eps, self.dtype, name='norm2')(x))
-        return x + nn.Dense(width, dtype=self.dtype, name='fc2')(self.activation(hidden)), None
+            if self.extra_key:
+                raise ValueError('a block with an extra key computes all tokens: first_only must be False')
+            mixed, x = _first_mixed(normed, *qkv.weights(width), self.num_heads), x[:, :1]
+        else:
+            q, k, v = split_heads(qkv(normed), self.num_heads)
+            if self.extra_key:
+                k, v = (self._with_extra(part, name) for part, name in ((k, 'bias_k'), (v, 'bias_v')))
+            mixed = attention(q, k, v, np.tri(length, dtype=bool) if self.causal else None).reshape(x.shape)
+        x = x + Linear(width, self.dtype, name='proj')(mixed)
+        hidden = Linear(self.hidden, self.dtype, name='fc1')(LayerNorm(self.eps, self.dtype, name='norm2')(x))
+        return x + Linear(width, self.dtype, name='fc2')(self.activation(hidden)), None
+
+    def _with_extra(self, part: jax.Array, name: str) -> jax.Array:
+        """Keys or values `[B, M, H, K]` and the learned one after them."""
+        extra = self.param(name, INIT, (1, 1, *part.shape[2:])).astype(part.dtype)
+        return jnp.concatenate([part, jnp.broadcast_to(extra, (len(part), *extra.shape[1:]))], axis=1)
+
+
+def _first_mixed(x: jax.Array, kernel: jax.Array, bias: jax.Array, num_heads: int) -> jax.Array:
+    """What the first token of x `[B, M, D]` reads from all: `[B, 1, D]`, without k and v of every token.
+
+    q · (x Wk + bk) = (Wk q) · x + q · bk, of which the last term is the same for all and softmax does not see it; and the
+    weights add up to one, so that the mean of x Wv + bv is (mean of x) Wv + bv.
+    """
+    width = x.shape[-1]
+    wq, wk, wv = jnp.split(kernel.reshape(width, 3 * num_heads, -1), 3, axis=1)
+    bq, _, bv = jnp.split(bias.reshape(3 * num_heads, -1), 3)
+    q = (jnp.einsum('BD,DHK->BHK', x[:, 0], wq) + bq) * np.asarray(bq.shape[-1]**-0.5, x.dtype)
+    logits = jnp.einsum('BHD,BMD->BHM', jnp.einsum('BHK,DHK->BHD', q, wk), x, preferred_element_type=jnp.float32)
+    means = jnp.einsum('BHM,BMD->BHD', jax.nn.softmax(logits, axis=-1).astype(x.dtype), x)
+    return (jnp.einsum('BHD,DHK->BHK', means, wv) + bv).reshape(len(x), 1, width)
 
 
 def repeat(block: type[nn.Module], depth: int) -> type[nn.Module]:

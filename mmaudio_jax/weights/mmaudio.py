@@ -113,7 +113,7 @@ def _import(tensors: Mapping[str, np.ndarray], path: tuple[str, ...], model: mma
 
 def _layout(path: tuple[str, ...], model: mmaudio.MMAudio, out: bool) -> Callable[[np.ndarray], np.ndarray]:
     """The change of layout of the leaf at `path`, from ours to the official one (`out`) or back."""
-    kind, kernel = path[-2], path[-1] == 'kernel'
+    kind, kernel = path[-2] if len(path) > 1 else '', path[-1] == 'kernel'
     if kind == 'qkv':
         return lambda array: (_qkv_out if out else _qkv_in)(array, model.num_heads, kernel)
     if kind == 'modulation':

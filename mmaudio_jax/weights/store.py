@@ -16,10 +16,14 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from mmaudio_jax import sequence
 from mmaudio_jax.models import bigvgan
 from mmaudio_jax.models import clip
+from mmaudio_jax.models import layers
 from mmaudio_jax.models import mmaudio
+from mmaudio_jax.models import mmdit
 from mmaudio_jax.models import synchformer
+from mmaudio_jax.models import transformer
 from mmaudio_jax.models import vae
 from mmaudio_jax.weights import bigvgan as bigvgan_weights
 from mmaudio_jax.weights import clip as clip_weights
@@ -36,9 +40,11 @@ Path = tensor_file.Path
 
 _DTYPES = {'float32': np.dtype(np.float32), 'bfloat16': np.dtype(ml_dtypes.bfloat16)}
 _MODELS = {'network': mmaudio, 'vae': vae, 'vocoder': bigvgan, 'clip': clip, 'synchformer': synchformer}
+_PARTS = {'network': (layers, mmdit), 'clip': (transformer,), 'synchformer': (transformer,)}  # also say how parameters lie
 _MAPPINGS: dict[str, Any] = {'network': mmaudio_weights, 'vae': vae_weights, 'vocoder': bigvgan_weights, 'clip': clip_weights,
                              'synchformer': synchformer_weights}
-_OFFICIAL = {'sync_fusion': 'modulate', 'rope': 'aligned', 'mlp': 'conv', 'dtype': jnp.float32, 'remat': 'none'}
+_OFFICIAL = {'sync_fusion': 'modulate', 'rope': 'aligned', 'mlp': 'conv', 'convolution': 'auto', 'dtype': 'float32',
+             'remat': 'none'}
 
 
 def load(name: str, *, dtype: str = 'float32', cache: Path | None = None, folder: Path | None = None, offline: bool = False,
@@ -83,8 +89,9 @@ def converted(name: str, *, cache: Path | None = None, folder: Path | None = Non
     """The converted file of a model, which is made if need be. Arguments and errors are those of `load`."""
     entry = files.get(name)
     root = download.cache_folder(cache)
-    code = ''.join(inspect.getsource(module) for module in (_MAPPINGS[entry.kind], sources, _MODELS[entry.kind]))
-    suffix = f'{hashlib.md5(code.encode()).hexdigest()[:8]}.safetensors'
+    modules = (_MAPPINGS[entry.kind], sources, _MODELS[entry.kind], *_PARTS.get(entry.kind, ()))
+    code = hashlib.md5(''.join(map(inspect.getsource, modules)).encode())
+    suffix = f'{code.hexdigest()[:8]}.safetensors'
 
     def place(md5: str) -> pathlib.Path:
         return root / 'converted' / f'{name}-{md5[:12]}-{suffix}'
@@ -125,7 +132,7 @@ def build(name: str) -> Any:
     """
     entry = files.get(name)
     if entry.kind == 'network':
-        return mmaudio.MMAudio(**{**mmaudio.VARIANTS[entry.variant], **_OFFICIAL})
+        return mmaudio.build({'variant': entry.variant, **_OFFICIAL}, sequence.Sequence(entry.variant.split('_')[1], 8.0))
     if entry.kind in ('vae', 'vocoder'):
         return _MODELS[entry.kind].build(entry.variant)
     return _MODELS[entry.kind].build(entry.variant, jnp.float32)

@@ -23,11 +23,11 @@ SPARE_KB = 700  # left on the full disk: some shards fit
 
 
 def command(work: pathlib.Path) -> list[str]:
-    """The extraction, in shards of ten clips."""
+    """The extraction, in shards of five clips."""
     return [sys.executable, 'run.py', '--config=configs/base.py', f'--workdir={work}', '--mode=extract',
             '--config.sequence.duration_s=1.0', '--config.extract.datasets=(("faults", "media/faults"),)',
             '--config.extract.encoder=pixels', '--config.extract.codec=pca', '--config.extract.codec_fit_dataset=faults',
-            '--config.extract.batch_size=8', '--config.extract.clips_per_shard=10']
+            '--config.extract.batch_size=8', '--config.extract.clips_per_shard=5']
 
 
 def notes(work: pathlib.Path) -> set[str]:

@@ -70,9 +70,9 @@ def write_media(kind: str, folder: pathlib.Path, clips: int, source: str) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     rng, rows = np.random.default_rng(1), []
     if kind == 'long' and not (folder / 'long.wav').is_file():
-        with soundfile.SoundFile(folder / 'long.wav', 'w', RATE_HZ, 2) as file:
+        with soundfile.SoundFile(folder / 'long.wav', 'w', RATE_HZ, 1) as file:
             for _ in range(LONG_S // 60):
-                file.write(0.1 * rng.standard_normal((60 * RATE_HZ, 2)))
+                file.write(0.1 * rng.standard_normal(60 * RATE_HZ))
     frames = picture(source) if kind == 'video' and not (folder / '0.mp4').is_file() else []
     for i in range(min(clips, 6)):
         if kind == 'video' and not (folder / f'{i}.mp4').is_file():

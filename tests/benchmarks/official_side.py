@@ -1,6 +1,6 @@
 """The official PyTorch modules as rows of the comparison; needs torch and a checkout of the official code on sys.path.
 
-Modules that the official code imports but does not use here (torchvision, …) are stubbed when they are not installed.
+What the official code imports but does not use here is stubbed when torchvision is not installed: it and timm.
 """
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -38,19 +38,37 @@ Run = Callable[[], np.ndarray]
 
 
 def stub_missing() -> None:
-    """Puts empty modules in the place of those of STUBS that are not installed."""
+    """Without torchvision: empty modules in its place, and the two functions that Synchformer needs in that of timm.layers."""
     if importlib.util.find_spec('torchvision') is None:
         for name in STUBS:
             sys.modules[name] = _Stub(name)
+            parent, _, child = name.rpartition('.')
+            if parent:
+                setattr(sys.modules[parent], child, sys.modules[name])
+        layers = types.ModuleType('timm.layers')
+        layers.to_2tuple = torch.nn.modules.utils._pair
+        layers.trunc_normal_ = torch.nn.init.trunc_normal_
+        sys.modules |= {'timm': types.ModuleType('timm'), 'timm.layers': layers}
 
 
 class _Stub(types.ModuleType):
-    """A module in which every name is a class of its own."""
+    """A module in which every name is a class."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith('__'):
-            raise AttributeError(name)
-        return type(name, (), {})
+        return _stub_class(name)
+
+
+class _StubClass(type):
+    """A class that has every name, too."""
+
+    def __getattr__(cls, name: str) -> Any:
+        return _stub_class(name)
+
+
+def _stub_class(name: str) -> Any:
+    if name.startswith('__'):
+        raise AttributeError(name)
+    return _StubClass(name, (), {})
 
 
 def load(module: torch.nn.Module, path: pathlib.Path, *keys: str) -> torch.nn.Module:

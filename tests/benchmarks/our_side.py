@@ -1,6 +1,7 @@
 """Our models as rows of the comparison: compiled, float32, on the CPU."""
 from collections.abc import Callable
 from collections.abc import Mapping
+import ctypes
 import pathlib
 from typing import Any
 
@@ -17,22 +18,32 @@ Run = Callable[[], np.ndarray]
 
 
 def _load(model: str, folder: pathlib.Path) -> tuple[Any, Any]:
-    """The Flax module and its parameters, which stay in the mapped file."""
-    return store.build(model), jax.tree.map(jnp.asarray, store.load(model, **rows.places(folder)))
+    """The Flax module and its parameters, which stay in the mapped file and are read when they are used."""
+    return store.build(model), store.load(model, **rows.places(folder))
 
 
-def _run(function: Callable, *arguments: Any) -> Run:
-    jitted = jax.jit(function)
-    return lambda: np.asarray(jitted(*arguments))
+def _compile(function: Callable, *arguments: Any, **options: Any) -> Any:
+    """`function` compiled for arguments like these; what the compiler freed goes back to the system."""
+    shapes = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), arguments)
+    compiled = jax.jit(function, **options).lower(*shapes).compile()
+    ctypes.CDLL(None).malloc_trim(0)
+    return compiled
+
+
+def _run(function: Callable, params: Any, *arguments: Any) -> Run:
+    compiled = _compile(function, params, *arguments)
+    params = jax.device_put(params)
+    return lambda: np.asarray(compiled(params, *arguments))
 
 
 def flow(folder: pathlib.Path, inputs: Arrays) -> Run:
     """One velocity of small_16k; the conditions are prepared beforehand."""
     model, params = _load('mmaudio_small_16k', folder)
     apply = lambda method: lambda params, *args: model.apply({'params': params}, *args, method=method)
-    prepare = jax.jit(apply('preprocess_conditions'), static_argnums=4)
-    conditions = prepare(params, inputs['clip'], inputs['sync'], inputs['text'], inputs['latents'].shape[1])
-    return _run(apply('velocity'), params, inputs['latents'], inputs['t'], conditions)
+    features = (inputs['clip'], inputs['sync'], inputs['text'])
+    prepare = _compile(lambda params, *args: apply('preprocess_conditions')(params, *args, inputs['latents'].shape[1]), params,
+                       *features)
+    return _run(apply('velocity'), params, inputs['latents'], inputs['t'], prepare(params, *features))
 
 
 def train(folder: pathlib.Path, inputs: Arrays) -> Run:
@@ -43,23 +54,30 @@ def train(folder: pathlib.Path, inputs: Arrays) -> Run:
     from mmaudio_jax import train_step
     config = s_16k.get_config()
     config.optimizer.eps = 1e-8
-    model, params = store.build('mmaudio_small_16k'), store.load('mmaudio_small_16k', **rows.places(folder))
-    params = jax.tree.map(jnp.array, params)  # copies: the step writes into them
+    model, params = _load('mmaudio_small_16k', folder)
     tx, schedule = optimizer.make(config.optimizer, params)
-    state = [train_step.TrainState(jnp.int32(0), params, tx.init(params), ema.init(params, config.ema.sigma_rels))]
-    del params
-    step = jax.jit(lambda state, batch, draws: train_step.step_with_draws(state, model, tx, schedule, config.flow.min_sigma,
-                                                                          batch, draws)[:2], donate_argnums=0)
-    indices = iter(range(len(inputs['t'])))
 
-    def run():
-        index = next(indices)
+    def init(params):
+        return train_step.TrainState(jnp.int32(0), params, tx.init(params), ema.init(params, config.ema.sigma_rels))
+
+    def one_step(state, batch, draws):
+        return train_step.step_with_draws(state, model, tx, schedule, config.flow.min_sigma, batch, draws)[:2]
+
+    def arguments(index):
         x = {name: array[index] for name, array in inputs.items()}
         exists = np.ones(len(x['t']), bool)
         batch = {'latent_mean': x['latent_mean'], 'latent_std': x['latent_std'], 'clip_features': x['clip'],
                  'sync_features': x['sync'], 'text_features': x['text'], 'video_exists': exists, 'text_exists': exists}
-        draws = train_step.Draws(x['posterior_noise'], x['noise'], x['t'], x['drop_video'], x['drop_video'], x['drop_text'])
-        new, metrics = step(state.pop(), batch, draws)
+        return batch, train_step.Draws(x['posterior_noise'], x['noise'], x['t'], x['drop_video'], x['drop_video'],
+                                       x['drop_text'])
+
+    step = _compile(one_step, jax.eval_shape(init, params), *arguments(0), donate_argnums=0)
+    state = [init(jax.tree.map(jnp.array, params))]
+    del params
+    indices = iter(range(len(inputs['t'])))
+
+    def run():
+        new, metrics = step(state.pop(), *arguments(next(indices)))
         state.append(new)
         return np.array([metrics['loss'], metrics['grad_norm']])
 

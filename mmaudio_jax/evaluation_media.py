@@ -1,0 +1,197 @@
+"""Sound and pictures as the evaluation networks take them: other cuts, rates and frames than those of training.
+
+Source: the protocol that MMAudio's scores were measured with. Files are .wav and .flac, or anything with a sound track that
+PyAV reads. Every failure is a MediaError that names the file; a clip is never replaced by another one.
+"""
+from collections.abc import Iterator
+from fractions import Fraction
+import math
+import os
+
+import av
+import numpy as np
+from PIL import Image
+import soundfile
+
+from mmaudio_jax import filterbanks
+from mmaudio_jax.media import MediaError
+from mmaudio_jax.resampling import resample_for_evaluation
+
+SOUND_SUFFIXES = ('.wav', '.flac')
+SYNC_FPS = 25
+IMAGEBIND_FPS = Fraction(1, 2)
+SIZE = 224  # pixels
+SEGMENT_STEP = filterbanks.SYNCHFORMER_SEGMENT // 2  # samples
+_CLIP_S = 2  # of ImageBind's clips of sound
+Path = str | os.PathLike
+
+
+def read_sound(path: Path) -> tuple[np.ndarray, int]:
+    """All channels of a file at its own rate: float32 `[channels, samples]` and the rate in Hz."""
+    try:
+        if os.fspath(path).lower().endswith(SOUND_SUFFIXES):
+            samples, rate = soundfile.read(os.fspath(path), dtype='float32', always_2d=True)
+            samples = np.ascontiguousarray(samples.T)
+        else:
+            samples, rate = _track(path)
+    except (OSError, soundfile.SoundFileError, av.error.FFmpegError) as error:
+        raise MediaError(path, f'cannot be read ({" ".join(str(error).split())})') from error
+    if not samples.size:
+        raise MediaError(path, 'holds no sound')
+    if not np.isfinite(samples).all():
+        raise MediaError(path, 'holds samples that are not finite')
+    return samples, rate
+
+
+def _track(path: Path) -> tuple[np.ndarray, int]:
+    with av.open(os.fspath(path)) as container:
+        if not container.streams.audio:
+            raise MediaError(path, 'has no sound track')
+        to_float = av.AudioResampler(format='fltp')
+        parts = [part.to_ndarray() for frame in container.decode(audio=0) for part in to_float.resample(frame)]
+        if not parts:
+            raise MediaError(path, 'its sound track holds no sound')
+        return np.concatenate(parts, axis=1), container.streams.audio[0].rate
+
+
+def mono(path: Path, sample_rate_hz: int, duration_s: float) -> np.ndarray:
+    """Mean of the channels less the mean of the whole file, resampled, the first duration_s of it or what there is: float32."""
+    samples, rate = read_sound(path)
+    waveform = samples.mean(axis=0, dtype=np.float64)
+    waveform = resample_for_evaluation(waveform - waveform.mean(), rate, sample_rate_hz)
+    return waveform[:int(sample_rate_hz * duration_s)]
+
+
+def panns(path: Path, duration_s: float) -> np.ndarray:
+    """16 kHz, float32 [samples]; 0.32 s at least, what its five poolings need."""
+    waveform = mono(path, 16_000, duration_s)
+    if len(waveform) < 32 * 160:
+        raise MediaError(path, 'is shorter than the 0.32 s that PANNs needs')
+    return waveform
+
+
+def vggish(path: Path, duration_s: float) -> np.ndarray:
+    """16 kHz, float32 [samples]; one patch at least."""
+    waveform = mono(path, 16_000, duration_s)
+    if not filterbanks.vggish_patch_count(len(waveform)):
+        raise MediaError(path, 'is shorter than the 0.975 s that VGGish needs')
+    return waveform
+
+
+def passt(path: Path, duration_s: float) -> np.ndarray:
+    """32 kHz, cut to duration_s, then filled with zeros or cut to 10 s: float32 [320 000]."""
+    waveform = mono(path, 32_000, duration_s)[:filterbanks.PASST_SAMPLES]
+    return np.pad(waveform, (0, filterbanks.PASST_SAMPLES - len(waveform)))
+
+
+def clap(path: Path, duration_s: float) -> np.ndarray:
+    """48 kHz, cut to duration_s, repeated as often as it fits into 10 s, then filled with zeros: float32 [480 000].
+
+    Of a longer sound the published code takes 10 s at random; this takes the first.
+    """
+    waveform = mono(path, 48_000, duration_s)[:filterbanks.CLAP_SAMPLES]
+    waveform = np.tile(waveform, filterbanks.CLAP_SAMPLES // len(waveform))
+    return np.pad(waveform, (0, filterbanks.CLAP_SAMPLES - len(waveform)))
+
+
+def synchformer_sound(path: Path, duration_s: float) -> np.ndarray:
+    """16 kHz, mono, with its mean, cut into segments of 0.64 s that overlap by half: float32 `[S, 10 240]`."""
+    samples, rate = read_sound(path)
+    waveform = resample_for_evaluation(samples.mean(axis=0, dtype=np.float64), rate, 16_000)
+    length = int(16_000 * duration_s)
+    if len(waveform) < length:
+        raise MediaError(path, f'lasts {len(waveform) / 16_000:.3f} s; DeSync needs {duration_s:g} s')
+    starts = np.arange(0, length - filterbanks.SYNCHFORMER_SEGMENT + 1, SEGMENT_STEP)
+    return waveform[starts[:, None] + np.arange(filterbanks.SYNCHFORMER_SEGMENT)]
+
+
+def imagebind_sound(path: Path, duration_s: float) -> np.ndarray:
+    """Three clips of 2 s, at the start, the middle and the end of the whole file (whatever duration_s): float32 `[3, 32 000]`.
+
+    The channels are not mixed: the first one is heard, and the mean of all is subtracted from each clip. Where clips overlap
+    (files under 6 s) the later ones see what was subtracted before, as in the published code.
+    """
+    del duration_s
+    samples, rate = read_sound(path)
+    samples = np.stack([resample_for_evaluation(channel, rate, 16_000) for channel in samples])
+    length = samples.shape[1]
+    if length < filterbanks.IMAGEBIND_CLIP:
+        raise MediaError(path, f'lasts {length / 16_000:.3f} s; ImageBind needs {_CLIP_S} s')
+    clips = []
+    for part in range(3):
+        start = int((length / 16_000 - _CLIP_S) * part / 2 * 16_000)
+        clip = samples[:, start:start + filterbanks.IMAGEBIND_CLIP]
+        clip -= clip.mean()
+        clips.append(clip[0].copy())
+    return np.stack(clips)
+
+
+def synchformer_picture(path: Path, duration_s: float) -> np.ndarray:
+    """25 frames a second, the shorter side scaled to 224, the centre cut out: uint8 `[25 · duration_s, 224, 224, 3]`."""
+    frames = []
+    for picture in _frames(path, Fraction(SYNC_FPS), int(SYNC_FPS * duration_s)):
+        left, top = (round((side - SIZE) / 2) for side in picture.size)
+        frames.append(np.asarray(picture.crop((left, top, left + SIZE, top + SIZE))))
+    return np.stack(frames)
+
+
+def imagebind_picture(path: Path, duration_s: float) -> np.ndarray:
+    """Every pair of neighbouring frames at 0.5 a second, in three squares along the longer side: uint8 `[9, 2, 224, 224, 3]`.
+
+    (9 at 8 s; the last frame before 1, 3, 5 and 7 s.)
+    """
+    pictures = [np.asarray(picture) for picture in _frames(path, IMAGEBIND_FPS, int(IMAGEBIND_FPS * Fraction(duration_s)))]
+    if len(pictures) < 2:
+        raise MediaError(path, f'{duration_s:g} s hold no two frames at one in two seconds, which the IB-score needs')
+    height, width = pictures[0].shape[:2]
+    spare = max(height, width) - SIZE
+    views = []
+    for offset in (0, math.ceil(spare / 2), spare):
+        cut = slice(offset, offset + SIZE)
+        squares = [picture[cut] if height > width else picture[:, cut] for picture in pictures]
+        views += [np.stack(pair) for pair in zip(squares, squares[1:])]
+    return np.stack(views)
+
+
+def _frames(path: Path, fps: Fraction, count: int) -> Iterator[Image.Image]:
+    """`count` frames at `fps`, the shorter side scaled to 224 (bicubic, antialiased), the longer one floored.
+
+    Sample m is the last frame whose time, rounded to the nearest sample (halves up), is m or before: what ffmpeg's fps filter
+    gives, on which the published scores rest.
+    """
+    done, previous = 0, None
+    try:
+        with av.open(os.fspath(path)) as container:
+            if not container.streams.video:
+                raise MediaError(path, 'has no video stream')
+            stream = container.streams.video[0]
+            stream.thread_type = 'AUTO'
+            unit = stream.time_base or Fraction(1)
+            start = (stream.start_time or 0) * unit
+            slot = 0
+            for frame in container.decode(stream):
+                if frame.pts is None:
+                    continue
+                slot = math.floor((frame.pts * unit - start) * fps + Fraction(1, 2))
+                if done < min(slot, count):
+                    picture = _scaled(previous or frame)
+                    while done < min(slot, count):
+                        yield picture
+                        done += 1
+                previous = frame
+                if done == count:
+                    return
+            if previous is not None and done < count:
+                yield _scaled(previous)
+                done += 1
+    except (OSError, av.error.FFmpegError) as error:
+        raise MediaError(path, f'cannot be read ({" ".join(str(error).split())})') from error
+    if done < count:
+        raise MediaError(path, f'has frames for {done} of {count} samples at {float(fps):g} a second')
+
+
+def _scaled(frame) -> Image.Image:
+    pixels = np.ascontiguousarray(np.rot90(frame.to_ndarray(format='rgb24'), round(frame.rotation / 90)))
+    height, width = pixels.shape[:2]
+    size = (SIZE, height * SIZE // width) if width <= height else (width * SIZE // height, SIZE)
+    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)

@@ -1,0 +1,286 @@
+"""--mode=evaluate with config.score: scores folders of sound, any system's, against references with the paper's metrics.
+
+Embeddings are kept (embeddings.py), so that an interrupted run goes on where it stopped and another metric, or another system
+against the same references, costs only what is new. A clip that is missing or cannot be read is an error, or, when that is
+allowed, is counted beside every figure.
+"""
+from collections.abc import Mapping
+import dataclasses
+from importlib import metadata
+import json
+import pathlib
+import platform
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmaudio_jax import embedders
+from mmaudio_jax import embeddings
+from mmaudio_jax import evaluation_media
+from mmaudio_jax import metrics_distribution
+from mmaudio_jax import plots
+from mmaudio_jax import published_caches
+from mmaudio_jax import score_inputs
+from mmaudio_jax import score_metrics
+from mmaudio_jax import score_tables
+from mmaudio_jax.metrics_distribution import Result
+from mmaudio_jax.resampling import resample_for_evaluation
+
+_PACKAGES = ('jax', 'flax', 'numpy', 'scipy', 'librosa', 'av', 'soundfile', 'mmaudio_jax')
+_SHEET_RATE_HZ = 16_000
+_MAIN = ('fd_passt', 'fd_panns', 'fd_vgg', 'kl_panns', 'kl_passt', 'is_panns', 'ib_score', 'desync')
+_ONSETS = tuple(score_metrics.ONSETS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """What is measured by name.
+
+    Attributes:
+      duration_s: how much of each clip counts. metrics: the columns. table: of published_results.json, '' for none.
+      suffix: that names of generated files may have more than their references'.
+    """
+    duration_s: float
+    metrics: tuple[str, ...]
+    table: str
+    suffix: str = ''
+
+
+# The duration of the AudioCaps table and the set of the Movie Gen table are not published; 8 s is the code's default.
+PROTOCOLS = {
+    'vggsound': Protocol(8.0, _MAIN, 'vggsound'),
+    'audiocaps': Protocol(8.0, ('fd_panns', 'fd_vgg', 'is_panns', 'clap'), 'audiocaps'),
+    'greatest_hits': Protocol(8.0, _ONSETS, 'greatest_hits', '_denoised'),
+    'impacts': Protocol(4.0, _ONSETS, ''),
+    'moviegen': Protocol(8.0, ('is_panns', 'ib_score', 'desync', 'clap'), ''),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """One system's scores.
+
+    Attributes:
+      folder: its sounds. clips: how many it has. pairing: with the references.
+      failed: clip → why it could not be read or embedded.
+      results: metric → figure. undefined: metric → why there is no figure.
+    """
+    folder: pathlib.Path
+    clips: int
+    pairing: score_inputs.Pairing
+    failed: dict[str, str]
+    results: dict[str, Result]
+    undefined: dict[str, str]
+
+
+def score(config, workdir: pathlib.Path) -> None:
+    """Scores config.score.generated, or the systems of config.score.compare; prints the table, writes scores.{json,md,tex}.
+
+    Args:
+      config: the whole configuration; the sections score and evaluate (onsets) count.
+      workdir: where the results go, and the embeddings unless config.score.cache names another folder.
+
+    Raises:
+      ValueError: clips that do not pair or cannot be read, references that a metric needs and that are not named, an unknown
+        protocol or metric, weights of another network.
+      FileNotFoundError: a folder, table or checkpoint is missing.
+    """
+    started, options = time.monotonic(), config.score
+    protocol = _protocol(options)
+    folders = score_inputs.systems(options.generated, options.compare)
+    settings = embeddings.Settings(pathlib.Path(options.weights), pathlib.Path(options.cache or workdir / 'embeddings'),
+                                   protocol.duration_s, options.batch_size, options.workers)
+    sources = score_inputs.references(options.references, options.captions)
+    generated = {name: score_inputs.files(folder, evaluation_media.SOUND_SUFFIXES, protocol.suffix)
+                 for name, folder in folders.items()}
+    reference, asked = _references(options, protocol, sources, settings)
+    if not asked:  # nothing to pair with: all systems must have the same clips
+        asked = set().union(*generated.values())
+    systems = {}
+    for name, clips in generated.items():
+        pairing = score_inputs.pair(clips, asked, options.allow_unpaired, folders[name])
+        systems[name] = _system(config, protocol, folders[name], clips, pairing, reference, sources, settings, name)
+    if jax.process_index() != 0:
+        return
+    report = _report(options, protocol, systems, asked, time.monotonic() - started)
+    text = score_tables.markdown(report)
+    for suffix, content in (('json', json.dumps(report, indent=1) + '\n'), ('md', text + '\n'),
+                            ('tex', score_tables.latex(report) + '\n')):
+        partial = workdir / f'.scores.{suffix}.partial'
+        partial.write_text(content)
+        partial.replace(workdir / f'scores.{suffix}')
+    _sheets(config, workdir, protocol, generated, sources, sorted(set(asked).intersection(*generated.values())))
+    print(text, flush=True)
+    print(f'score: {len(systems)} systems, {len(asked)} clips asked for, {report["seconds"]:.0f} s; every figure is in '
+          f'{workdir / "scores.json"}', flush=True)
+
+
+def _protocol(options) -> Protocol:
+    """The named protocol with what the config changes in it."""
+    if options.protocol not in PROTOCOLS:
+        raise ValueError(f'config.score.protocol is {options.protocol!r}; it must be one of {", ".join(PROTOCOLS)}')
+    protocol = PROTOCOLS[options.protocol]
+    names = tuple(options.metrics) or protocol.metrics
+    unknown = [name for name in names if name not in score_metrics.METRICS]
+    if unknown:
+        raise ValueError(f'config.score.metrics: {unknown[0]!r} is not one of {", ".join(score_metrics.METRICS)}')
+    return dataclasses.replace(protocol, duration_s=options.duration_s or protocol.duration_s, metrics=names)
+
+
+def _references(options, protocol: Protocol, sources: score_inputs.References,
+                settings: embeddings.Settings) -> tuple[dict[str, score_metrics.Clips], set[str]]:
+    """Embedder → embeddings of the references, and the names of all clips that are asked for."""
+    found: dict[str, score_metrics.Clips] = {}
+    asked: set[str] = set()
+    networks = embedders.embedders(settings.weights)
+    failed: dict[str, str] = {}
+    for name in dict.fromkeys(name for metric in protocol.metrics for name in score_metrics.METRICS[metric].reference):
+        if options.reference_cache:
+            found[name] = published_caches.load(pathlib.Path(options.reference_cache), name)
+            asked |= set(found[name])
+            continue
+        clips: Mapping[str, Any]
+        if name == 'clap_text':
+            clips, what = sources.captions, 'captions'
+        else:
+            clips, what = (sources.videos, 'videos') if name.endswith('_picture') else (sources.sounds, 'sounds')
+        if not clips:
+            users = [metric for metric in protocol.metrics if name in score_metrics.METRICS[metric].reference]
+            raise ValueError(f'{", ".join(users)} need reference {what}: name them (config.score.references, '
+                             'config.score.captions, config.score.reference_cache), or choose other metrics '
+                             '(config.score.metrics)')
+        stored = embeddings.embed(networks[name], clips, settings, 'references')
+        asked |= set(clips)
+        failed |= stored.failed
+        found[name] = stored
+    if any(metric in score_metrics.ONSETS for metric in protocol.metrics):
+        if not sources.onsets:
+            raise ValueError(f'{options.references or "config.score.references"}: no onset times (NAME_times.txt, or '
+                             'onset_times_s in a .jsonl table); onset metrics need them')
+        asked |= set(sources.onsets)
+    lacking = {name: f'no reference for {key}' for key, clips in found.items() for name in asked - set(clips)} | failed
+    if lacking and not options.allow_unpaired:
+        raise ValueError(_failures('the references', lacking))
+    return found, asked
+
+
+def _failures(whose: str, failed: Mapping[str, str]) -> str:
+    name, reason = next(iter(sorted(failed.items())))
+    return (f'{whose}: {len(failed)} clips cannot be scored; {name}: {reason}. Mend them, or set '
+            'config.score.allow_unpaired=True to score the others')
+
+
+def _system(config, protocol: Protocol, folder: pathlib.Path, clips: Mapping[str, pathlib.Path], pairing: score_inputs.Pairing,
+            reference: Mapping[str, score_metrics.Clips], sources: score_inputs.References, settings: embeddings.Settings,
+            label: str) -> System:
+    """Embeds and scores one system."""
+    networks = embedders.embedders(settings.weights)
+    wanted = [metric for metric in protocol.metrics if metric not in score_metrics.ONSETS]
+    needed = dict.fromkeys(name for metric in wanted for name in score_metrics.METRICS[metric].generated)
+    stored = {name: embeddings.embed(networks[name], clips, settings, label) for name in needed}
+    failed = {name: reason for part in stored.values() for name, reason in part.failed.items()}
+    results: dict[str, Result] = {}
+    undefined: dict[str, str] = {}
+    if len(wanted) < len(protocol.metrics):
+        names = [name for name in pairing.names if name in sources.onsets]
+        rates, unread = _onsets(config, clips, {name: sources.onsets[name] for name in names}, protocol.duration_s)
+        failed |= unread
+    if failed and not config.score.allow_unpaired:
+        raise ValueError(_failures(str(folder), failed))
+    if jax.process_index() == 0:
+        if len(wanted) < len(protocol.metrics):
+            try:
+                figures = score_metrics.onset_results(rates, _onset_note(config))
+                results |= {metric: figures[metric] for metric in protocol.metrics if metric in figures}
+            except ValueError as error:
+                undefined |= {metric: str(error) for metric in protocol.metrics if metric in score_metrics.ONSETS}
+        offsets = embedders.offset_head(settings.weights) if 'desync' in wanted else None
+        for metric in wanted:
+            own, true = score_metrics.METRICS[metric].generated[0], score_metrics.METRICS[metric].reference
+            theirs: score_metrics.Clips = reference[true[0]] if true else {}
+            names = [name for name in pairing.names if name in stored[own] and (not true or name in theirs)]
+            try:
+                results[metric] = score_metrics.compute(metric, stored, reference, names, sorted(stored[own]), sorted(theirs),
+                                                        offsets)
+            except ValueError as error:
+                undefined[metric] = str(error)
+    return System(folder, len(clips), pairing, failed, results, undefined)
+
+
+def _onsets(config, clips: Mapping[str, pathlib.Path], truths: Mapping[str, list[float]],
+            duration_s: float) -> tuple[dict[str, Any], dict[str, str]]:
+    """Onset rates of the clips, and why some have none. They take milliseconds and are not kept."""
+    rates: dict[str, Any] = {}
+    failed: dict[str, str] = {}
+    for name, truth in truths.items():
+        try:
+            samples, rate = evaluation_media.read_sound(clips[name])
+            rates[name] = score_metrics.onset_rates(samples.mean(axis=0), rate, truth, config.evaluate, duration_s,
+                                                    config.score.compat)
+        except ValueError as error:
+            failed[name] = str(error)
+    return rates, failed
+
+
+def _onset_note(config) -> str:
+    if config.score.compat:
+        return f'as the published code with its slips, delta {config.evaluate.onset_delta:g}'
+    return f'window ± {config.evaluate.onset_windows_s[0]:g} s'
+
+
+def _report(options, protocol: Protocol, systems: Mapping[str, System], asked: set[str], seconds: float) -> dict[str, Any]:
+    """Everything as plain data; see score_tables for how it is printed."""
+    first, *others = systems
+    differences: dict[str, dict] = {}
+    for name in others:
+        differences[f'{name} − {first}'] = {}
+        for metric in systems[name].results.keys() & systems[first].results.keys():
+            try:
+                figure = metrics_distribution.difference(systems[name].results[metric], systems[first].results[metric])
+                differences[f'{name} − {first}'][metric] = _plain(figure)
+            except ValueError as error:
+                differences[f'{name} − {first}'][metric] = {'undefined': str(error)}
+    return {
+        'report_version': 1, 'protocol': options.protocol, 'duration_s': protocol.duration_s, 'metrics': list(protocol.metrics),
+        'asked': len(asked), 'allow_unpaired': options.allow_unpaired, 'interval': metrics_distribution.LEVEL,
+        'systems': {name: {
+            'folder': str(system.folder), 'clips': system.clips, 'paired': len(system.pairing.names),
+            'missing': list(system.pairing.missing), 'extra': list(system.pairing.extra), 'failed': system.failed,
+            'scores': {**{metric: _plain(result) for metric, result in system.results.items()},
+                       **{metric: {'undefined': reason} for metric, reason in system.undefined.items()}},
+        } for name, system in systems.items()},
+        'differences': differences, 'published': score_tables.published(protocol.table),
+        'seconds': round(seconds, 1), 'devices': f'{jax.device_count()} {jax.devices()[0].device_kind}',
+        'versions': {'python': platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+    }
+
+
+def _plain(result: Result) -> dict[str, Any]:
+    return {'value': result.value, 'low': result.low, 'high': result.high, 'clips': result.clips, 'note': result.note}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # run from the source folder, not installed
+        return 'source'
+
+
+def _sheets(config, workdir: pathlib.Path, protocol: Protocol, generated: Mapping[str, Mapping[str, pathlib.Path]],
+            sources: score_inputs.References, names: list[str]) -> None:
+    """Spectrograms of the first clips that all systems have: the reference above every system, one scale, onsets marked."""
+    for name in names[:config.score.sheets]:
+        sounds: dict[str, np.ndarray] = {}
+        paths = {'reference': sources.sounds[name]} if name in sources.sounds else {}
+        for title, path in (paths | {key: clips[name] for key, clips in generated.items()}).items():
+            try:
+                samples, rate = evaluation_media.read_sound(path)
+            except evaluation_media.MediaError:  # a video without sound, or a failure that the report already names
+                continue
+            waveform = resample_for_evaluation(samples.mean(axis=0), rate, _SHEET_RATE_HZ)
+            sounds[title] = np.asarray(waveform[:int(_SHEET_RATE_HZ * protocol.duration_s)])
+        marks = {'true onsets': sources.onsets[name]} if name in sources.onsets else None
+        if sounds:
+            plots.spectrogram(workdir / 'scores' / f'{name}.png', sounds, _SHEET_RATE_HZ, marks)

@@ -1,0 +1,128 @@
+"""A report of score.py as Markdown and LaTeX, beside the published rows (published_results.json)."""
+from collections.abc import Mapping
+import functools
+import json
+import pathlib
+from typing import Any
+
+from mmaudio_jax import score_metrics
+
+_RESULTS = pathlib.Path(__file__).with_name('published_results.json')
+_SPREAD = 2.0  # how many times the difference of the one known rerun still counts as the same
+
+
+@functools.cache
+def _tables() -> dict[str, Any]:
+    return json.loads(_RESULTS.read_text(encoding='utf-8'))
+
+
+def published(table: str) -> dict[str, Any]:
+    """Rows and rerun of a published table; {} for ''.
+
+    Raises:
+      ValueError: no such table.
+    """
+    if not table:
+        return {}
+    if table == 'about' or table not in _tables():
+        raise ValueError(f'{_RESULTS.name} has no table {table!r}')
+    return _tables()[table]
+
+
+def spread(table: Mapping[str, Any], metric: str) -> float | None:
+    """By how much two runs of the same system may differ: twice what the published rerun did; None when unknown."""
+    rerun = table.get('rerun', {})
+    if metric not in rerun.get('scores', {}):
+        return None
+    return _SPREAD * abs(rerun['scores'][metric] - table['rows'][rerun['of']][metric])
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The table of all systems, the best of each column bold, then differences, published rows and everything to know."""
+    names = report['metrics']
+    titles = [f'{score_metrics.METRICS[name].title} {"↓" if score_metrics.METRICS[name].lower else "↑"}' for name in names]
+    lines = [f'| system | {" | ".join(titles)} |', '|---' * (len(names) + 1) + '|']
+    best = {name: _best(report, name) for name in names}
+    for system, row in report['systems'].items():
+        cells = []
+        for name in names:
+            cell = _interval(row['scores'].get(name, {}), name)
+            cells.append(f'**{cell}**' if best[name] == system else cell)
+        lines.append(f'| {system} | {" | ".join(cells)} |')
+    for title, scores in report['differences'].items():
+        lines.append(f'| {title} | {" | ".join(_interval(scores.get(name, {}), name) for name in names)} |')
+    table = report['published']
+    for title, scores in table.get('rows', {}).items():
+        lines.append(f'| *{title}, published* | {" | ".join(_number(scores.get(name), name) for name in names)} |')
+        for system, row in report['systems'].items():
+            cells = [_against(row['scores'].get(name, {}), scores.get(name), spread(table, name), name) for name in names]
+            lines.append(f'| {system} − {title} | {" | ".join(cells)} |')
+    return '\n'.join([*lines, '', *_notes(report)])
+
+
+def latex(report: Mapping[str, Any]) -> str:
+    """One row a system for a table in a paper, the best of each column bold; a comment says what the columns are."""
+    names = report['metrics']
+    lines = ['% system & ' + ' & '.join(score_metrics.METRICS[name].title for name in names) + r' \\']
+    best = {name: _best(report, name) for name in names}
+    for system, row in report['systems'].items():
+        cells = []
+        for name in names:
+            cell = _number(row['scores'].get(name, {}).get('value'), name).replace('–', '--')
+            cells.append(rf'\textbf{{{cell}}}' if best[name] == system else cell)
+        label = ''.join('\\' + letter if letter in '&%$#_{}' else letter for letter in system)
+        lines.append(f'{label} & {" & ".join(cells)} \\\\')
+    return '\n'.join(lines)
+
+
+def _best(report: Mapping[str, Any], name: str) -> str | None:
+    """The best system of a column, when there are several."""
+    values = {system: row['scores'][name]['value'] for system, row in report['systems'].items()
+              if 'value' in row['scores'].get(name, {})}
+    if len(values) < 2:
+        return None
+    choose = min if score_metrics.METRICS[name].lower else max
+    return choose(values, key=lambda system: values[system])
+
+
+def _number(value: float | None, name: str) -> str:
+    return '–' if value is None else f'{value:.{score_metrics.METRICS[name].digits}f}'
+
+
+def _interval(score: Mapping[str, Any], name: str) -> str:
+    if 'value' not in score:
+        return '–'
+    return f'{_number(score["value"], name)} [{_number(score["low"], name)}, {_number(score["high"], name)}]'
+
+
+def _against(score: Mapping[str, Any], value: float | None, allowed: float | None, name: str) -> str:
+    """The difference from a published figure, and whether it is within the spread of reruns."""
+    if value is None or 'value' not in score:
+        return '–'
+    difference = score['value'] - value
+    verdict = '' if allowed is None else ' (within reruns)' if abs(difference) <= allowed else ' (beyond reruns)'
+    return f'{difference:+.{score_metrics.METRICS[name].digits}f}{verdict}'
+
+
+def _notes(report: Mapping[str, Any]) -> list[str]:
+    """Counts and what every figure's reader must know."""
+    lines = [f'Protocol {report["protocol"]}, {report["duration_s"]:g} s of each clip, {report["asked"]} clips asked for. In '
+             f'brackets: {report["interval"]:.0%} bootstrap intervals over clips.']
+    for system, row in report['systems'].items():
+        parts = [f'{len(row[key])} {key}' for key in ('missing', 'extra', 'failed') if row[key]]
+        if parts:
+            lines.append(f'**{system} does not cover what was asked for**: {", ".join(parts)}; {row["paired"]} of '
+                         f'{report["asked"]} clips pair.')
+        for name, score in row['scores'].items():
+            title = score_metrics.METRICS[name].title
+            if 'undefined' in score:
+                lines.append(f'{system}, {title}: not defined: {score["undefined"]}')
+                continue
+            if score['clips'] != report['asked']:
+                lines.append(f'{system}, {title}: over {score["clips"]} of {report["asked"]} clips.')
+            if score['note']:
+                lines.append(f'{system}, {title}: {score["note"]}.')
+    if 'rerun' in report['published']:
+        lines.append(f'"Within reruns": no further from the published figure than {_SPREAD:g} times what the one known rerun '
+                     f'of {report["published"]["rerun"]["of"]} was.')
+    return [f'{line}  ' for line in lines]

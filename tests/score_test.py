@@ -1,0 +1,170 @@
+"""Scoring folders: figures, what they cover, what is refused, resuming, comparing. The networks are stand-ins."""
+import json
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+
+from mmaudio_jax import embedders
+from mmaudio_jax import evaluate
+from mmaudio_jax import metrics_distribution
+from mmaudio_jax import score
+from mmaudio_jax import score_metrics
+from tests import scored_folders
+from tests.conftest import GOLDEN
+
+
+@pytest.fixture(name='folders')
+def fixture_folders(tmp_path, monkeypatch):
+    scored_folders.use(monkeypatch)
+    scored_folders.write_sounds(tmp_path / 'reference', 0.0)
+    scored_folders.write_sounds(tmp_path / 'good', 0.003)
+    scored_folders.write_sounds(tmp_path / 'poor', 0.1)
+    return tmp_path
+
+
+def _run(folders, **changes):
+    config = scored_folders.make_config(folders)
+    config.score.update(**changes)
+    workdir = folders / 'run'
+    workdir.mkdir(exist_ok=True)
+    evaluate.evaluate(config, workdir)
+    return json.loads((workdir / 'scores.json').read_text()), (workdir / 'scores.md').read_text()
+
+
+def test_two_systems_in_one_table(folders, capsys):
+    report, text = _run(folders, compare=f'good={folders / "good"} poor={folders / "poor"}')
+    good, poor = (report['systems'][name]['scores'] for name in ('good', 'poor'))
+    for name in ('fd_passt', 'fd_panns', 'fd_vgg', 'kl_panns', 'kl_passt'):
+        assert good[name]['low'] <= good[name]['value'] <= good[name]['high'] < poor[name]['value'], name
+        assert good[name]['clips'] == poor[name]['clips'] == scored_folders.CLIPS
+        difference = report['differences']['poor − good'][name]
+        np.testing.assert_allclose(difference['value'], poor[name]['value'] - good[name]['value'])
+        assert difference['low'] > 0
+    assert '| system | FD PaSST ↓ |' in text and '| good | **' in text and 'MMAudio S-16k, published' in text
+    assert text in capsys.readouterr().out
+    latex = (folders / 'run' / 'scores.tex').read_text()
+    assert r'good & \textbf{' in latex and latex.count(r'\\') == 3
+    assert [path.name for path in (folders / 'run' / 'scores').iterdir()] == ['clip_00.png']
+
+
+def test_figures_are_those_of_the_embeddings(folders):
+    report, _ = _run(folders, generated=str(folders / 'poor'))
+    config = scored_folders.make_config(folders)
+    networks = embedders.embedders(folders / 'weights')
+    params, apply = networks['vggish'].load(folders / 'weights')
+    patches = [np.concatenate([np.asarray(apply(params, networks['vggish'].prepare(path, 8.0)[None])['patches'][0])
+                               for path in sorted((folders / name).glob('*.wav'))]) for name in ('poor', 'reference')]
+    np.testing.assert_allclose(report['systems']['poor']['scores']['fd_vgg']['value'],
+                               metrics_distribution.frechet_distance(*patches), rtol=1e-6)
+    assert report['asked'] == scored_folders.CLIPS and report['duration_s'] == 8.0 and config.score.duration_s == 0.0
+
+
+def test_missing_and_extra_clips_are_an_error_or_counted(folders):
+    (folders / 'good' / 'clip_03.wav').unlink()
+    shutil.copy(folders / 'good' / 'clip_04.wav', folders / 'good' / 'other.wav')
+    with pytest.raises(ValueError, match=r'1 missing \(clip_03\) and 1 extra \(other\) of 12 clips asked for'):
+        _run(folders, generated=str(folders / 'good'))
+    report, text = _run(folders, generated=str(folders / 'good'), allow_unpaired=True)
+    row = report['systems']['good']
+    assert (row['missing'], row['extra'], row['paired']) == (['clip_03'], ['other'], 11)
+    assert row['scores']['kl_panns']['clips'] == 11 and row['scores']['fd_panns']['clips'] == 12  # as published: all of both
+    assert 'does not cover what was asked for**: 1 missing, 1 extra; 11 of 12 clips pair' in text
+    assert 'good, KL PANNs: over 11 of 12 clips' in text
+
+
+def test_a_clip_that_cannot_be_read_is_never_replaced(folders):
+    (folders / 'good' / 'clip_05.wav').write_bytes(b'RIFF no sound')
+    with pytest.raises(ValueError, match='good: 1 clips cannot be scored; clip_05: .*clip_05.wav: cannot be read'):
+        _run(folders, generated=str(folders / 'good'))
+    report, text = _run(folders, generated=str(folders / 'good'), allow_unpaired=True)
+    assert list(report['systems']['good']['failed']) == ['clip_05']
+    assert report['systems']['good']['scores']['fd_vgg']['clips'] == 11 and '1 failed' in text
+    shutil.copy(folders / 'good' / 'clip_05.wav', folders / 'reference' / 'clip_05.wav')
+    with pytest.raises(ValueError, match='the references: 1 clips cannot be scored'):
+        _run(folders, generated=str(folders / 'good'))
+
+
+def test_too_few_clips_are_said_and_are_no_figure(folders):
+    for name in ('good', 'reference'):
+        for index in range(3, scored_folders.CLIPS):
+            (folders / name / f'clip_{index:02}.wav').unlink()
+    report, text = _run(folders, generated=str(folders / 'good'))
+    scores = report['systems']['good']['scores']
+    assert 'value' not in scores['is_panns'] and '10 parts' in scores['is_panns']['undefined']
+    assert 'good, IS: not defined' in text and 'biased upwards' in scores['fd_passt']['note']
+
+
+def test_published_caches_in_the_place_of_references(folders):
+    for name in 'abc':
+        shutil.copy(folders / 'good' / 'clip_00.wav', folders / f'{name}.wav')
+        (folders / 'named').mkdir(exist_ok=True)
+        shutil.move(folders / f'{name}.wav', folders / 'named')
+    report, _ = _run(folders, generated=str(folders / 'named'), references='', reference_cache=str(GOLDEN / 'av_benchmark'),
+                     metrics=('fd_panns', 'kl_panns'))
+    assert report['asked'] == 3 and report['systems']['named']['scores']['kl_panns']['clips'] == 3
+    with pytest.raises(ValueError, match='the references: 1 clips .* no reference for vggish'):
+        _run(folders, generated=str(folders / 'named'), references='', reference_cache=str(GOLDEN / 'av_benchmark'),
+             metrics=('fd_panns', 'fd_vgg'))
+
+
+def test_onsets(folders):
+    times = np.arange(4) * 0.7 + 0.5
+    for name, shift in (('hits', 0.0), ('late', 0.2)):
+        (folders / name).mkdir()
+        for clip in 'ab':
+            waveform = np.zeros(4 * scored_folders.RATE)
+            for time_s in times + shift:
+                waveform[int(time_s * scored_folders.RATE):][:2000] += np.exp(-np.arange(2000) / 300)
+            soundfile.write(folders / name / f'{clip}.wav', waveform, scored_folders.RATE)
+            (folders / 'reference' / f'{clip}_times.txt').write_text('\n'.join(f'{time_s} hit' for time_s in times))
+    report, text = _run(folders, compare=f'hits={folders / "hits"},late={folders / "late"}', protocol='impacts', metrics=())
+    hits, late = (report['systems'][name]['scores']['onset_f1']['value'] for name in ('hits', 'late'))
+    assert hits == 1.0 and late == 0.0 and 'window ± 0.1 s' in text
+    # The published code takes its threshold for the window, and 0.2 s late is in time.
+    for clip in 'ab':
+        (folders / 'late' / f'{clip}.wav').rename(folders / 'late' / f'{clip}_denoised.wav')
+    report, text = _run(folders, generated=str(folders / 'late'), protocol='greatest_hits', metrics=(), compat=True)
+    assert report['systems']['late']['scores']['onset_f1']['value'] == 1.0 and 'with its slips, delta 0.3' in text
+
+
+def test_desync_and_cosines(folders, monkeypatch):
+    """The two crops count one by one, and cosines are of pairs: swapping two references changes the score."""
+    segments = {name: {'segments': np.full((24, 6, 8), value, np.float32)} for name, value in (('a', 0.2), ('b', -0.4))}
+    zero = {name: {'segments': np.zeros((24, 8, 8), np.float32)} for name in 'ab'}
+    offsets = embedders.offset_head(folders)
+    result = score_metrics.compute('desync', {'synchformer_sound': segments}, {'synchformer_picture': zero}, ['a', 'b'],
+                                   ['a', 'b'], ['a', 'b'], offsets)
+    assert abs(result.value - 0.3) < 1e-6 and result.clips == 2
+    zero['a']['segments'] = zero['a']['segments'][:20]
+    zero['b']['segments'] = zero['b']['segments'][:20]
+    with pytest.raises(ValueError, match='20 segments of picture and the sounds 24'):
+        score_metrics.compute('desync', {'synchformer_sound': segments}, {'synchformer_picture': zero}, ['a', 'b'], [], [],
+                              offsets)
+    vectors = {'a': {'vector': np.array([1.0, 0.0])}, 'b': {'vector': np.array([0.0, 2.0])}}
+    other = {'a': vectors['b'], 'b': vectors['a']}
+    for references, expected in ((vectors, 100.0), (other, 0.0)):
+        result = score_metrics.compute('ib_score', {'imagebind_sound': vectors}, {'imagebind_picture': references}, ['a', 'b'],
+                                       [], [], None)
+        assert result.value == expected
+
+
+def test_mistakes(folders):
+    good = str(folders / 'good')
+    for changes, words in (({'protocol': 'vgg'}, "protocol is 'vgg'; it must be one of vggsound, audiocaps"),
+                           ({'metrics': ('fid',)}, "'fid' is not one of fd_passt"),
+                           ({'metrics': ('clap',)}, 'clap need reference captions'),
+                           ({'metrics': ('ib_score',)}, 'ib_score need reference videos'),
+                           ({'protocol': 'impacts', 'metrics': ()}, 'no onset times'),
+                           ({'compare': 'a=b'}, 'either one folder'),
+                           ({'references': str(folders / 'nowhere')}, 'nowhere: no such folder'),
+                           ({'weights': str(folders)}, 'tiny.safetensors: the published weights of passt are missing')):
+        with pytest.raises((ValueError, FileNotFoundError), match=words):
+            _run(folders, generated=good, **changes)
+
+
+def test_protocols_name_metrics_and_tables_that_exist():
+    for protocol in score.PROTOCOLS.values():
+        assert set(protocol.metrics) <= set(score_metrics.METRICS)
+        score.score_tables.published(protocol.table)
