@@ -100,7 +100,8 @@ def measure(program: Any, config, devices: list[Any], text: pathlib.Path | None 
     return {
         **work, 'fits': True, 'bytes': _memory(compiled.memory_analysis(), chip),
         'seconds': seconds, 'utilisation': work['model_flops'] / (seconds['all'] * peak * len(used)) if peak else None,
-        'sent_bytes': cost.bytes_by_kind(), 'collectives': len(cost.collectives), 'unknown_loops': cost.unknown_loops,
+        'sent_bytes': cost.bytes_by_kind(), 'given_bytes': sum(c.given * c.runs for c in cost.collectives),
+        'unknown_loops': cost.unknown_loops,
         'costliest': [{'seconds': cycles / chip.clock_hz, 'name': op.name, 'shape': op.shape[:200], 'source': op.source}
                       for op, cycles in cost.operations[:_COSTLIEST]],
         'trace_seconds': traced - started, 'compile_seconds': finished - traced,
@@ -138,7 +139,7 @@ def table(name: str, result: Mapping[str, Any]) -> str:
     if 'clips' in result:
         lines.append(f'  clips a second   {result["clips"] / seconds["all"] / result["devices"]:.3g} a device, estimated')
     sent = ', '.join(f'{kind} {_gib(value)}' for kind, value in result['sent_bytes'].items())
-    lines.append(f'  sent by a device {sent or "nothing"}')
+    lines.append(f'  sent by a device {sent or "nothing"}; given to collectives {_gib(result["given_bytes"])}')
     if result['unknown_loops']:
         lines.append(f'  counted once     loops of unknown length: {", ".join(result["unknown_loops"])}')
     lines.append(f'  compiled in      {result["compile_seconds"]:.0f} s, traced in {result["trace_seconds"]:.0f} s')

@@ -79,8 +79,9 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """A collective: how many bytes a device sends in one run, the places of the first group of devices, and its runs."""
+    """A collective: how many bytes a device gives to it and sends in one run, the first group of devices, and its runs."""
     kind: str
+    given: float
     bytes: float
     group: tuple[int, ...]
     runs: int
@@ -342,4 +343,4 @@ class _Simulation:
             kind = 'reduce-scatter'  # how the compiler writes one, or several together
         members = first_group(inner.attributes, self.program.devices)
         operands = sum(shape_bytes(shapes.get(name, '')) for name in inner.operands)
-        return inner, Collective(kind, operands * _SENT[kind](len(members)), members, 1, inner.source or op.source)
+        return inner, Collective(kind, operands, operands * _SENT[kind](len(members)), members, 1, inner.source or op.source)

@@ -36,6 +36,10 @@ def test_norms():
     wide = inputs.astype(np.float64)
     expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-5)
     np.testing.assert_allclose(layers.layer_norm(inputs), expected, atol=5e-4)  # measured 5.3e-5
+    rounded = jnp.asarray(3 + normal(4, 64), jnp.bfloat16)
+    wide = np.asarray(rounded, np.float64)
+    expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(layers.layer_norm(rounded), expected, atol=1e-5)  # measured MEASURE
     tiny = 1e-4 * normal(4, 64)
     scale = normal(64, seed=1)
     expected = tiny / np.sqrt(np.square(tiny, dtype=np.float64).mean(-1, keepdims=True) + 2.0**-23) * scale

@@ -22,6 +22,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
     ((BASE, '--workdir=w', '--config.train.total_steps=abc'), 'total_steps'),
     ((BASE, '--workdir=w', '--verbos'), 'verbos'),
     ((BASE, '--workdir=w', 'train'), "unexpected argument 'train'"),
+    ((BASE, '--workdir=w', '--mode=compile', '--topology=v9:2x2'), "--topology is 'v9:2x2'"),
 ])
 def test_a_mistake_is_one_line(arguments, expected, tmp_path):
     arguments = tuple(a.replace('--workdir=w', f'--workdir={tmp_path}') for a in arguments)

@@ -1,0 +1,88 @@
+"""The report on compiled programs: what fits and what does not, its words, and the real train step of a small network."""
+import json
+import types
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import base
+from mmaudio_jax import chips
+from mmaudio_jax import compile_report
+from mmaudio_jax import flops
+from mmaudio_jax.models import mmaudio
+from mmaudio_jax.sequence import Sequence
+
+MESSAGE = 'RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 21.3G of 15.7G hbm.'
+
+
+def small_config():
+    config = base.get_config()
+    config.model.update(hidden_size=128, num_heads=2, joint_blocks=2, fused_blocks=2, remat='dots')
+    config.sequence.duration_s = 1.0
+    config.input.batch_size = 8
+    config.mesh.update(data=-1, fsdp=2)
+    config.compile.update(topology='v5e:2x2', programs=('train',))
+    return config
+
+
+def test_a_program_that_does_not_fit_is_a_result():
+
+    def compile_():
+        raise jax.errors.JaxRuntimeError(MESSAGE)
+    work = {'what': 'a step', 'devices': 4, 'model_flops': 1.0}
+    program = lambda config, devices: (types.SimpleNamespace(compile=compile_), [], work)
+    result = compile_report.measure(program, small_config(), [])
+    assert not result['fits'] and 'Used 21.3G' in result['reason']
+    assert 'does not fit into 16 GiB' in compile_report.table('train', result)
+
+
+def test_any_other_error_of_the_compiler_is_one():
+
+    def compile_():
+        raise jax.errors.JaxRuntimeError('INTERNAL: broken')
+    program = lambda config, devices: (types.SimpleNamespace(compile=compile_), [], {})
+    with pytest.raises(jax.errors.JaxRuntimeError, match='broken'):
+        compile_report.measure(program, small_config(), [])
+
+
+def test_an_unknown_program_is_refused(tmp_path):
+    config = small_config()
+    config.compile.programs = ('train', 'trian')
+    with pytest.raises(ValueError, match='config.compile.programs names trian'):
+        compile_report.report(config, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_train_step_of_a_small_network(tmp_path, capsys):
+    """What the program needs is what the shardings say, and its operations are the formula's."""
+    pytest.importorskip('libtpu')
+    config = small_config()
+    compile_report.report(config, tmp_path)
+    result = json.loads((tmp_path / 'compile.json').read_text())['programs']['train']
+    sequence = Sequence(**config.sequence)
+    model = mmaudio.build(config.model, sequence)
+    assert result['model_flops'] == 8 * flops.training(model, sequence)
+    assert result['fits'] and not result['unknown_loops'] and 0 < result['utilisation'] < 1
+    parts = result['seconds']
+    assert parts['all'] == pytest.approx(parts['compute'] + parts['collective'] + parts['copy'])
+    assert result['sent_bytes']['all-gather'] > 0
+    memory = result['bytes']
+    assert memory['arguments'] + memory['temporaries'] < memory['peak'] < memory['memory']
+    # Moments and averages, four times the parameters, halved by fsdp with them; biases and norms whole.
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, sequence.latent_length, 20)), jnp.zeros(1),
+                            jnp.zeros((1, sequence.clip_length, 1024)), jnp.zeros((1, sequence.sync_length, 768)),
+                            jnp.zeros((1, 77, 1024)))
+    state = 5 * 4 * sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 2
+    assert 0.95 < memory['arguments'] / state < 1.2  # measured MEASURE
+    printed = capsys.readouterr().out
+    assert 'utilisation' in printed and compile_report.METHOD in printed and 'costliest' in printed
+    assert (tmp_path / 'compile_train.txt').read_text().startswith('HloModule')
+
+
+def test_an_encoder_on_one_device():
+    """Lowered, not compiled: the jitted function of the extraction itself, and its operations from its trace."""
+    pytest.importorskip('libtpu')
+    lowered, used, work = compile_report.segments(small_config(), chips.devices_of('v5e:2x2'))
+    assert len(used) == 1 and 'sync_features' in lowered.as_text()[:300]
+    assert 1e12 < work['model_flops'] < 1e13  # measured MEASURE
