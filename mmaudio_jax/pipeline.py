@@ -146,7 +146,7 @@ class Pipeline:
           FileNotFoundError: the fitted codec is missing.
           OSError: no network, disk full.
         """
-        if compilation_cache and jax.config.jax_compilation_cache_dir is None:
+        if compilation_cache and getattr(jax.config, 'jax_compilation_cache_dir') is None:
             jax.config.update('jax_compilation_cache_dir', str(download.cache_folder(cache) / 'compiled'))
         stages = Stages('pipeline', verbose)
         with stages('load', os.fspath(source)):
