@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses `argv`; an unknown flag, field, mode or config file ends the program with one line."""
-    argv = [argument.replace('--topology=', '--config.compile.topology=', 1) for argument in argv]
+    argv = sys.argv = [argument.replace('--topology=', '--config.compile.topology=', 1) for argument in argv]
     for path in [argument.removeprefix('--config=').split(':')[0] for argument in argv if argument.startswith('--config=')]:
         if not pathlib.Path(path).is_file():
             sys.exit(f'error: no config file {path!r}; those that exist are in configs/')
