@@ -49,7 +49,7 @@ def sigma_rel_to_gamma(sigma_rel: float) -> float:
         raise ValueError(f'EMA width sigma_rel {sigma_rel} is not between 0 and {MAX_SIGMA_REL:.4f}; change ema.sigma_rels or '
                          'ema.synthesis_sigma_rel (0.05 is usual)')
     inverse = float(sigma_rel)**-2
-    return float(max(np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse]).real.max(), 0.0))
+    return max(float(np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse]).real.max()), 0.0)
 
 
 def init(params: Any, sigma_rels: Sequence[float]) -> EMAState:
