@@ -142,6 +142,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.sharding = ml_collections.ConfigDict()
     c.sharding.slice_axis = 'data'  # the axis over the slow links, when the devices are several slices: 'data' or 'fsdp'
     c.sharding.whole_params = False  # fsdp splits moments and averages, and leaves parameters whole (ZeRO-1)
+    # Matrices, and their gradients' sums, travel between devices in 'compute' (config.model.dtype), or 'float32'.
+    c.sharding.exchange_dtype = 'compute'
     c.sharding.rules = ()  # (regular expression, axes) pairs that are tried before those of partitioning.RULES
 
     # Several processes (distributed.py). TPU pods, Slurm and Open MPI need nothing here; otherwise set the first three, or

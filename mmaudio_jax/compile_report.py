@@ -174,7 +174,7 @@ def train(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:
     rules = partitioning.rules_of(config)
     shardings = partitioning.state_sharding(mesh, shapes, rules, config.sharding.whole_params)
     tx, schedule = optimizer.make(config.optimizer, shapes.params)
-    placed = partitioning.OnMesh(model, mesh, rules)
+    placed = partitioning.OnMesh(model, mesh, rules, config.sharding.exchange_dtype)
     step = train_step.jit_train_step(config, placed, tx, schedule, mesh, shardings)
     schema, size = records.schema_of(config), config.input.batch_size
     dtype = records.FEATURE_DTYPES[schema.feature_dtype]
@@ -196,11 +196,13 @@ def sample(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:
                                        config.sampling.schedule)
     decoder, vocoder = vae.build(sequence.rate), bigvgan.build(sequence.rate)
 
+    placed = partitioning.OnMesh(model, mesh, rules, config.sharding.exchange_dtype)
+
     def run(params, codec, *inputs):
         def decode(latents):
             mel = decoder.apply({'params': codec['vae']}, latents, method='decode')
             return vocoder.apply({'params': codec['vocoder']}, mel)
-        return sampler.make_sampler(partitioning.OnMesh(model, mesh, rules), settings, mesh, decode)(params, *inputs)
+        return sampler.make_sampler(placed, settings, mesh, decode)(params, *inputs)
 
     shape = lambda *sizes: jax.ShapeDtypeStruct((size, *sizes), jnp.float32)
     inputs = (shape(sequence.latent_length, sequence.latent_channels), shape(sequence.clip_length, model.clip_width),

@@ -111,7 +111,8 @@ def sample(config, model: mmaudio.MMAudio, params: Any, examples: list[dict], se
     settings = sampler.SamplerSettings(config.sampling.solver, config.sampling.num_steps, config.sampling.guidance,
                                        config.sampling.schedule)
     rules = partitioning.rules_of(config)
-    placed, sharding = partitioning.OnMesh(model, mesh, rules), partitioning.batch_sharding(mesh)
+    placed = partitioning.OnMesh(model, mesh, rules, config.sharding.exchange_dtype)
+    sharding = partitioning.batch_sharding(mesh)
     run = sampler.make_sampler(placed, settings, mesh)
     conditions_of = jax.jit(functools.partial(pipeline.with_empty_features, placed), out_shardings=sharding)
     params = partitioning.spread(params, partitioning.state_sharding(mesh, params, rules, config.sharding.whole_params))

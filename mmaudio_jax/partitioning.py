@@ -38,6 +38,9 @@ RULES: tuple[tuple[str, tuple], ...] = (
     (r'/bias$|_norm$|latent_mean$|latent_std$|empty_\w+_feat$|sync_pos_emb$', ()),
 )
 
+MATRICES = r'/kernel$|/w[123]$'  # names of the parameters that the network casts to its dtype and multiplies by, but those of
+FLOAT32 = r'/t_embed/'  # which computes in float32
+
 
 def make_mesh(mesh_config: Mapping[str, int], slice_axis: str = 'data', devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh over all devices of all processes.
@@ -151,13 +154,24 @@ class OnMesh:
     which is cheaper at some sizes and never meant. Activations need no such help: with whole parameters, or parameters
     split over tensor, their places follow from the batch's.
 
+    Matrices travel in the dtype in which the network multiplies by them, and their gradients, which such products make in
+    that dtype, are summed over the devices in it: in bfloat16 half the bytes of float32. The sums that a device then keeps,
+    over microbatches and in the optimizer, are float32.
+
     Args:
       model: a flax module; attributes that are not here are its own.
       mesh, rules: as for state_sharding.
+      exchange_dtype: config.sharding.exchange_dtype, 'compute' as above, or 'float32'.
+
+    Raises:
+      ValueError: another exchange_dtype.
     """
 
-    def __init__(self, model: nn.Module, mesh: Mesh, rules: Sequence[tuple[str, tuple]] = RULES):
-        self._model, self._mesh, self._rules = model, mesh, rules
+    def __init__(self, model: nn.Module, mesh: Mesh, rules: Sequence[tuple[str, tuple]] = RULES,
+                 exchange_dtype: str = 'compute'):
+        if exchange_dtype not in ('compute', 'float32'):
+            raise ValueError(f"config.sharding.exchange_dtype is {exchange_dtype!r}; it must be 'compute' or 'float32'")
+        self._model, self._mesh, self._rules, self._exchange_dtype = model, mesh, rules, exchange_dtype
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -166,22 +180,30 @@ class OnMesh:
         """The module's apply."""
         split = state_sharding(self._mesh, variables['params'], self._rules)
         whole = jax.tree.map(lambda s: NamedSharding(self._mesh, _without_fsdp(s.spec)), split)
-        boxes = jax.tree.map(_Placed, variables['params'], whole, split)
+        dtypes = jax.tree_util.tree_map_with_path(self._dtype, variables['params'])
+        boxes = jax.tree.map(_Placed, variables['params'], whole, split, dtypes)
         return self._model.apply({**variables, 'params': boxes}, *args, **kwargs)
+
+    def _dtype(self, path: tuple, leaf: jax.Array) -> Any:
+        """In which a parameter travels."""
+        name = f'/{tensor_name(path)}'
+        narrow = self._exchange_dtype == 'compute' and re.search(MATRICES, name) and not re.search(FLOAT32, name)
+        return self._model.dtype if narrow else leaf.dtype
 
 
 class _Placed(flax.struct.PyTreeNode, nn.meta.AxisMetadata):
     """A parameter with its places; flax takes it out of this box where the parameter is read, inside a scan layer by layer.
 
     Attributes:
-      value: the parameter. used: its sharding where it is used. kept: that of its gradient.
+      value: the parameter. used: its sharding where it is used. kept: that of its gradient. dtype: in which both travel.
     """
     value: Any
     used: NamedSharding = flax.struct.field(pytree_node=False)
     kept: NamedSharding = flax.struct.field(pytree_node=False)
+    dtype: Any = flax.struct.field(pytree_node=False)
 
     def unbox(self):
-        return _place(self.used, self.kept, self.value)
+        return _place(self.used, self.kept, self.value.astype(self.dtype))
 
     def replace_boxed(self, val):
         return self.replace(value=val)

@@ -93,7 +93,7 @@ def _run(config, workdir: pathlib.Path, checkpointer: checkpoints.Checkpointer) 
     shapes = jax.eval_shape(lambda: init((np.zeros(channels), np.ones(channels)), empty))
     rules = partitioning.rules_of(config)
     shardings = partitioning.state_sharding(mesh, shapes, rules, config.sharding.whole_params)
-    placed = partitioning.OnMesh(model, mesh, rules)
+    placed = partitioning.OnMesh(model, mesh, rules, config.sharding.exchange_dtype)
     restored = checkpointer.restore_latest(partitioning.abstract(shapes, shardings), iterator, config)
     if restored is None:
         checkpoints.check_snapshots(workdir, config)
