@@ -106,17 +106,16 @@ def score(config, workdir: pathlib.Path) -> None:
     folders = score_inputs.systems(options.generated, options.compare)
     if not folders and not options.sample:
         raise ValueError('nothing to score: name a folder (config.score.generated) or several (--compare a=DIR b=DIR)')
-    ids = None
-    if options.sample:
-        if config.name in folders:
-            raise ValueError(f'--compare: {config.name!r} is the name of the network that is sampled; choose another one')
-        made, ids = split_sounds.write(config, workdir)
-        folders = {config.name: made, **folders}
+    if options.sample and config.name in folders:
+        raise ValueError(f'--compare: {config.name!r} is the name of the network that is sampled; choose another one')
+    made = split_sounds.write(config, workdir) if options.sample else {}
     settings = embeddings.Settings(pathlib.Path(options.weights), pathlib.Path(options.cache or workdir / 'embeddings'),
                                    protocol.duration_s, options.batch_size, options.workers)
-    sources, asked = _sources(config, workdir, protocol, ids)
+    sources, asked = _sources(config, workdir, protocol, list(made))
     generated = {name: score_inputs.files(folder, evaluation_media.SOUND_SUFFIXES, protocol.suffix)
                  for name, folder in folders.items()}
+    if made:
+        generated, folders = {config.name: made, **generated}, {config.name: next(iter(made.values())).parent, **folders}
     reference, asked, lacking = _references(options, protocol, sources, asked, settings)
     asked = asked or set().union(*generated.values())  # without references: all systems must have the same clips
     systems = {}
@@ -154,15 +153,15 @@ def _protocol(options) -> Protocol:
 
 
 def _sources(config, workdir: pathlib.Path, protocol: Protocol,
-             ids: list[str] | None) -> tuple[score_inputs.References, set[str]]:
-    """The references, and the clips that are asked for because they are there; `ids`: those of the split, where known."""
+             ids: list[str]) -> tuple[score_inputs.References, set[str]]:
+    """The references, and the clips that are asked for because they are there; `ids`: those that were made of the split."""
     options = config.score
     cached = published_caches.names(pathlib.Path(options.reference_cache)) if options.reference_cache else set()
     if options.references != RECORDS and (options.references or options.reference_cache or not options.sample):
         found = score_inputs.references(options.references, options.captions, protocol.duration_s)
-        return found, cached | set(found.sounds) | set(ids or ())
+        return found, cached | set(found.sounds) | set(ids)
     data = pathlib.Path(config.data_dir or workdir)
-    if ids is None:
+    if not ids:
         ids = [example['id'] for example in split_sounds.examples(config, data)]
     table = data / 'media' / config.evaluate.dataset / f'{config.evaluate.split}.jsonl'
     named = options.references == RECORDS or table.is_file()  # a metric without references needs no table

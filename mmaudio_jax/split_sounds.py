@@ -84,14 +84,14 @@ def sample(config, model: mmaudio.MMAudio, params: Any, split: Sequence_[Example
     return np.concatenate(done)
 
 
-def write(config, workdir: pathlib.Path) -> tuple[pathlib.Path, list[str]]:
+def write(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
     """Makes what is missing of the sounds of config.evaluate.dataset's split.
 
     The network is config.generate.pretrained, or that of workdir. Batches are split over all devices; every process decodes
     and writes its share, and all must see the same workdir. Memory does not grow with the split.
 
     Returns:
-      The folder and the ids of its sounds, in the order of the records.
+      Id → sound, in the order of the records. The folder may hold others, of a larger config.evaluate.max_clips.
 
     Raises:
       ValueError: no network, one of another config, two records of one id.
@@ -103,11 +103,12 @@ def write(config, workdir: pathlib.Path) -> tuple[pathlib.Path, list[str]]:
     folder = _folder(config, workdir, parts)
     split = examples(config, data)
     run: Sampler | None = None
-    ids: list[str] = []
-    made = 0
+    found: dict[str, pathlib.Path] = {}
+    count = made = 0
     while batch := list(itertools.islice(split, config.sampling.batch_size)):
         paths = [folder / f'{example["id"]}.flac' for example in batch]
-        first, ids = len(ids), ids + [example['id'] for example in batch]
+        found |= {example['id']: path for example, path in zip(batch, paths)}
+        first, count = count, count + len(batch)
         if not _anywhere(not all(path.is_file() for path in paths)):
             continue
         if run is None:
@@ -119,13 +120,13 @@ def write(config, workdir: pathlib.Path) -> tuple[pathlib.Path, list[str]]:
             samples = round(sequence.duration_s * sequence.sample_rate_hz)
             media.write_audio(path, np.asarray(waveform)[:samples], sequence.sample_rate_hz)
         made += len(batch)
-        print(f'score: made the sounds of {len(ids)} clips, {time.monotonic() - started:.0f} s', flush=True)
+        print(f'score: made the sounds of {count} clips, {time.monotonic() - started:.0f} s', flush=True)
     _anywhere(False)  # nobody reads before all have written
-    if len(set(ids)) < len(ids):
+    if len(found) < count:
         raise ValueError(f'{data / "records" / config.evaluate.dataset}: two records of its split {config.evaluate.split} have '
                          'one id; extract it again (--mode=extract)')
-    print(f'score: {folder}: {len(ids)} sounds, {made} of them new', flush=True)
-    return folder, ids
+    print(f'score: {folder}: {count} sounds, {made} of them new', flush=True)
+    return found
 
 
 def _network(config, workdir: pathlib.Path, sequence: Sequence) -> pretrained.Pretrained:

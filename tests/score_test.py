@@ -85,7 +85,8 @@ def test_a_clip_that_cannot_be_read_is_never_replaced(folders):
     with pytest.raises(ValueError, match='the references: 1 clips cannot be scored'):
         _run(folders, generated=str(folders / 'good'))
     report, text = _run(folders, generated=str(folders / 'poor'), allow_unpaired=True)
-    assert list(report['lacking']) == ['clip_05'] and 'The references do not cover what was asked for**: 1 clips (clip_05' in text
+    assert list(report['lacking']) == ['clip_05']
+    assert 'The references do not cover what was asked for**: 1 clips (clip_05' in text
     assert 'over all 12 sounds and all 11 references, as published' in report['systems']['poor']['scores']['fd_vgg']['note']
 
 
@@ -197,11 +198,15 @@ def test_mistakes(folders):
                            ({'metrics': ('ib_score',)}, 'ib_score need reference videos'),
                            ({'protocol': 'impacts', 'metrics': ()}, 'no onset times'),
                            ({'compare': 'a=b'}, 'either one folder'),
-                           ({'generated': ''}, 'nothing to score'),
                            ({'references': str(folders / 'nowhere')}, 'nowhere: no such folder'),
                            ({'weights': str(folders)}, 'tiny.safetensors: the published weights of passt are missing')):
         with pytest.raises((ValueError, FileNotFoundError), match=words):
             _run(folders, **{'generated': good, **changes})
+
+
+def test_nothing_to_score(tmp_path):
+    with pytest.raises(ValueError, match='nothing to score: name a folder'):
+        score.score(scored_folders.make_config(tmp_path), tmp_path)
 
 
 def test_protocols_name_metrics_and_tables_that_exist():

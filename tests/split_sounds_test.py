@@ -35,13 +35,14 @@ def _scored(workdir, config):
 
 
 def test_made_once_and_resumed(trained, capsys):
-    folder, names = split_sounds.write(_config(), trained)
-    assert names == NAMES and sorted(path.stem for path in folder.glob('*.flac')) == NAMES
+    made = split_sounds.write(_config(), trained)
+    folder = made['clip_0'].parent
+    assert list(made) == NAMES and sorted(path.stem for path in folder.glob('*.flac')) == NAMES
     sounds = {name: soundfile.read(folder / f'{name}.flac')[0] for name in NAMES}
     assert all(len(sound) == 16_000 and sound.std() > 0 for sound in sounds.values())
     assert json.loads((folder / 'settings.json').read_text())['step'] == trained_run.STEP
     (folder / 'clip_3.flac').unlink()
-    assert split_sounds.write(_config(), trained)[0] == folder
+    assert split_sounds.write(_config(), trained) == made
     np.testing.assert_array_equal(soundfile.read(folder / 'clip_3.flac')[0], sounds['clip_3'])
     capsys.readouterr()
     split_sounds.write(_config(), trained)
@@ -49,9 +50,9 @@ def test_made_once_and_resumed(trained, capsys):
     other = _config()
     other.sampling.guidance = 3.0
     other.evaluate.max_clips = 2
-    another, names = split_sounds.write(other, trained)
-    assert another != folder and names == NAMES[:2]
-    assert np.abs(soundfile.read(another / 'clip_0.flac')[0] - sounds['clip_0']).max() > 1e-3
+    others = split_sounds.write(other, trained)
+    assert others['clip_0'].parent != folder and list(others) == NAMES[:2]
+    assert np.abs(soundfile.read(others['clip_0'])[0] - sounds['clip_0']).max() > 1e-3
 
 
 def test_a_split_is_scored_against_its_own_media(trained, capsys):
@@ -75,10 +76,10 @@ def test_its_videos_are_references_too(trained, tmp_path, monkeypatch):
 
 
 def test_beside_other_systems_and_a_folder_against_the_records(trained, tmp_path):
-    folder, _ = split_sounds.write(_config(), trained)
+    made = split_sounds.write(_config(), trained)
     (tmp_path / 'theirs').mkdir()
     for name in NAMES:
-        sound, rate = soundfile.read(folder / f'{name}.flac')
+        sound, rate = soundfile.read(made[name])
         soundfile.write(tmp_path / 'theirs' / f'{name}.wav', sound, rate)
     report = _scored(trained, _config(compare=f'theirs={tmp_path / "theirs"}'))
     assert list(report['systems']) == ['impacts', 'theirs']
@@ -102,7 +103,7 @@ def test_mistakes(trained, tmp_path):
     text = table.read_text()
     try:
         table.write_text('\n'.join(text.splitlines()[1:]))
-        with pytest.raises(ValueError, match=r'test.jsonl: no row for 1 of the 5 records \(clip_0\)'):
+        with pytest.raises(ValueError, match=r'test.jsonl: has no row for 1 of the 5 records \(clip_0\)'):
             evaluate.evaluate(_config(), trained)
     finally:
         table.write_text(text)
