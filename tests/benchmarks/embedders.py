@@ -40,7 +40,7 @@ def measure(args: argparse.Namespace) -> None:
     if args.side == 'original':
         sys.path[:0] = args.originals.split(',')
         from tests.benchmarks import embedders_original as side
-        side.prepare(args.threads)
+        side.prepare(args.row, args.threads)
     else:
         os.environ['JAX_PLATFORMS'] = 'cpu'
         from tests.benchmarks import embedders_ours as side  # type: ignore[no-redef]

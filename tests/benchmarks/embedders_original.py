@@ -10,25 +10,31 @@ import torch
 
 from tests.benchmarks import official_side
 
-_UNUSED = ('torchvision', 'torchvision.ops', 'torchvision.ops.misc', 'h5py', 'iopath', 'iopath.common', 'iopath.common.file_io',
-           'omegaconf', 'torchaudio', 'requests')
+_UNUSED = {
+    'vggish': ('resampy', 'soundfile'),
+    'synchformer': ('omegaconf',),
+    'imagebind': ('iopath', 'iopath.common', 'iopath.common.file_io'),
+    'clap': ('torchvision', 'torchvision.ops', 'torchvision.ops.misc', 'h5py'),
+}
 Run = Callable[[], Any]
 
 
-def prepare(threads: int) -> None:
-    """Threads, no gradients, and stubs for what is imported, missing and not used."""
+def prepare(row: str, threads: int) -> None:
+    """Threads, no gradients, and stubs for what the row's original imports, is missing and not used."""
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
-    for name in _UNUSED:
+    for name in _UNUSED.get(row, ()):
         whole = name.partition('.')[0]
         if isinstance(sys.modules.get(whole), official_side._Stub) or importlib.util.find_spec(whole) is None:
             sys.modules[name] = official_side._Stub(name)
-    sys.modules.setdefault('torchvision.ops.misc', types.ModuleType('misc')).FrozenBatchNorm2d = torch.nn.BatchNorm2d
+    if 'torchvision.ops.misc' in sys.modules:
+        sys.modules['torchvision.ops.misc'].FrozenBatchNorm2d = torch.nn.BatchNorm2d
     if importlib.util.find_spec('timm') is None:
         layers = types.ModuleType('timm.layers')
         layers.to_2tuple, layers.trunc_normal_ = torch.nn.modules.utils._pair, torch.nn.init.trunc_normal_
         layers.DropPath = lambda *_, **__: torch.nn.Identity()
         sys.modules |= {'timm': types.ModuleType('timm'), 'timm.layers': layers}
+        sys.modules |= {name: official_side._Stub(name) for name in ('timm.models', 'timm.models._hub')}
 
 
 def vggish(inputs: np.ndarray) -> Run:
@@ -45,8 +51,13 @@ def vggish(inputs: np.ndarray) -> Run:
 
 
 def panns(inputs: np.ndarray) -> Run:
-    from av_bench.panns.models import Cnn14_16k
-    model, x = Cnn14_16k(16_000, 512, 160, 64, 50, 8_000, 527).eval(), torch.from_numpy(inputs)
+    """Its constructor downloads the weights and reads them, which it is kept from."""
+    from av_bench.panns import models
+    there = lambda path: True
+    models.os = types.SimpleNamespace(path=types.SimpleNamespace(expanduser=str, exist=there, exists=there))
+    models.torch = types.SimpleNamespace(**{**vars(torch), 'load': lambda *_, **__: {'model': None}})
+    models.Cnn14_16k.load_state_dict = lambda self, state: None
+    model, x = models.Cnn14_16k(16_000, 512, 160, 64, 50, 8_000, 527).eval(), torch.from_numpy(inputs)
     return lambda: model(x)
 
 
@@ -58,12 +69,14 @@ def passt(inputs: np.ndarray) -> Run:
 
 
 def synchformer(inputs: np.ndarray) -> Run:
-    """The sound branch. Newer transformers lack two helpers that are imported for pruning heads, which nobody does."""
+    """The sound branch. Newer transformers lack what it uses to prune and mask heads, which nobody does."""
     from transformers import pytorch_utils
     for name in ('find_pruneable_heads_and_indices', 'prune_linear_layer'):
         if not hasattr(pytorch_utils, name):
             setattr(pytorch_utils, name, None)
     from av_bench.synchformer.ast import AST
+    from av_bench.synchformer.hf_src import modeling_ast
+    modeling_ast.ASTModel.get_head_mask = lambda self, mask, layers: [None] * layers
     model = AST(extract_features=True, max_spec_t=66, factorize_freq_time=True, agg_freq_module='TransformerEncoderLayer',
                 agg_time_module='torch.nn.Identity', add_global_repr=False).eval()
     x = torch.from_numpy(inputs)

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmaudio_jax import embedders
 from mmaudio_jax import filterbanks
 from mmaudio_jax.models import cnn14
 from mmaudio_jax.models import htsat
@@ -20,17 +19,17 @@ from mmaudio_jax.models import vggish
 Builder = Callable[[np.ndarray], Callable[[], None]]
 
 
-def _row(model: nn.Module, front: Callable[[jax.Array], jax.Array]) -> Builder:
-    def build(inputs: np.ndarray) -> Callable[[], None]:
-        shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), front(x)), inputs)['params']
-        apply: Any = embedders.precise(lambda params, x: model.apply({'params': params}, front(x)))
-        compiled = apply.lower(shapes, inputs).compile()
-        ctypes.CDLL(None).malloc_trim(0)  # what the compiler freed goes back to the system
-        generator = np.random.default_rng(1)
+def _row(model: nn.Module, front: Callable[[jax.Array], jax.Array],
+         apply: Callable[[Any, jax.Array], Any] | None = None) -> Builder:
+    apply = apply or (lambda params, x: model.apply({'params': params}, x))
 
-        def fill(shape: Any) -> jax.Array:  # one after the other: weights are never held twice
-            return jnp.asarray(0.03 * generator.standard_normal(shape.shape, np.float32))
-        params, x = jax.tree.map(fill, shapes), jnp.asarray(inputs)
+    def build(inputs: np.ndarray) -> Callable[[], None]:
+        with jax.default_matmul_precision('highest'):
+            shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), front(x)), inputs)['params']
+            compiled = jax.jit(lambda params, x: apply(params, front(x))).lower(shapes, inputs).compile()
+        ctypes.CDLL(None).malloc_trim(0)  # what the compiler freed goes back to the system
+        params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01), shapes)  # made in place: never held twice
+        x = jnp.asarray(inputs)
         return lambda: jax.block_until_ready(compiled(params, x))
     return build
 
@@ -41,7 +40,7 @@ def _flat(x: jax.Array) -> jax.Array:
 
 BUILDERS = {
     'vggish': _row(vggish.VGGish(), _flat),
-    'panns': _row(cnn14.Cnn14(), filterbanks.panns_power),
+    'panns': _row(cnn14.Cnn14(), filterbanks.panns_power, cnn14.embed),
     'passt': _row(passt.Passt(), lambda mel: mel),
     'synchformer': _row(synchformer_offset.SoundBranch(), _flat),
     'imagebind': _row(imagebind.Audio(), _flat),
