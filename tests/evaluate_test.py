@@ -69,12 +69,12 @@ def test_sampling_depends_neither_on_batches_nor_on_devices(evaluated):
     sequence = Sequence(config.sequence.rate, config.sequence.duration_s)
     model = mmaudio.build(config.model, sequence)
     params, _ = checkpoints.load_params(workdir)
-    examples = list(split_sounds.examples(config, workdir))
+    examples = 2 * list(split_sounds.examples(config, workdir))  # two batches, or one
     one = split_sounds.sample(config, model, params, examples, sequence)
     more = trained_run.make_config()
     more.sampling.batch_size = 16
     np.testing.assert_allclose(one, split_sounds.sample(more, model, params, examples, sequence), atol=5e-5)  # measured 1.8e-5
-    assert one.shape == (trained_run.CLIPS, sequence.latent_length, sequence.latent_channels)
+    assert one.shape == (2 * trained_run.CLIPS, sequence.latent_length, sequence.latent_channels)
     more.sampling.batch_size = 12
     with pytest.raises(ValueError, match='sampling.batch_size'):
         split_sounds.sample(more, model, params, examples, sequence)

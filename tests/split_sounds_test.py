@@ -97,6 +97,10 @@ def test_mistakes(trained, tmp_path):
     config.model.fused_blocks = 2
     with pytest.raises(ValueError, match='config.model.fused_blocks'):
         split_sounds.write(config, trained)
+    config = _config()
+    config.sequence.rate, config.generate.pretrained = '44k', str(trained)
+    with pytest.raises(ValueError, match='is a network of 16k, but the records are of 44k'):
+        split_sounds.write(config, trained)
     with pytest.raises(ValueError, match="'impacts' is the name of the network that is sampled"):
         evaluate.evaluate(_config(compare='impacts=x'), trained)
     table = trained / 'media' / 'impacts' / 'test.jsonl'

@@ -20,5 +20,5 @@ def get_config(base: str = 'impacts'):
     c.ablations.rows = (('default', f'configs/{base}.py'), *((row, f'configs/ablations/{row}.py:{base}') for row in rows))
     c.ablations.update(seeds=(0, 1, 2), at_once=2)
     if base != 'impacts':
-        c.ablations.update(flags=ablations.PAPER_FLAGS, published='vggsound_ablations', at_once=1)
+        c.ablations.update(flags=ablations.PAPER_FLAGS, published='vggsound_ablations' if base == 's_16k' else '', at_once=1)
     return c
