@@ -187,7 +187,7 @@ def _interleave(out, tracks: list[Iterator[av.Packet]]) -> None:
     for packet in heapq.merge(*tracks, key=packet_time):
         try:
             out.mux(packet)
-        except (av.error.ArgumentError, av.error.InvalidDataError) as error:
+        except (av.error.ArgumentError, av.error.InvalidDataError, av.error.PatchWelcomeError) as error:
             raise _Refused(f'{out.format.name} cannot take this video') from error
 
 
