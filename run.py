@@ -9,6 +9,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from mmaudio_jax import distributed
+from mmaudio_jax import shorthands
 
 MODES = ('impacts', 'extract', 'train', 'evaluate', 'generate', 'ablations', 'import', 'export', 'compile')
 
@@ -63,17 +64,15 @@ def main(argv: list[str]) -> None:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses `argv`; an unknown flag, field, mode or config file ends the program with one line."""
-    argv = sys.argv = [argument.replace('--topology=', '--config.compile.topology=', 1) for argument in argv]
-    for path in [argument.removeprefix('--config=').split(':')[0] for argument in argv if argument.startswith('--config=')]:
-        if not pathlib.Path(path).is_file():
-            sys.exit(f'error: no config file {path!r}; those that exist are in configs/')
     try:
+        argv = sys.argv = shorthands.expand(argv)
+        for path in [argument.removeprefix('--config=').split(':')[0] for argument in argv if argument.startswith('--config=')]:
+            if not pathlib.Path(path).is_file():
+                raise ValueError(f'no config file {path!r}; those that exist are in configs/')
         return flags.FLAGS(argv)
-    except (KeyError, AttributeError) as error:
-        message = f'the configuration has no field {str(error).strip(chr(34))}'
-    except (flags.Error, ValueError, TypeError) as error:
-        message = ' '.join(str(error).split())
-    sys.exit(f'error: {message}; every field and its meaning: configs/base.py')
+    except (flags.Error, KeyError, AttributeError, ValueError, TypeError) as error:
+        unknown = 'the configuration has no field ' if isinstance(error, (KeyError, AttributeError)) else ''
+        sys.exit(f'error: {unknown}{" ".join(str(error).strip(chr(34)).split())}; every field and its meaning: configs/base.py')
 
 
 if __name__ == '__main__':

@@ -210,17 +210,21 @@ def get_config() -> ml_collections.ConfigDict:
     c.compile.programs = ('train', 'sampler', 'frames', 'segments')  # any of these
     c.compile.clips_per_device = 8  # of the sampler's batch
 
-    # Scores of folders of sound, any system's (score.py): --mode=evaluate when `generated` or `compare` is set.
+    # Scores of folders of sound, any system's (score.py): --mode=evaluate when `sample`, `generated` or `compare` is set.
     c.score = ml_collections.ConfigDict()
+    # Make the sounds of evaluate.dataset's split first, with the workdir's network or generate.pretrained (split_sounds.py).
+    c.score.sample = False
     c.score.generated = ''  # folder of .wav and .flac, named as their references are
-    c.score.compare = ''  # several such folders, 'a=DIR,b=DIR': one table
+    c.score.compare = ''  # several such folders, 'a=DIR b=DIR': one table; the flag --compare a=DIR b=DIR
     c.score.protocol = 'vggsound'  # a key of score.PROTOCOLS: duration, metrics and the published table
     c.score.metrics = ()  # (): the protocol's; else keys of score_metrics.METRICS
     c.score.duration_s = 0.0  # how much of each clip counts; 0: the protocol's
-    c.score.references = ''  # folder of true sounds and videos, or a .jsonl table of them
+    # Folder of true sounds and videos, a .jsonl table of them, or 'records': the media of evaluate.dataset's split. '' is the
+    # last with `sample`, none without.
+    c.score.references = ''
     c.score.reference_cache = ''  # folder of av-benchmark's published caches, in the place of references
     c.score.captions = ''  # .csv, .tsv or .jsonl of names and captions
-    c.score.compat = False  # onset metrics with the published code's slips, evaluate.onset_delta its only number
+    c.score.compat = False  # onset metrics with the published code's slips, evaluate.onset_delta its only number; --compat
     c.score.allow_unpaired = False  # score what pairs, and count what does not, where it would be an error
     c.score.weights = 'weights/evaluation'  # folder of the networks' published files (embedders.py); nothing is downloaded
     c.score.cache = ''  # folder of embeddings, which hosts share; '' means workdir/embeddings
@@ -233,6 +237,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.ablations.rows = ()  # (name, what follows --config=) pairs, the default first
     c.ablations.seeds = ()  # config.seed of the runs of every row
     c.ablations.at_once = 1  # runs at a time, each on its share of the cores
+    c.ablations.flags = ()  # of every run besides those of this command, e.g. ('--config.score.sample=True',)
+    c.ablations.published = ''  # table of published_results.json whose rows stand below the measured ones
 
     c.lock()
     return c

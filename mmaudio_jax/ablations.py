@@ -2,6 +2,7 @@
 
 Each run is the command `python run.py --config=ROW --workdir=WORKDIR/ROW/seed_N` with all its stages. The first one makes
 the media and records, which the others share, config.ablations.at_once of them at a time. They resume where they stopped.
+The figures are those of a run's scores.json (score.py), or of its report.json (evaluate.py).
 """
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -16,7 +17,14 @@ import sys
 import threading
 from typing import Any
 
+from mmaudio_jax import score_metrics
+from mmaudio_jax import score_tables
+
 _OWN_FLAGS = ('--config=', '--workdir=', '--mode=', '--config.ablations.')
+# Figure of a report → title of its column and digits after the point.
+_ONSETS = {'f1': ('onset F1', 3), 'average_precision': ('AP', 3), 'median_error_ms': ('median error ms', 1),
+           'shuffled_f1': ('shuffled F1', 3), 'codec_f1': ('codec F1', 3)}
+_COLUMNS = _ONSETS | {name: (score_tables.title(name), metric.digits) for name, metric in score_metrics.METRICS.items()}
 
 
 def run(config, workdir: pathlib.Path) -> int:
@@ -25,7 +33,7 @@ def run(config, workdir: pathlib.Path) -> int:
     --config.FIELD=VALUE flags of this command reach every run.
 
     Args:
-      config: its fields ablations.rows, ablations.seeds, ablations.at_once and data_dir.
+      config: its section ablations, and data_dir.
       workdir: holds one folder a row; also media/ and records/ when config.data_dir is ''.
 
     Returns:
@@ -41,6 +49,7 @@ def run(config, workdir: pathlib.Path) -> int:
     if config.ablations.at_once < 1:
         raise ValueError(f'config.ablations.at_once is {config.ablations.at_once}; it must be at least 1')
     names = [name for name, _ in rows]
+    published = score_tables.published(config.ablations.published).get('rows', {})
     if len(set(names)) < len(names):
         raise ValueError(f'config.ablations.rows has two rows of one name: {", ".join(names)}')
     data = pathlib.Path(config.data_dir or workdir).absolute()
@@ -54,26 +63,27 @@ def run(config, workdir: pathlib.Path) -> int:
     def finish(name: str, file: str, seed: int) -> str:
         """Runs one row and seed on its share of the cores; '' or what failed."""
         share = cores.get()
-        succeeded = _run_one(name, file, seed, workdir, data, share)
+        succeeded = _run_one(name, file, seed, workdir, data, share, config.ablations.flags)
         cores.put(share)
         with writing:
-            _write(workdir, summarize(workdir, names, seeds))
+            _write(workdir, summarize(workdir, names, seeds), published)
         return '' if succeeded else f'{name}, seed {seed}'
 
     results = [finish(*first)]
     with concurrent.futures.ThreadPoolExecutor(config.ablations.at_once) as pool:
         results += pool.map(lambda one: finish(*one), others)
     failed = [result for result in results if result]
-    print(table(summarize(workdir, names, seeds)), flush=True)
+    print(table(summarize(workdir, names, seeds), published), flush=True)
     if failed:
         print(f'ablations: failed: {"; ".join(failed)}; the same command tries again', file=sys.stderr, flush=True)
     return 1 if failed else 0
 
 
-def _run_one(name: str, file: str, seed: int, workdir: pathlib.Path, data: pathlib.Path, cores: set[int]) -> bool:
+def _run_one(name: str, file: str, seed: int, workdir: pathlib.Path, data: pathlib.Path, cores: set[int],
+             flags: Sequence[str]) -> bool:
     folder = workdir / name / f'seed_{seed}'
     command = [sys.executable, sys.argv[0], f'--config={file}', f'--workdir={folder}', f'--config.seed={seed}',
-               f'--config.data_dir={data}', *_passed_on(sys.argv[1:])]
+               f'--config.data_dir={data}', f'--config.score.cache={data / "embeddings"}', *flags, *_passed_on(sys.argv[1:])]
     print(f'ablations: {name}, seed {seed}: {" ".join(command[1:])}', flush=True)
     # Small networks gain little from many cores: one run on each share of them gets more done.
     place = (lambda: os.sched_setaffinity(0, cores)) if cores else None
@@ -92,20 +102,18 @@ def _shares(at_once: int) -> list[set[int]]:
 
 
 def summarize(workdir: pathlib.Path, names: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
-    """Figures of the runs that are there, at the window that their reports quote.
+    """Figures of the runs that are there.
 
     Returns:
-      {'seeds', 'rows': {name: {'runs': {seed: figures}, 'mean': figures, 'spread': figures}}}; figures are f1 and
-      average_precision of the generated sound (mean over clips), median_error_ms, shuffled_f1 (the control) and codec_f1.
-      `spread` is the sample standard deviation over seeds, None with fewer than two.
+      {'seeds', 'rows': {name: {'runs': {seed: figures}, 'mean': figures, 'spread': figures}}}; figures are the scores of a run,
+      or f1 and average_precision of the generated sound at the window that its report quotes (mean over clips),
+      median_error_ms, shuffled_f1 (the control) and codec_f1. `spread` is the sample standard deviation over seeds, None with
+      fewer than two.
     """
     rows = {}
     for name in names:
-        runs = {}
-        for seed in seeds:
-            path = workdir / name / f'seed_{seed}' / 'report.json'
-            if path.is_file():
-                runs[str(seed)] = _figures(json.loads(path.read_text()))
+        found = {seed: _figures(workdir / name / f'seed_{seed}') for seed in seeds}
+        runs = {str(seed): figures for seed, figures in found.items() if figures}
         if runs:
             columns: dict[str, list[float]] = {key: [] for key in next(iter(runs.values()))}
             for figures in runs.values():
@@ -120,21 +128,36 @@ def summarize(workdir: pathlib.Path, names: Sequence[str], seeds: Sequence[int])
     return {'seeds': list(seeds), 'rows': rows}
 
 
-def table(summary: Mapping[str, Any]) -> str:
-    """The summary as Markdown, mean ± spread."""
-    lines = ['| run | seeds | onset F1 | AP | median error ms | shuffled F1 | codec F1 |', '|---|---|---|---|---|---|---|']
-    digits = {'f1': 3, 'average_precision': 3, 'median_error_ms': 1, 'shuffled_f1': 3, 'codec_f1': 3}
+def table(summary: Mapping[str, Any], published: Mapping[str, Mapping[str, float]] | None = None) -> str:
+    """The summary as Markdown, mean ± spread, and below a row what was published for it; '' when no run is done."""
+    if not summary['rows']:
+        return ''
+    keys = list(next(iter(summary['rows'].values()))['mean'])
+    lines = [f'| run | seeds | {" | ".join(_COLUMNS[key][0] for key in keys)} |', '|---' * (len(keys) + 2) + '|']
     for name, row in summary['rows'].items():
         cells = []
-        for key, places in digits.items():
-            mean, spread = row['mean'][key], row['spread'][key]
+        for key in keys:
+            mean, spread, places = row['mean'].get(key), row['spread'].get(key), _COLUMNS[key][1]
             cell = '' if mean is None else f'{mean:.{places}f}'
             cells.append(cell if spread is None else f'{cell} ± {spread:.{places}f}')
         lines.append(f'| {name} | {len(row["runs"])} | {" | ".join(cells)} |')
+        if published and name in published:
+            cells = [f'{published[name][key]:.{_COLUMNS[key][1]}f}' if key in published[name] else '' for key in keys]
+            lines.append(f'| *{name}, published* | | {" | ".join(cells)} |')
     return '\n'.join(lines)
 
 
-def _figures(report: Mapping[str, Any]) -> dict[str, float | None]:
+def _figures(folder: pathlib.Path) -> dict[str, float | None]:
+    """Of one run, {} when it has none yet."""
+    path = folder / 'scores.json'
+    if path.is_file():
+        report = json.loads(path.read_text())
+        scores = next(iter(report['systems'].values()))['scores']
+        return {name: scores.get(name, {}).get('value') for name in report['metrics']}
+    path = folder / 'report.json'
+    if not path.is_file():
+        return {}
+    report = json.loads(path.read_text())
     rows = report['onsets'][f'{report["quoted_window_s"]:g}']
     return {
         'f1': rows['generated']['macro']['f1'],
@@ -150,8 +173,10 @@ def _passed_on(arguments: Sequence[str]) -> list[str]:
     return [argument for argument in arguments if argument.startswith('--') and not argument.startswith(_OWN_FLAGS)]
 
 
-def _write(workdir: pathlib.Path, summary: Mapping[str, Any]) -> None:
-    for name, text in (('ablations.json', json.dumps(summary, indent=1) + '\n'), ('ablations.md', table(summary) + '\n')):
+def _write(workdir: pathlib.Path, summary: Mapping[str, Any], published: Mapping[str, Mapping[str, float]]) -> None:
+    text = (f'{table(summary, published)}\n\nMean ± deviation over the seeds {", ".join(map(str, summary["seeds"]))}, by\n\n'
+            f'    python {" ".join(sys.argv)}\n')
+    for name, content in (('ablations.json', json.dumps(summary, indent=1) + '\n'), ('ablations.md', text)):
         partial = workdir / f'.{name}.partial'
-        partial.write_text(text)
+        partial.write_text(content)
         partial.replace(workdir / name)

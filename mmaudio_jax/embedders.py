@@ -114,7 +114,7 @@ def _vggish(tensors: Tensors) -> tuple[Any, Apply]:
 
 def _panns(tensors: Tensors) -> tuple[Any, Apply]:
     def apply(params, waveforms):
-        features, logits = _run(cnn14.Cnn14(), params, filterbanks.panns_power(waveforms))
+        features, logits = cnn14.embed(params, filterbanks.panns_power(waveforms))
         return {'features': features, 'logits': logits}
     return cnn14_weights.to_params(tensors), apply
 

@@ -45,7 +45,7 @@ _CODE = (clap, cnn14, embedders, evaluation_media, filterbanks, htsat, imagebind
 _BLOCK = 1 << 20  # bytes
 _PROGRESS_S = 10.0
 
-Source = pathlib.Path | str  # a file, or a caption
+Source = pathlib.Path | evaluation_media.Part | str  # a file, a part of one, or a caption
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,6 +217,9 @@ def _digest_or_error(source: Source) -> str | media.MediaError:
     if isinstance(source, str):
         return hashlib.sha256(source.encode()).hexdigest()
     try:
+        if isinstance(source, evaluation_media.Part):
+            whole = _file_digest(source.path)
+            return hashlib.sha256(f'{whole} {source.start_s!r} {source.duration_s!r}'.encode()).hexdigest()
         return _file_digest(source)
     except OSError as error:
         return media.MediaError(source, error.strerror or 'cannot be read')

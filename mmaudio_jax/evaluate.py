@@ -6,10 +6,8 @@
     truth                    the true sound: the ceiling of the onset detector (it also hears what is off screen)
 """
 from collections.abc import Mapping
-import functools
 import hashlib
 from importlib import metadata
-import itertools
 import json
 import pathlib
 import platform
@@ -21,16 +19,12 @@ import numpy as np
 
 from mmaudio_jax import checkpoints
 from mmaudio_jax import codec
-from mmaudio_jax import encoders
-from mmaudio_jax import input_pipeline
 from mmaudio_jax import media
 from mmaudio_jax import metrics
 from mmaudio_jax import mux
-from mmaudio_jax import partitioning
-from mmaudio_jax import pipeline
 from mmaudio_jax import plots
-from mmaudio_jax import sampler
 from mmaudio_jax import score as score_folders
+from mmaudio_jax import split_sounds
 from mmaudio_jax.models import mmaudio
 from mmaudio_jax.sequence import Sequence
 from mmaudio_jax.weights import store
@@ -38,7 +32,6 @@ from mmaudio_jax.weights import store
 REPORT_VERSION = 1
 ROWS = ('generated', 'shuffled', 'codec', 'truth')
 SHUFFLE_SEED = 0  # of the control: always the same pairs, so that runs compare
-_FIELDS = ('clip_features', 'sync_features', 'text_features', 'video_exists', 'text_exists')
 _PACKAGES = ('jax', 'flax', 'numpy', 'librosa', 'mmaudio_jax')
 # Sections that change no figure.
 _WITHOUT_INFLUENCE = ('name', 'stages', 'data_dir', 'generate', 'score', 'ablations', 'mesh', 'sharding', 'hosts',
@@ -60,7 +53,7 @@ def evaluate(config, workdir: pathlib.Path) -> None:
       ValueError: no trained network, one of another config, or a split without onset times.
       FileNotFoundError: records, codec or the table of the split are missing.
     """
-    if config.score.generated or config.score.compare:
+    if config.score.generated or config.score.compare or config.score.sample:
         score_folders.score(config, workdir)
         return
     started = time.monotonic()
@@ -73,10 +66,10 @@ def evaluate(config, workdir: pathlib.Path) -> None:
         return
     params, trained = checkpoints.load_params(workdir, config.ema.synthesis_sigma_rel, step)
     checkpoints.check_config(trained, checkpoints.to_json(config), workdir / 'ema')
-    examples = _examples(config, data / 'records')
+    examples = list(split_sounds.examples(config, data))
     rows = _rows(data / 'media' / config.evaluate.dataset, config.evaluate.split, [example['id'] for example in examples])
     sequence = Sequence(config.sequence.rate, config.sequence.duration_s)
-    latents = sample(config, mmaudio.build(config.model, sequence), params, examples, sequence)
+    latents = split_sounds.sample(config, mmaudio.build(config.model, sequence), params, examples, sequence)
     sampled = time.monotonic()
     if jax.process_index() != 0:
         return
@@ -98,38 +91,6 @@ def evaluate(config, workdir: pathlib.Path) -> None:
     partial.replace(path)
     print(table(report), flush=True)
     print(f'evaluate: {len(examples)} clips in {report["seconds"]["total"]:.0f} s; every figure is in {path}', flush=True)
-
-
-def sample(config, model: mmaudio.MMAudio, params: Any, examples: list[dict], sequence: Sequence) -> np.ndarray:
-    """Latents of the examples, float32 `[len(examples), N, C]`; batches over all devices, the last one filled up.
-
-    Example i has the noise of (config.sampling.seed, i), whatever the batch size and the number of devices.
-    """
-    mesh = partitioning.make_mesh(config.mesh, config.sharding.slice_axis)
-    size = config.sampling.batch_size
-    partitioning.check_batch_size(mesh, size, 'config.sampling.batch_size')
-    settings = sampler.SamplerSettings(config.sampling.solver, config.sampling.num_steps, config.sampling.guidance,
-                                       config.sampling.schedule)
-    rules = partitioning.rules_of(config)
-    placed = partitioning.OnMesh(model, mesh, rules, config.sharding.exchange_dtype)
-    sharding = partitioning.batch_sharding(mesh)
-    run = sampler.make_sampler(placed, settings, mesh)
-    conditions_of = jax.jit(functools.partial(pipeline.with_empty_features, placed), out_shardings=sharding)
-    params = partitioning.spread(params, partitioning.state_sharding(mesh, params, rules, config.sharding.whole_params))
-    encoder = None
-    if config.sampling.negative_prompt:
-        encoder = encoders.make(config.extract.encoder, sequence, store.loader(config.weights, config.weights.dtype))
-    done = []
-    for start in range(0, len(examples), size):
-        indices = np.minimum(np.arange(start, start + size), len(examples) - 1)
-        batch = {name: np.stack([np.asarray(examples[index][name]) for index in indices]) for name in _FIELDS}
-        negative = None if encoder is None else encoder.encode_text([config.sampling.negative_prompt] * size)
-        noise = sampler.noise(config.sampling.seed, indices.tolist(), sequence.latent_length, sequence.latent_channels)
-        noise, negative = partitioning.spread((noise, negative), sharding)
-        conditions = conditions_of(params, partitioning.spread(batch, sharding))
-        done.append(partitioning.to_host(run(params, noise, *conditions, negative)))
-        print(f'evaluate: sampled {min(start + size, len(examples))} of {len(examples)} clips', flush=True)
-    return np.concatenate(done)[:len(examples)]
 
 
 def score(options, sounds: Mapping[str, list[np.ndarray]], truths: list[list[float]],
@@ -195,12 +156,6 @@ def _matches(path: pathlib.Path, identity: Mapping[str, Any]) -> bool:
     except (OSError, ValueError):
         return False
     return all(report.get(name) == value for name, value in identity.items())
-
-
-def _examples(config, records_dir: pathlib.Path) -> list[dict]:
-    """The examples to evaluate, at most config.evaluate.max_clips of them."""
-    split = input_pipeline.read_split(config, records_dir, config.evaluate.dataset, config.evaluate.split)
-    return list(itertools.islice(split, config.evaluate.max_clips or None))
 
 
 def _rows(folder: pathlib.Path, split: str, ids: list[str]) -> list[Row]:

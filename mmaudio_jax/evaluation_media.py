@@ -4,9 +4,11 @@ Source: the protocol that MMAudio's scores were measured with. Files are .wav an
 PyAV reads. Every failure is a MediaError that names the file; a clip is never replaced by another one.
 """
 from collections.abc import Iterator
+import dataclasses
 from fractions import Fraction
 import math
 import os
+import pathlib
 
 import av
 import numpy as np
@@ -14,6 +16,7 @@ from PIL import Image
 import soundfile
 
 from mmaudio_jax import filterbanks
+from mmaudio_jax.frames import exact
 from mmaudio_jax.media import MediaError
 from mmaudio_jax.resampling import resample_for_evaluation
 
@@ -26,8 +29,19 @@ _CLIP_S = 2  # of ImageBind's clips of sound
 Path = str | os.PathLike
 
 
+@dataclasses.dataclass(frozen=True)
+class Part(os.PathLike):
+    """A clip in a longer file: duration_s from start_s on stand for the whole file."""
+    path: pathlib.Path
+    start_s: float
+    duration_s: float
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.path)
+
+
 def read_sound(path: Path) -> tuple[np.ndarray, int]:
-    """All channels of a file at its own rate: float32 `[channels, samples]` and the rate in Hz."""
+    """All channels of a file (or of a Part) at its own rate: float32 `[channels, samples]` and the rate in Hz."""
     try:
         if os.fspath(path).lower().endswith(SOUND_SUFFIXES):
             samples, rate = soundfile.read(os.fspath(path), dtype='float32', always_2d=True)
@@ -36,8 +50,11 @@ def read_sound(path: Path) -> tuple[np.ndarray, int]:
             samples, rate = _track(path)
     except (OSError, soundfile.SoundFileError, av.error.FFmpegError) as error:
         raise MediaError(path, f'cannot be read ({" ".join(str(error).split())})') from error
+    if isinstance(path, Part):
+        first = round(path.start_s * rate)
+        samples = samples[:, first:first + round(path.duration_s * rate)]
     if not samples.size:
-        raise MediaError(path, 'holds no sound')
+        raise MediaError(path, f'holds no sound{f" from {path.start_s:g} s on" if isinstance(path, Part) else ""}')
     if not np.isfinite(samples).all():
         raise MediaError(path, 'holds samples that are not finite')
     return samples, rate
@@ -167,7 +184,7 @@ def _frames(path: Path, fps: Fraction, count: int) -> Iterator[Image.Image]:
             stream = container.streams.video[0]
             stream.thread_type = 'AUTO'
             unit = stream.time_base or Fraction(1)
-            start = (stream.start_time or 0) * unit
+            start = (stream.start_time or 0) * unit + (exact(path.start_s) if isinstance(path, Part) else 0)
             slot = 0
             for frame in container.decode(stream):
                 if frame.pts is None:

@@ -24,7 +24,7 @@ _AXES = {'features': 1, 'logits': 1, 'vector': 1, 'patches': 2, 'segments': 3}
 
 
 class Published(Mapping):
-    """Clip's name → its embeddings by name, as `embeddings.Stored` has them."""
+    """Clip's name → its embeddings by name, as `embeddings.Stored` has them; without clips that one of the files lacks."""
 
     def __init__(self, files: Mapping[str, tuple[Mapping[str, Any], str]]):
         self._files = dict(files)
@@ -44,6 +44,20 @@ class Published(Mapping):
         return len(self._names)
 
 
+def names(folder: pathlib.Path) -> set[str]:
+    """The clips of all caches in the folder.
+
+    Raises:
+      FileNotFoundError: it has none.
+      ValueError: as `load`.
+    """
+    paths = {folder / file for files in _FILES.values() for file, _ in files.values()}
+    found = [set(_clips(path)) for path in sorted(paths) if path.is_file()]
+    if not found:
+        raise FileNotFoundError(f'{folder}: holds none of the caches of av-benchmark (*.pth)')
+    return set.union(*found)
+
+
 def load(folder: pathlib.Path, embedder: str) -> Published:
     """The cached embeddings of one embedder.
 
@@ -58,8 +72,12 @@ def load(folder: pathlib.Path, embedder: str) -> Published:
         path = folder / name
         if not path.is_file():
             raise FileNotFoundError(f'{path}: missing; it holds the embeddings of {embedder}')
-        content = tensor_file.read(path).content
-        if not isinstance(content, Mapping) or not content:
-            raise ValueError(f'{path}: is no cache of av-benchmark, which is a dictionary of clips')
-        opened[name] = content
+        opened[name] = _clips(path)
     return Published({output: (opened[name], key) for output, (name, key) in _FILES[embedder].items()})
+
+
+def _clips(path: pathlib.Path) -> Mapping[str, Any]:
+    content = tensor_file.read(path).content
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f'{path}: is no cache of av-benchmark, which is a dictionary of clips')
+    return content

@@ -1,11 +1,15 @@
 """--mode=evaluate with config.score: scores folders of sound, any system's, against references with the paper's metrics.
 
+The sounds of a network of ours are made on the way (config.score.sample, split_sounds.py).
+
 Embeddings are kept (embeddings.py), so that an interrupted run goes on where it stopped and another metric, or another system
 against the same references, costs only what is new. A clip that is missing or cannot be read is an error, or, when that is
 allowed, is counted beside every figure.
 """
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
+import hashlib
 from importlib import metadata
 import json
 import pathlib
@@ -19,12 +23,14 @@ import numpy as np
 from mmaudio_jax import embedders
 from mmaudio_jax import embeddings
 from mmaudio_jax import evaluation_media
+from mmaudio_jax import metrics
 from mmaudio_jax import metrics_distribution
 from mmaudio_jax import plots
 from mmaudio_jax import published_caches
 from mmaudio_jax import score_inputs
 from mmaudio_jax import score_metrics
 from mmaudio_jax import score_tables
+from mmaudio_jax import split_sounds
 from mmaudio_jax.metrics_distribution import Result
 from mmaudio_jax.resampling import resample_for_evaluation
 
@@ -32,6 +38,7 @@ _PACKAGES = ('jax', 'flax', 'numpy', 'scipy', 'librosa', 'av', 'soundfile', 'mma
 _SHEET_RATE_HZ = 16_000
 _MAIN = ('fd_passt', 'fd_panns', 'fd_vgg', 'kl_panns', 'kl_passt', 'is_panns', 'ib_score', 'desync')
 _ONSETS = tuple(score_metrics.ONSETS)
+RECORDS = 'records'  # config.score.references: the media of the split's records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,21 +72,28 @@ class System:
     Attributes:
       folder: its sounds. clips: how many it has. pairing: with the references.
       failed: clip → why it could not be read or embedded.
+      short: clip → its seconds, of those that last less than what counts.
       results: metric → figure. undefined: metric → why there is no figure.
+      covered: metric → digest of the names of the clips that the figure covers.
     """
     folder: pathlib.Path
     clips: int
     pairing: score_inputs.Pairing
     failed: dict[str, str]
+    short: dict[str, float]
     results: dict[str, Result]
     undefined: dict[str, str]
+    covered: dict[str, str]
 
 
 def score(config, workdir: pathlib.Path) -> None:
-    """Scores config.score.generated, or the systems of config.score.compare; prints the table, writes scores.{json,md,tex}.
+    """Scores the systems that config.score names; prints the table, writes scores.{json,md,tex}.
+
+    They are config.score.generated, or those of config.score.compare; and with config.score.sample what the network makes of
+    config.evaluate.dataset's split, which comes first.
 
     Args:
-      config: the whole configuration; the sections score and evaluate (onsets) count.
+      config: the whole configuration; the sections score and evaluate (onsets, split) count, and all that sampling needs.
       workdir: where the results go, and the embeddings unless config.score.cache names another folder.
 
     Raises:
@@ -90,31 +104,40 @@ def score(config, workdir: pathlib.Path) -> None:
     started, options = time.monotonic(), config.score
     protocol = _protocol(options)
     folders = score_inputs.systems(options.generated, options.compare)
+    if not folders and not options.sample:
+        raise ValueError('nothing to score: name a folder (config.score.generated) or several (--compare a=DIR b=DIR)')
+    if options.sample and config.name in folders:
+        raise ValueError(f'--compare: {config.name!r} is the name of the network that is sampled; choose another one')
+    made = split_sounds.write(config, workdir) if options.sample else {}
     settings = embeddings.Settings(pathlib.Path(options.weights), pathlib.Path(options.cache or workdir / 'embeddings'),
                                    protocol.duration_s, options.batch_size, options.workers)
-    sources = score_inputs.references(options.references, options.captions)
+    sources, asked = _sources(config, workdir, protocol, list(made))
     generated = {name: score_inputs.files(folder, evaluation_media.SOUND_SUFFIXES, protocol.suffix)
                  for name, folder in folders.items()}
-    reference, asked = _references(options, protocol, sources, settings)
-    if not asked:  # nothing to pair with: all systems must have the same clips
-        asked = set().union(*generated.values())
+    if made:
+        generated, folders = {config.name: made, **generated}, {config.name: next(iter(made.values())).parent, **folders}
+    reference, asked, lacking = _references(options, protocol, sources, asked, settings)
+    asked = asked or set().union(*generated.values())  # without references: all systems must have the same clips
     systems = {}
     for name, clips in generated.items():
         pairing = score_inputs.pair(clips, asked, options.allow_unpaired, folders[name])
         systems[name] = _system(config, protocol, folders[name], clips, pairing, reference, sources, settings, name)
     if jax.process_index() != 0:
         return
-    report = _report(options, protocol, systems, asked, time.monotonic() - started)
-    text = score_tables.markdown(report)
-    for suffix, content in (('json', json.dumps(report, indent=1) + '\n'), ('md', text + '\n'),
-                            ('tex', score_tables.latex(report) + '\n')):
-        partial = workdir / f'.scores.{suffix}.partial'
-        partial.write_text(content)
-        partial.replace(workdir / f'scores.{suffix}')
+    report = _report(options, protocol, systems, asked, lacking, time.monotonic() - started)
+    _write(report, workdir)
     _sheets(config, workdir, protocol, generated, sources, sorted(set(asked).intersection(*generated.values())))
-    print(text, flush=True)
+    print(score_tables.markdown(report), flush=True)
     print(f'score: {len(systems)} systems, {len(asked)} clips asked for, {report["seconds"]:.0f} s; every figure is in '
           f'{workdir / "scores.json"}', flush=True)
+
+
+def _write(report: Mapping[str, Any], workdir: pathlib.Path) -> None:
+    for suffix, content in (('json', json.dumps(report, indent=1)), ('md', score_tables.markdown(report)),
+                            ('tex', score_tables.latex(report))):
+        partial = workdir / f'.scores.{suffix}.partial'
+        partial.write_text(content + '\n')
+        partial.replace(workdir / f'scores.{suffix}')
 
 
 def _protocol(options) -> Protocol:
@@ -129,17 +152,32 @@ def _protocol(options) -> Protocol:
     return dataclasses.replace(protocol, duration_s=options.duration_s or protocol.duration_s, metrics=names)
 
 
-def _references(options, protocol: Protocol, sources: score_inputs.References,
-                settings: embeddings.Settings) -> tuple[dict[str, score_metrics.Clips], set[str]]:
-    """Embedder → embeddings of the references, and the names of all clips that are asked for."""
+def _sources(config, workdir: pathlib.Path, protocol: Protocol,
+             ids: list[str]) -> tuple[score_inputs.References, set[str]]:
+    """The references, and the clips that are asked for because they are there; `ids`: those that were made of the split."""
+    options = config.score
+    cached = published_caches.names(pathlib.Path(options.reference_cache)) if options.reference_cache else set()
+    if options.references != RECORDS and (options.references or options.reference_cache or not options.sample):
+        found = score_inputs.references(options.references, options.captions, protocol.duration_s)
+        return found, cached | set(found.sounds) | set(ids)
+    data = pathlib.Path(config.data_dir or workdir)
+    if not ids:
+        ids = [example['id'] for example in split_sounds.examples(config, data)]
+    table = data / 'media' / config.evaluate.dataset / f'{config.evaluate.split}.jsonl'
+    named = options.references == RECORDS or table.is_file()  # a metric without references needs no table
+    found = score_inputs.references(str(table) if named else '', options.captions, protocol.duration_s, ids)
+    return found, cached | set(ids)
+
+
+def _references(options, protocol: Protocol, sources: score_inputs.References, asked: set[str],
+                settings: embeddings.Settings) -> tuple[dict[str, score_metrics.Clips], set[str], dict[str, str]]:
+    """Embedder → embeddings of the references, the names of all clips that are asked for, and why some have no reference."""
     found: dict[str, score_metrics.Clips] = {}
-    asked: set[str] = set()
     networks = embedders.embedders(settings.weights)
     failed: dict[str, str] = {}
     for name in dict.fromkeys(name for metric in protocol.metrics for name in score_metrics.METRICS[metric].reference):
         if options.reference_cache:
             found[name] = published_caches.load(pathlib.Path(options.reference_cache), name)
-            asked |= set(found[name])
             continue
         clips: Mapping[str, Any]
         if name == 'clap_text':
@@ -152,18 +190,20 @@ def _references(options, protocol: Protocol, sources: score_inputs.References,
                              'config.score.captions, config.score.reference_cache), or choose other metrics '
                              '(config.score.metrics)')
         stored = embeddings.embed(networks[name], clips, settings, 'references')
-        asked |= set(clips)
+        asked = asked | set(clips)
         failed |= stored.failed
         found[name] = stored
+    covers = {f'reference for {key}': set(clips) for key, clips in found.items()}
     if any(metric in score_metrics.ONSETS for metric in protocol.metrics):
         if not sources.onsets:
             raise ValueError(f'{options.references or "config.score.references"}: no onset times (NAME_times.txt, or '
                              'onset_times_s in a .jsonl table); onset metrics need them')
-        asked |= set(sources.onsets)
-    lacking = {name: f'no reference for {key}' for key, clips in found.items() for name in asked - set(clips)} | failed
+        covers['onset times'] = set(sources.onsets)
+        asked = asked | set(sources.onsets)
+    lacking = {name: f'no {what}' for what, clips in covers.items() for name in asked - clips} | failed
     if lacking and not options.allow_unpaired:
         raise ValueError(_failures('the references', lacking))
-    return found, asked
+    return found, asked, lacking
 
 
 def _failures(whose: str, failed: Mapping[str, str]) -> str:
@@ -183,6 +223,7 @@ def _system(config, protocol: Protocol, folder: pathlib.Path, clips: Mapping[str
     failed = {name: reason for part in stored.values() for name, reason in part.failed.items()}
     results: dict[str, Result] = {}
     undefined: dict[str, str] = {}
+    covered: dict[str, str] = {}
     if len(wanted) < len(protocol.metrics):
         names = [name for name in pairing.names if name in sources.onsets]
         rates, unread = _onsets(config, clips, {name: sources.onsets[name] for name in names}, protocol.duration_s)
@@ -194,6 +235,7 @@ def _system(config, protocol: Protocol, folder: pathlib.Path, clips: Mapping[str
             try:
                 figures = score_metrics.onset_results(rates, _onset_note(config))
                 results |= {metric: figures[metric] for metric in protocol.metrics if metric in figures}
+                covered |= dict.fromkeys(figures, _digest([name for name, rate in rates.items() if rate is not None]))
             except ValueError as error:
                 undefined |= {metric: str(error) for metric in protocol.metrics if metric in score_metrics.ONSETS}
         offsets = embedders.offset_head(settings.weights) if 'desync' in wanted else None
@@ -201,12 +243,23 @@ def _system(config, protocol: Protocol, folder: pathlib.Path, clips: Mapping[str
             own, true = score_metrics.METRICS[metric].generated[0], score_metrics.METRICS[metric].reference
             theirs: score_metrics.Clips = reference[true[0]] if true else {}
             names = [name for name in pairing.names if name in stored[own] and (not true or name in theirs)]
+            all_ours, all_theirs = sorted(stored[own]), sorted(theirs)
             try:
-                results[metric] = score_metrics.compute(metric, stored, reference, names, sorted(stored[own]), sorted(theirs),
-                                                        offsets)
+                result = score_metrics.compute(metric, stored, reference, names, all_ours, all_theirs, offsets)
             except ValueError as error:
                 undefined[metric] = str(error)
-    return System(folder, len(clips), pairing, failed, results, undefined)
+                continue
+            used = score_metrics.METRICS[metric].clips(names, all_ours, all_theirs)
+            if any(list(side) != names for side in used if side):
+                note = f'all {len(used[0])} sounds{f" and all {len(used[1])} references" if used[1] else ""}, as published'
+                result = dataclasses.replace(result, note='; '.join(filter(None, (result.note, f'over {note}'))))
+            results[metric], covered[metric] = result, _digest(*used)
+    short = score_inputs.short(clips, protocol.duration_s)
+    return System(folder, len(clips), pairing, failed, short, results, undefined, covered)
+
+
+def _digest(*names: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps([list(side) for side in names]).encode()).hexdigest()[:12]
 
 
 def _onsets(config, clips: Mapping[str, pathlib.Path], truths: Mapping[str, list[float]],
@@ -230,25 +283,29 @@ def _onset_note(config) -> str:
     return f'window ± {config.evaluate.onset_windows_s[0]:g} s'
 
 
-def _report(options, protocol: Protocol, systems: Mapping[str, System], asked: set[str], seconds: float) -> dict[str, Any]:
+def _report(options, protocol: Protocol, systems: Mapping[str, System], asked: set[str], lacking: Mapping[str, str],
+            seconds: float) -> dict[str, Any]:
     """Everything as plain data; see score_tables for how it is printed."""
     first, *others = systems
     differences: dict[str, dict] = {}
     for name in others:
         differences[f'{name} − {first}'] = {}
         for metric in systems[name].results.keys() & systems[first].results.keys():
-            try:
-                figure = metrics_distribution.difference(systems[name].results[metric], systems[first].results[metric])
-                differences[f'{name} − {first}'][metric] = _plain(figure)
-            except ValueError as error:
-                differences[f'{name} − {first}'][metric] = {'undefined': str(error)}
+            if systems[name].covered[metric] != systems[first].covered[metric]:
+                differences[f'{name} − {first}'][metric] = {'undefined': 'the systems do not cover the same clips'}
+                continue
+            figure = metrics_distribution.difference(systems[name].results[metric], systems[first].results[metric])
+            differences[f'{name} − {first}'][metric] = _plain(figure)
     return {
-        'report_version': 1, 'protocol': options.protocol, 'duration_s': protocol.duration_s, 'metrics': list(protocol.metrics),
+        'report_version': 2, 'protocol': options.protocol, 'duration_s': protocol.duration_s, 'metrics': list(protocol.metrics),
         'asked': len(asked), 'allow_unpaired': options.allow_unpaired, 'interval': metrics_distribution.LEVEL,
+        'lacking': dict(lacking),
         'systems': {name: {
             'folder': str(system.folder), 'clips': system.clips, 'paired': len(system.pairing.names),
             'missing': list(system.pairing.missing), 'extra': list(system.pairing.extra), 'failed': system.failed,
-            'scores': {**{metric: _plain(result) for metric, result in system.results.items()},
+            'short': system.short,
+            'scores': {**{metric: _plain(result) | {'covered': system.covered[metric]}
+                          for metric, result in system.results.items()},
                        **{metric: {'undefined': reason} for metric, reason in system.undefined.items()}},
         } for name, system in systems.items()},
         'differences': differences, 'published': score_tables.published(protocol.table),
@@ -281,6 +338,12 @@ def _sheets(config, workdir: pathlib.Path, protocol: Protocol, generated: Mappin
                 continue
             waveform = resample_for_evaluation(samples.mean(axis=0), rate, _SHEET_RATE_HZ)
             sounds[title] = np.asarray(waveform[:int(_SHEET_RATE_HZ * protocol.duration_s)])
-        marks = {'true onsets': sources.onsets[name]} if name in sources.onsets else None
+        marks = {}
+        if name in sources.onsets:
+            marks['true onsets'] = sources.onsets[name]
+        elif 'reference' in sounds:
+            found = metrics.detect_onsets(sounds['reference'], _SHEET_RATE_HZ, config.evaluate.onset_delta,
+                                          config.evaluate.onset_lag_s)
+            marks['onsets found in the reference'] = list(found.times_s)
         if sounds:
             plots.spectrogram(workdir / 'scores' / f'{name}.png', sounds, _SHEET_RATE_HZ, marks)

@@ -4,18 +4,25 @@ A clip's name is its file's without the suffix. Nothing is dropped in silence: t
 and extra names are one unless they are allowed.
 """
 from collections.abc import Mapping
+from collections.abc import Sequence
 import csv
 import dataclasses
 import json
 import pathlib
+import re
 from typing import Any
 
+import soundfile
+
+from mmaudio_jax.evaluation_media import Part
 from mmaudio_jax.evaluation_media import SOUND_SUFFIXES
 
 VIDEO_SUFFIXES = ('.mp4', '.mkv', '.webm', '.mov', '.m4v', '.avi')
 _NAME_COLUMNS = ('id', 'name', 'video_id', 'youtube_id')
 _CAPTION_COLUMNS = ('caption', 'label')
 _SHOWN = 5  # names of an error
+_SHORTER = 0.99  # of the duration: a clip that lasts less is short
+_Media = pathlib.Path | Part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +33,8 @@ class References:
       sounds: true sound. videos: the picture. captions: the text.
       onsets: true onset times in seconds.
     """
-    sounds: Mapping[str, pathlib.Path]
-    videos: Mapping[str, pathlib.Path]
+    sounds: Mapping[str, _Media]
+    videos: Mapping[str, _Media]
     captions: Mapping[str, str]
     onsets: Mapping[str, list[float]]
 
@@ -66,62 +73,89 @@ def files(folder: pathlib.Path, suffixes: tuple[str, ...], ending: str = '') -> 
 
 
 def systems(generated: str, compare: str) -> dict[str, pathlib.Path]:
-    """System's name → folder, from config.score.generated or from config.score.compare ('a=DIR,b=DIR').
+    """System's name → folder, from config.score.generated or from config.score.compare ('a=DIR b=DIR'); none for neither.
 
     Raises:
-      ValueError: neither, both, or not of that form.
+      ValueError: both, or not of that form.
     """
-    if bool(generated) == bool(compare):
+    if generated and compare:
         raise ValueError('name either one folder (config.score.generated) or several (--compare a=DIR b=DIR)')
     if generated:
         folder = pathlib.Path(generated)
         return {folder.name or 'generated': folder}
     result: dict[str, pathlib.Path] = {}
-    for part in compare.replace(',', ' ').split():
+    for part in filter(None, re.split(r'[ ,]+(?=[^ ,=/]+=)', compare.strip(' ,'))):  # a folder's name may hold spaces
         name, _, folder_name = part.partition('=')
         if not name or not folder_name or name in result:
-            raise ValueError(f'config.score.compare: {part!r} is not of the form name=FOLDER with a name of its own')
+            raise ValueError(f'--compare: {part!r} is not of the form name=FOLDER with a name of its own')
         result[name] = pathlib.Path(folder_name)
     return result
 
 
-def references(source: str, captions: str) -> References:
+def references(source: str, captions: str, duration_s: float, names: Sequence[str] | None = None) -> References:
     """References from a folder or a table.
 
     Args:
       source: '' for none; a folder of sounds and videos (a sound file goes before the video's own track; NAME_times.txt holds
-        onsets, one a line, of which the first number counts); or a .jsonl table with the keys id, audio, video, caption and
-        onset_times_s, whose files are beside it.
+        onsets, one a line, of which the first number counts); or a .jsonl table with the keys id, audio, video, caption,
+        start_s and onset_times_s, whose files are beside it.
       captions: '' or a .csv, .tsv or .jsonl table of names and captions, which goes before the captions of `source`.
+      duration_s: of a clip that does not begin with its file.
+      names: the clips of the table that count; None for all.
 
     Raises:
       FileNotFoundError: no such folder or file.
-      ValueError: two files of one name, a table without the columns.
+      ValueError: two files or rows of one name, a table without the columns, or without some of `names`.
     """
     path = pathlib.Path(source)
-    texts: dict[str, str] = {}
-    onsets: dict[str, list[float]] = {}
-    sounds: dict[str, pathlib.Path] = {}
-    videos: dict[str, pathlib.Path] = {}
+    found = References({}, {}, {}, {})
     if source and path.suffix == '.jsonl':
-        for row in _rows(path):
-            name = str(row['id'])
-            sounds[name] = path.parent / (row.get('audio') or row.get('video') or '')
-            if row.get('video'):
-                videos[name] = path.parent / row['video']
-            if row.get('caption'):
-                texts[name] = row['caption']
-            if 'onset_times_s' in row:
-                onsets[name] = list(row['onset_times_s'])
+        found = _table(path, duration_s, names)
     elif source:
         videos = files(path, VIDEO_SUFFIXES)
-        sounds = videos | files(path, SOUND_SUFFIXES)
         onsets = {name.removesuffix('_times'): _times(file) for name, file in files(path, ('.txt',)).items()
                   if name.endswith('_times')}
+        found = References(videos | files(path, SOUND_SUFFIXES), videos, {}, onsets)
     if captions:
         rows = _rows(pathlib.Path(captions))
         texts = {_cell(row, _NAME_COLUMNS, captions): _cell(row, _CAPTION_COLUMNS, captions) for row in rows}
-    return References(sounds, videos, texts, onsets)
+        found = dataclasses.replace(found, captions=texts)
+    return found
+
+
+def _table(path: pathlib.Path, duration_s: float, names: Sequence[str] | None) -> References:
+    """A clip table (data_pipelines/clips.py)."""
+    lines = _rows(path)
+    rows = {str(row.get('id')): row for row in lines}
+    if len(rows) < len(lines):
+        raise ValueError(f'{path}: two rows have one id, or none')
+    lacking = [name for name in names or () if name not in rows]
+    if lacking:
+        raise ValueError(f'{path}: has no row for {len(lacking)} of the {len(names or ())} records ({_some(lacking)}); extract '
+                         'again (--mode=extract), or restore the table')
+    sounds: dict[str, _Media] = {}
+    videos: dict[str, _Media] = {}
+    used = {name: rows[name] for name in (rows if names is None else names)}
+    for name, row in used.items():
+        start_s = float(row.get('start_s') or 0.0)
+        for file, media in ((row.get('audio') or row.get('video'), sounds), (row.get('video'), videos)):
+            if file:
+                media[name] = Part(path.parent / file, start_s, duration_s) if start_s else path.parent / file
+    return References(sounds, videos, {name: row['caption'] for name, row in used.items() if row.get('caption')},
+                      {name: list(row['onset_times_s']) for name, row in used.items() if 'onset_times_s' in row})
+
+
+def short(clips: Mapping[str, pathlib.Path], duration_s: float) -> dict[str, float]:
+    """Name → seconds of the sounds that last less than duration_s, by their headers; damaged ones are not among them."""
+    found = {}
+    for name, path in clips.items():
+        try:
+            seconds = soundfile.info(path).duration
+        except (OSError, soundfile.SoundFileError):  # said where it is read
+            continue
+        if seconds < _SHORTER * duration_s:
+            found[name] = round(seconds, 3)
+    return found
 
 
 def pair(generated: Mapping[str, Any], asked: set[str], allow_unpaired: bool, folder: pathlib.Path) -> Pairing:

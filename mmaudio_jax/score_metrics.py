@@ -37,6 +37,13 @@ class Metric:
     factor: float = 1.0
     unpaired: bool = False
 
+    def clips(self, names: Sequence[str], all_generated: Sequence[str],
+              all_reference: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+        """The clips of either side that the figure covers, of the paired ones and of all."""
+        if not self.unpaired:
+            return names, names if self.reference else ()
+        return all_generated, all_reference if self.reference else ()
+
 
 METRICS = {
     'fd_passt': Metric('FD PaSST', True, 2, ('passt',), ('passt',)),
@@ -74,7 +81,7 @@ def compute(name: str, generated: Mapping[str, Clips], reference: Mapping[str, C
     metric = METRICS[name]
     own = generated[metric.generated[0]]
     true = reference[metric.reference[0]] if metric.reference else {}
-    ours, theirs = (all_generated, all_reference) if metric.unpaired else (names, names)
+    ours, theirs = metric.clips(names, all_generated, all_reference)
     if name == 'fd_vgg':
         patches, others = ([clips[key]['patches'] for key in keys] for clips, keys in ((own, ours), (true, theirs)))
         result = metrics_distribution.frechet(np.concatenate(patches), np.concatenate(others), [len(rows) for rows in patches],

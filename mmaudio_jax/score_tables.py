@@ -37,11 +37,15 @@ def spread(table: Mapping[str, Any], metric: str) -> float | None:
     return _SPREAD * abs(rerun['scores'][metric] - table['rows'][rerun['of']][metric])
 
 
+def title(metric: str) -> str:
+    """Of the metric's column, with the arrow to the better."""
+    return f'{score_metrics.METRICS[metric].title} {"↓" if score_metrics.METRICS[metric].lower else "↑"}'
+
+
 def markdown(report: Mapping[str, Any]) -> str:
     """The table of all systems, the best of each column bold, then differences, published rows and everything to know."""
     names = report['metrics']
-    titles = [f'{score_metrics.METRICS[name].title} {"↓" if score_metrics.METRICS[name].lower else "↑"}' for name in names]
-    lines = [f'| system | {" | ".join(titles)} |', '|---' * (len(names) + 1) + '|']
+    lines = [f'| system | {" | ".join(map(title, names))} |', '|---' * (len(names) + 1) + '|']
     best = {name: _best(report, name) for name in names}
     for system, row in report['systems'].items():
         cells = []
@@ -49,14 +53,14 @@ def markdown(report: Mapping[str, Any]) -> str:
             cell = _interval(row['scores'].get(name, {}), name)
             cells.append(f'**{cell}**' if best[name] == system else cell)
         lines.append(f'| {system} | {" | ".join(cells)} |')
-    for title, scores in report['differences'].items():
-        lines.append(f'| {title} | {" | ".join(_interval(scores.get(name, {}), name) for name in names)} |')
+    for pair, scores in report['differences'].items():
+        lines.append(f'| {pair} | {" | ".join(_interval(scores.get(name, {}), name) for name in names)} |')
     table = report['published']
-    for title, scores in table.get('rows', {}).items():
-        lines.append(f'| *{title}, published* | {" | ".join(_number(scores.get(name), name) for name in names)} |')
+    for row_name, scores in table.get('rows', {}).items():
+        lines.append(f'| *{row_name}, published* | {" | ".join(_number(scores.get(name), name) for name in names)} |')
         for system, row in report['systems'].items():
             cells = [_against(row['scores'].get(name, {}), scores.get(name), spread(table, name), name) for name in names]
-            lines.append(f'| {system} − {title} | {" | ".join(cells)} |')
+            lines.append(f'| {system} − {row_name} | {" | ".join(cells)} |')
     return '\n'.join([*lines, '', *_notes(report)])
 
 
@@ -76,13 +80,13 @@ def latex(report: Mapping[str, Any]) -> str:
 
 
 def _best(report: Mapping[str, Any], name: str) -> str | None:
-    """The best system of a column, when there are several."""
-    values = {system: row['scores'][name]['value'] for system, row in report['systems'].items()
-              if 'value' in row['scores'].get(name, {})}
-    if len(values) < 2:
+    """The best system of a column, when there are several and their figures cover the same clips."""
+    scores = {system: row['scores'].get(name, {}) for system, row in report['systems'].items()}
+    scores = {system: score for system, score in scores.items() if 'value' in score}
+    if len(scores) < 2 or len({score['covered'] for score in scores.values()}) > 1:
         return None
     choose = min if score_metrics.METRICS[name].lower else max
-    return choose(values, key=lambda system: values[system])
+    return choose(scores, key=lambda system: scores[system]['value'])
 
 
 def _number(value: float | None, name: str) -> str:
@@ -108,20 +112,31 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
     """Counts and what every figure's reader must know."""
     lines = [f'Protocol {report["protocol"]}, {report["duration_s"]:g} s of each clip, {report["asked"]} clips asked for. In '
              f'brackets: {report["interval"]:.0%} bootstrap intervals over clips.']
+    if report['lacking']:
+        name, reason = next(iter(sorted(report['lacking'].items())))
+        lines.append(f'**The references do not cover what was asked for**: {len(report["lacking"])} clips ({name}: {reason}).')
     for system, row in report['systems'].items():
+        if row['short']:
+            name, seconds = min(row['short'].items(), key=lambda item: item[1])
+            lines.append(f'**{system}: {len(row["short"])} sounds last less than {report["duration_s"]:g} s** ({name}: '
+                         f'{seconds:g} s), and count as they are.')
         parts = [f'{len(row[key])} {key}' for key in ('missing', 'extra', 'failed') if row[key]]
         if parts:
             lines.append(f'**{system} does not cover what was asked for**: {", ".join(parts)}; {row["paired"]} of '
                          f'{report["asked"]} clips pair.')
         for name, score in row['scores'].items():
-            title = score_metrics.METRICS[name].title
+            column = score_metrics.METRICS[name].title
             if 'undefined' in score:
-                lines.append(f'{system}, {title}: not defined: {score["undefined"]}')
+                lines.append(f'{system}, {column}: not defined: {score["undefined"]}')
                 continue
             if score['clips'] != report['asked']:
-                lines.append(f'{system}, {title}: over {score["clips"]} of {report["asked"]} clips.')
+                lines.append(f'{system}, {column}: over {score["clips"]} of {report["asked"]} clips.')
             if score['note']:
-                lines.append(f'{system}, {title}: {score["note"]}.')
+                lines.append(f'{system}, {column}: {score["note"]}.')
+    for pair, scores in report['differences'].items():
+        for name, score in scores.items():
+            if 'undefined' in score:
+                lines.append(f'{pair}, {score_metrics.METRICS[name].title}: not defined: {score["undefined"]}.')
     if 'rerun' in report['published']:
         lines.append(f'"Within reruns": no further from the published figure than {_SPREAD:g} times what the one known rerun '
                      f'of {report["published"]["rerun"]["of"]} was.')

@@ -78,6 +78,35 @@ def test_a_failing_run_is_reported_and_the_others_are_done(fake, capfd):
     assert 'failed: no_rope, seed 0; no_rope, seed 2' in capfd.readouterr().err
 
 
+def test_scores_stand_above_the_published_ones(tmp_path):
+    for seed, value in ((0, 70.0), (1, 72.0)):
+        for name in ('no_sync', 'mine'):
+            folder = tmp_path / name / f'seed_{seed}'
+            folder.mkdir(parents=True)
+            scores = {'fd_passt': {'value': value}, 'desync': {'value': 0.9}, 'is_panns': {'undefined': 'too few clips'}}
+            (folder / 'scores.json').write_text(json.dumps({'metrics': ['fd_passt', 'is_panns', 'desync'],
+                                                            'systems': {'s_16k': {'scores': scores}}}))
+    summary = ablations.summarize(tmp_path, ['no_sync', 'mine', 'not_yet'], [0, 1, 2])
+    published = ablations.score_tables.published('vggsound_ablations')['rows']
+    assert ablations.table(summary, published).splitlines() == [
+        '| run | seeds | FD PaSST ↓ | IS ↑ | DeSync ↓ |', '|---|---|---|---|---|',
+        '| no_sync | 2 | 71.00 ± 1.41 |  | 0.900 ± 0.000 |', '| *no_sync, published* | | 69.33 | 15.05 | 0.973 |',
+        '| mine | 2 | 71.00 ± 1.41 |  | 0.900 ± 0.000 |']
+    assert ablations.table(ablations.summarize(tmp_path, ['not_yet'], [0])) == ''
+
+
+def test_the_table_of_the_paper_asks_every_run_for_its_columns(fake):
+    config = table.get_config('s_16k')
+    rows = {name for name, _ in config.ablations.rows}
+    assert rows == set(ablations.score_tables.published(config.ablations.published)['rows'])
+    config.ablations.update(rows=config.ablations.rows[:1], seeds=(0,))
+    (fake / 'out').mkdir()
+    ablations.run(config, fake / 'out')
+    call = json.loads((fake / 'calls').read_text())
+    assert call['config.score.sample'] == 'True' and 'desync' in call['config.score.metrics']
+    assert call['config.score.cache'] == str(fake / 'out' / 'embeddings') and call['config.train.total_steps'] == '7'
+
+
 def test_wrong_tables_are_refused(fake):
     with pytest.raises(ValueError, match='no rows or no seeds'):
         config = _config()

@@ -7,6 +7,7 @@ import pytest
 
 from mmaudio_jax import checkpoints
 from mmaudio_jax import evaluate
+from mmaudio_jax import split_sounds
 from mmaudio_jax.models import mmaudio
 from mmaudio_jax.sequence import Sequence
 from tests import trained_run
@@ -68,15 +69,15 @@ def test_sampling_depends_neither_on_batches_nor_on_devices(evaluated):
     sequence = Sequence(config.sequence.rate, config.sequence.duration_s)
     model = mmaudio.build(config.model, sequence)
     params, _ = checkpoints.load_params(workdir)
-    examples = evaluate._examples(config, workdir / 'records')
-    one = evaluate.sample(config, model, params, examples, sequence)
+    examples = 2 * list(split_sounds.examples(config, workdir))  # two batches, or one
+    one = split_sounds.sample(config, model, params, examples, sequence)
     more = trained_run.make_config()
     more.sampling.batch_size = 16
-    np.testing.assert_allclose(one, evaluate.sample(more, model, params, examples, sequence), atol=5e-5)  # measured 1.8e-5
-    assert one.shape == (trained_run.CLIPS, sequence.latent_length, sequence.latent_channels)
+    np.testing.assert_allclose(one, split_sounds.sample(more, model, params, examples, sequence), atol=5e-5)  # measured 1.8e-5
+    assert one.shape == (2 * trained_run.CLIPS, sequence.latent_length, sequence.latent_channels)
     more.sampling.batch_size = 12
     with pytest.raises(ValueError, match='sampling.batch_size'):
-        evaluate.sample(more, model, params, examples, sequence)
+        split_sounds.sample(more, model, params, examples, sequence)
 
 
 def test_shuffling_leaves_nothing_in_place_and_ruins_a_perfect_score():

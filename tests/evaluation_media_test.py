@@ -94,6 +94,18 @@ def test_pictures_for_synchformer(video):
         evaluation_media.synchformer_picture(video, 5.0)
 
 
+def test_a_part_stands_for_a_file(tmp_path, video):
+    frames = evaluation_media.synchformer_picture(evaluation_media.Part(video, 1.0, 2.0), 2.0)
+    assert [int(frame[100, 200, 0]) for frame in frames] == [2 * i for i in range(25, 75)]
+    samples = np.random.default_rng(2).uniform(-0.4, 0.5, 5 * RATE).astype(np.float32)
+    path, alone = _write(tmp_path / 'a.wav', samples), _write(tmp_path / 'b.wav', samples[RATE:4 * RATE])
+    part = evaluation_media.Part(path, 1.0, 3.0)
+    np.testing.assert_array_equal(evaluation_media.mono(part, RATE, 3.0), evaluation_media.mono(alone, RATE, 3.0))
+    np.testing.assert_array_equal(evaluation_media.imagebind_sound(part, 3.0), evaluation_media.imagebind_sound(alone, 3.0))
+    with pytest.raises(MediaError, match=r'a.wav: holds no sound from 5 s on'):
+        evaluation_media.mono(evaluation_media.Part(path, 5.0, 3.0), RATE, 3.0)
+
+
 def test_pictures_for_imagebind(video):
     views = evaluation_media.imagebind_picture(video, 4.0)
     assert views.shape == (3, 2, 224, 224, 3)

@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'mmaudio_jax'
 # A module may import those of its own row and of the rows above it.
 ROOMS = [
-    {'resampling', 'frames', 'distributed', 'chips', 'hlo_cost'},
+    {'shorthands', 'resampling', 'frames', 'distributed', 'chips', 'hlo_cost'},
     {'sequence', 'records', 'balance', 'media', 'mux', 'plots', 'stages'},
     {'mel', 'filterbanks', 'evaluation_media', 'tokenizer', 'tokenizer_roberta'},
     {'models'},
@@ -20,7 +20,7 @@ ROOMS = [
     {'sampler', 'embeddings', 'score_inputs', 'score_metrics', 'score_tables'},
     {'train_step', 'input_pipeline', 'checkpoints', 'train_log', 'train_samples', 'request',
      'pretrained', 'pipeline'},
-    {'train', 'generate_jobs', 'generate', 'evaluate', 'score', 'ablations', 'exchange', 'compile_report'},
+    {'train', 'generate_jobs', 'generate', 'split_sounds', 'evaluate', 'score', 'ablations', 'exchange', 'compile_report'},
 ]
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}
 FORBIDDEN = {'torch', 'torchvision', 'torchaudio', 'tensorflow', 'configs', 'data_pipelines'}

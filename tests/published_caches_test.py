@@ -28,6 +28,12 @@ def test_two_files_of_one_network_give_the_clips_of_both_without_a_batch_axis():
     np.testing.assert_array_equal(passt['b']['logits'], np.arange(15, 20))
 
 
+def test_names_are_those_of_all_files(tmp_path):
+    assert published_caches.names(FOLDER) == {'a', 'b', 'c'}
+    with pytest.raises(FileNotFoundError, match='none of the caches'):
+        published_caches.names(tmp_path)
+
+
 def test_what_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match='imagebind_video.pth'):
         published_caches.load(FOLDER, 'imagebind_picture')

@@ -23,6 +23,9 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
     ((BASE, '--workdir=w', '--verbos'), 'verbos'),
     ((BASE, '--workdir=w', 'train'), "unexpected argument 'train'"),
     ((BASE, '--workdir=w', '--mode=compile', '--topology=v9:2x2'), "--topology is 'v9:2x2'"),
+    ((BASE, '--workdir=w', '--mode=evaluate', '--compare', '--compat'), '--compare needs name=FOLDER'),
+    ((BASE, '--workdir=w', '--mode=evaluate', '--compare', 'ours', 'b=x'), "--compare: 'ours' is not of the form name=FOLDER"),
+    ((BASE, '--workdir=w', '--mode=evaluate', '--compare', 'a=x/nowhere', 'b=x'), 'x/nowhere: no such folder'),
 ])
 def test_a_mistake_is_one_line(arguments, expected, tmp_path):
     arguments = tuple(a.replace('--workdir=w', f'--workdir={tmp_path}') for a in arguments)

@@ -2,8 +2,11 @@
 import json
 import pathlib
 
+import numpy as np
 import pytest
+import soundfile
 
+from mmaudio_jax import evaluation_media
 from mmaudio_jax import score_inputs
 
 
@@ -27,8 +30,10 @@ def test_a_folder_by_name(tmp_path):
 def test_systems():
     assert score_inputs.systems('out/ours', '') == {'ours': pathlib.Path('out/ours')}
     assert score_inputs.systems('', 'a=x b=y/z') == {'a': pathlib.Path('x'), 'b': pathlib.Path('y/z')}
-    for generated, compare in (('', ''), ('x', 'a=y'), ('', 'a'), ('', 'a=x,a=y')):
-        with pytest.raises(ValueError, match='config.score'):
+    assert score_inputs.systems('', ' a=my sounds,b=y, ') == {'a': pathlib.Path('my sounds'), 'b': pathlib.Path('y')}
+    assert score_inputs.systems('', '') == {}
+    for generated, compare in (('x', 'a=y'), ('', 'a'), ('', 'a=x,a=y'), ('', 'a=')):
+        with pytest.raises(ValueError, match='--compare'):
             score_inputs.systems(generated, compare)
 
 
@@ -45,21 +50,37 @@ def test_references_of_a_folder(tmp_path):
     folder = _touch(tmp_path / 'r', 'a.mp4', 'a.wav', 'b.webm')
     (folder / 'a_times.txt').write_text('0.5 metal hit\n1.25\n')
     (tmp_path / 'c.tsv').write_text('id\tlabel\na\ta dog, barking\n')
-    found = score_inputs.references(str(folder), str(tmp_path / 'c.tsv'))
+    found = score_inputs.references(str(folder), str(tmp_path / 'c.tsv'), 8.0)
     assert found.sounds == {'a': folder / 'a.wav', 'b': folder / 'b.webm'}  # a sound goes before a video's track
     assert set(found.videos) == {'a', 'b'} and found.onsets == {'a': [0.5, 1.25]}
     assert found.captions == {'a': 'a dog, barking'}
     (tmp_path / 'd.csv').write_text('title,words\na,b\n')
     with pytest.raises(ValueError, match='d.csv: a row has none of the columns'):
-        score_inputs.references('', str(tmp_path / 'd.csv'))
+        score_inputs.references('', str(tmp_path / 'd.csv'), 8.0)
     (folder / 'b_times.txt').write_text('soon\n')
     with pytest.raises(ValueError, match='b_times.txt: a line does not begin with a time'):
-        score_inputs.references(str(folder), '')
+        score_inputs.references(str(folder), '', 8.0)
 
 
 def test_references_of_a_table(tmp_path):
     row = {'id': 'a', 'audio': '', 'video': 'v/a.mp4', 'caption': 'a hit', 'onset_times_s': [1.0]}
-    (tmp_path / 'test.jsonl').write_text(json.dumps(row) + '\n')
-    found = score_inputs.references(str(tmp_path / 'test.jsonl'), '')
-    assert found.sounds == found.videos == {'a': tmp_path / 'v/a.mp4'}
+    later = {'id': 'b', 'audio': 's/b.wav', 'video': None, 'start_s': 2.5}
+    path = tmp_path / 'test.jsonl'
+    path.write_text(json.dumps(row) + '\n' + json.dumps(later) + '\n')
+    found = score_inputs.references(str(path), '', 8.0)
+    assert found.videos == {'a': tmp_path / 'v/a.mp4'}
+    assert found.sounds == {'a': tmp_path / 'v/a.mp4', 'b': evaluation_media.Part(tmp_path / 's/b.wav', 2.5, 8.0)}
     assert (found.captions, found.onsets) == ({'a': 'a hit'}, {'a': [1.0]})
+    assert set(score_inputs.references(str(path), '', 8.0, ['b']).sounds) == {'b'}
+    with pytest.raises(ValueError, match=r'no row for 1 of the 2 records \(c\)'):
+        score_inputs.references(str(path), '', 8.0, ['a', 'c'])
+    path.write_text(2 * (json.dumps(row) + '\n'))
+    with pytest.raises(ValueError, match='two rows have one id'):
+        score_inputs.references(str(path), '', 8.0)
+
+
+def test_short_sounds(tmp_path):
+    for name, seconds in (('a', 7.99), ('b', 3.0)):
+        soundfile.write(tmp_path / f'{name}.flac', np.zeros(round(16_000 * seconds)), 16_000)
+    (tmp_path / 'c.flac').write_text('damaged')
+    assert score_inputs.short(score_inputs.files(tmp_path, ('.flac',)), 8.0) == {'b': 3.0}

@@ -84,6 +84,39 @@ def test_a_clip_that_cannot_be_read_is_never_replaced(folders):
     shutil.copy(folders / 'good' / 'clip_05.wav', folders / 'reference' / 'clip_05.wav')
     with pytest.raises(ValueError, match='the references: 1 clips cannot be scored'):
         _run(folders, generated=str(folders / 'good'))
+    report, text = _run(folders, generated=str(folders / 'poor'), allow_unpaired=True)
+    assert list(report['lacking']) == ['clip_05']
+    assert 'The references do not cover what was asked for**: 1 clips (clip_05' in text
+    assert 'over all 12 sounds and all 11 references, as published' in report['systems']['poor']['scores']['fd_vgg']['note']
+
+
+def test_a_score_without_references_still_covers_what_is_asked_for(folders):
+    (folders / 'good' / 'clip_03.wav').unlink()
+    with pytest.raises(ValueError, match=r'1 missing \(clip_03\) of 12 clips asked for'):
+        _run(folders, generated=str(folders / 'good'), metrics=('is_panns',))
+    _run(folders, generated=str(folders / 'good'), metrics=('is_panns',), references='')  # nothing is asked for
+    with pytest.raises(ValueError, match='none of its 11 clips .* has the name of one of the 3 references'):
+        _run(folders, generated=str(folders / 'good'), metrics=('is_panns',), references='',
+             reference_cache=str(GOLDEN / 'av_benchmark'))
+
+
+def test_systems_that_cover_different_clips_are_not_compared(folders):
+    (folders / 'good' / 'clip_03.wav').unlink()
+    (folders / 'poor' / 'clip_04.wav').unlink()
+    report, text = _run(folders, compare=f'good={folders / "good"} poor={folders / "poor"}', allow_unpaired=True)
+    scores = [report['systems'][name]['scores']['kl_panns'] for name in ('good', 'poor')]
+    assert [score['clips'] for score in scores] == [11, 11]
+    assert report['differences']['poor − good']['kl_panns'] == {'undefined': 'the systems do not cover the same clips'}
+    assert 'poor − good, KL PANNs: not defined: the systems do not cover the same clips' in text
+    assert '| good | **' not in text and '| poor | **' not in text
+
+
+def test_sounds_that_are_too_short_are_said(folders):
+    report, text = _run(folders, generated=str(folders / 'good'))
+    assert report['systems']['good']['short'] == {f'clip_{index:02}': 1.2 for index in range(scored_folders.CLIPS)}
+    assert '**good: 12 sounds last less than 8 s** (clip_00: 1.2 s)' in text
+    _, text = _run(folders, generated=str(folders / 'good'), duration_s=1.2)
+    assert 'last less' not in text
 
 
 def test_too_few_clips_are_said_and_are_no_figure(folders):
@@ -118,15 +151,22 @@ def test_onsets(folders):
             for time_s in times + shift:
                 waveform[int(time_s * scored_folders.RATE):][:2000] += np.exp(-np.arange(2000) / 300)
             soundfile.write(folders / name / f'{clip}.wav', waveform, scored_folders.RATE)
-            (folders / 'reference' / f'{clip}_times.txt').write_text('\n'.join(f'{time_s} hit' for time_s in times))
-    report, text = _run(folders, compare=f'hits={folders / "hits"},late={folders / "late"}', protocol='impacts', metrics=())
+            (folders / 'true').mkdir(exist_ok=True)
+            (folders / 'true' / f'{clip}_times.txt').write_text('\n'.join(f'{time_s} hit' for time_s in times))
+    true = str(folders / 'true')
+    report, text = _run(folders, compare=f'hits={folders / "hits"},late={folders / "late"}', protocol='impacts', metrics=(),
+                        references=true)
     hits, late = (report['systems'][name]['scores']['onset_f1']['value'] for name in ('hits', 'late'))
     assert hits == 1.0 and late == 0.0 and 'window ± 0.1 s' in text
     # The published code takes its threshold for the window, and 0.2 s late is in time.
     for clip in 'ab':
         (folders / 'late' / f'{clip}.wav').rename(folders / 'late' / f'{clip}_denoised.wav')
-    report, text = _run(folders, generated=str(folders / 'late'), protocol='greatest_hits', metrics=(), compat=True)
+    report, text = _run(folders, generated=str(folders / 'late'), protocol='greatest_hits', metrics=(), compat=True,
+                        references=true)
     assert report['systems']['late']['scores']['onset_f1']['value'] == 1.0 and 'with its slips, delta 0.3' in text
+    shutil.copy(folders / 'reference' / 'clip_00.wav', folders / 'true')  # a reference whose onsets are not known
+    with pytest.raises(ValueError, match='the references: 1 clips cannot be scored; clip_00: no onset times'):
+        _run(folders, generated=str(folders / 'late'), protocol='greatest_hits', metrics=(), compat=True, references=true)
 
 
 def test_desync_and_cosines(folders, monkeypatch):
@@ -161,7 +201,12 @@ def test_mistakes(folders):
                            ({'references': str(folders / 'nowhere')}, 'nowhere: no such folder'),
                            ({'weights': str(folders)}, 'tiny.safetensors: the published weights of passt are missing')):
         with pytest.raises((ValueError, FileNotFoundError), match=words):
-            _run(folders, generated=good, **changes)
+            _run(folders, **{'generated': good, **changes})
+
+
+def test_nothing_to_score(tmp_path):
+    with pytest.raises(ValueError, match='nothing to score: name a folder'):
+        score.score(scored_folders.make_config(tmp_path), tmp_path)
 
 
 def test_protocols_name_metrics_and_tables_that_exist():

@@ -13,9 +13,9 @@ import numpy as np
 
 from configs import base
 from mmaudio_jax import distributed
-from mmaudio_jax import evaluate
 from mmaudio_jax import input_pipeline
 from mmaudio_jax import partitioning
+from mmaudio_jax import split_sounds
 from mmaudio_jax import train
 from mmaudio_jax import train_log
 from mmaudio_jax.sequence import Sequence
@@ -158,7 +158,7 @@ def sample(folder: str, hosts: dict) -> None:
         shapes = (sequence.latent_length, sequence.latent_channels), (), (8, 1024), (8, 768), (77, 1024)
         init = jax.jit(lambda: model.init(jax.random.key(0), *(jnp.zeros((1, *shape)) for shape in shapes))['params'])
         params = {**jax.tree.map(np.asarray, init()), 'latent_std': np.ones((1, 1, sequence.latent_channels), np.float32)}
-        latents = evaluate.sample(config, model, params, examples, sequence)
+        latents = split_sounds.sample(config, model, params, examples, sequence)
         if jax.process_index() == 0:
             np.save(pathlib.Path(folder) / f'latents_{hosts["count"]}.npy', latents)
 

@@ -147,7 +147,7 @@ def test_precision_of_a_step_in_bfloat16():
         name, operands = equation.primitive.name, [operand.aval for operand in equation.invars]
         if name == 'dot_general':
             products.append(operands)
-        elif name in exact:
+        elif name in exact and (name != 'exp' or operands[0].ndim == 4):  # of the softmax: new versions of jax have one in SELU
             exact[name] += 1
             assert operands[0].dtype == jnp.float32, equation
     assert all(exact.values()) and len(products) > 100

@@ -17,6 +17,10 @@ BASES: dict[str, Callable[[], ml_collections.ConfigDict]] = {
     'impacts': impacts.get_config,
 }
 
+# Of the runs of a table with the paper's columns: sample the test split and score it.
+PAPER_FLAGS = ("--config.stages=('train', 'evaluate')", '--config.score.sample=True',
+               "--config.score.metrics=('fd_passt', 'is_panns', 'ib_score', 'desync')")
+
 
 def start(base: str, name: str) -> ml_collections.ConfigDict:
     """The config of `base`, named after the ablation.

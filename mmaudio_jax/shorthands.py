@@ -1,0 +1,25 @@
+"""Short spellings of flags."""
+from collections.abc import Sequence
+
+_COMPARE = '--config.score.compare='
+
+
+def expand(argv: Sequence[str]) -> list[str]:
+    """The arguments with --topology=X, --compat and --compare a=DIR b=DIR … as the fields that they stand for.
+
+    Raises:
+      ValueError: --compare without a system.
+    """
+    result: list[str] = []
+    for argument in argv:
+        if result and result[-1].startswith(_COMPARE) and not argument.startswith('-'):
+            result[-1] += f' {argument}'
+        elif argument == '--compare' or argument.startswith('--compare='):
+            result.append(_COMPARE + argument.partition('=')[2])
+        elif argument == '--compat':
+            result.append('--config.score.compat=True')
+        else:
+            result.append(argument.replace('--topology=', '--config.compile.topology=', 1))
+    if _COMPARE in result:
+        raise ValueError('--compare needs name=FOLDER for every system, as in --compare ours=A theirs=B')
+    return result

@@ -1,0 +1,167 @@
+"""Sounds of a whole split, made from its records by the run's network or an official one.
+
+    WORKDIR/generated/<dataset>_<split>_<digest>/<id>.flac    and settings.json, which the digest is of
+
+So what is there is never of another network, guidance or seed, and an interrupted job goes on where it stopped.
+"""
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence as Sequence_
+import functools
+import hashlib
+import itertools
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from mmaudio_jax import checkpoints
+from mmaudio_jax import codec
+from mmaudio_jax import encoders
+from mmaudio_jax import input_pipeline
+from mmaudio_jax import media
+from mmaudio_jax import partitioning
+from mmaudio_jax import pipeline
+from mmaudio_jax import pretrained
+from mmaudio_jax import sampler
+from mmaudio_jax.models import mmaudio
+from mmaudio_jax.sequence import Sequence
+from mmaudio_jax.weights import store
+
+_FIELDS = ('clip_features', 'sync_features', 'text_features', 'video_exists', 'text_exists')
+Example = Mapping[str, Any]
+Sampler = Callable[[Sequence_[Example], int], np.ndarray]
+
+
+def examples(config, data: pathlib.Path) -> Iterator[dict[str, Any]]:
+    """The records of config.evaluate.dataset's split, at most config.evaluate.max_clips of them, one at a time."""
+    split = input_pipeline.read_split(config, data / 'records', config.evaluate.dataset, config.evaluate.split)
+    return itertools.islice(split, config.evaluate.max_clips or None)
+
+
+def make_sampler(config, model: mmaudio.MMAudio, params: Any, sequence: Sequence) -> Sampler:
+    """(a batch, the number of its first example) → its latents, float32 `[len(batch), N, C]`, on every process.
+
+    At most config.sampling.batch_size examples, split over all devices. Example i has the noise of (config.sampling.seed, i),
+    whatever the batch size and the number of devices.
+    """
+    mesh = partitioning.make_mesh(config.mesh, config.sharding.slice_axis)
+    size = config.sampling.batch_size
+    partitioning.check_batch_size(mesh, size, 'config.sampling.batch_size')
+    settings = sampler.SamplerSettings(config.sampling.solver, config.sampling.num_steps, config.sampling.guidance,
+                                       config.sampling.schedule)
+    rules = partitioning.rules_of(config)
+    placed = partitioning.OnMesh(model, mesh, rules, config.sharding.exchange_dtype)
+    sharding = partitioning.batch_sharding(mesh)
+    run = sampler.make_sampler(placed, settings, mesh)
+    conditions_of = jax.jit(functools.partial(pipeline.with_empty_features, placed), out_shardings=sharding)
+    params = partitioning.spread(params, partitioning.state_sharding(mesh, params, rules, config.sharding.whole_params))
+    encoder = None
+    if config.sampling.negative_prompt:
+        encoder = encoders.make(config.extract.encoder, sequence, store.loader(config.weights, config.weights.dtype))
+
+    def latents_of(batch: Sequence_[Example], first: int) -> np.ndarray:
+        places = np.minimum(np.arange(size), len(batch) - 1)  # the last batch is filled up
+        fields = {name: np.stack([np.asarray(batch[place][name]) for place in places]) for name in _FIELDS}
+        negative = None if encoder is None else encoder.encode_text([config.sampling.negative_prompt] * size)
+        noise = sampler.noise(config.sampling.seed, (first + places).tolist(), sequence.latent_length, sequence.latent_channels)
+        noise, negative = partitioning.spread((noise, negative), sharding)
+        conditions = conditions_of(params, partitioning.spread(fields, sharding))
+        return partitioning.to_host(run(params, noise, *conditions, negative))[:len(batch)]
+    return latents_of
+
+
+def sample(config, model: mmaudio.MMAudio, params: Any, split: Sequence_[Example], sequence: Sequence) -> np.ndarray:
+    """Latents of all examples, float32 `[len(split), N, C]`, by `make_sampler`."""
+    run, size, done = make_sampler(config, model, params, sequence), config.sampling.batch_size, []
+    for start in range(0, len(split), size):
+        done.append(run(split[start:start + size], start))
+        print(f'evaluate: sampled {min(start + size, len(split))} of {len(split)} clips', flush=True)
+    return np.concatenate(done)
+
+
+def write(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Makes what is missing of the sounds of config.evaluate.dataset's split.
+
+    The network is config.generate.pretrained, or that of workdir. Batches are split over all devices; every process decodes
+    and writes its share, and all must see the same workdir. Memory does not grow with the split.
+
+    Returns:
+      Id → sound, in the order of the records. The folder may hold others, of a larger config.evaluate.max_clips.
+
+    Raises:
+      ValueError: no network, one of another config, two records of one id.
+      FileNotFoundError: records or codec are missing.
+    """
+    started, data = time.monotonic(), pathlib.Path(config.data_dir or workdir)
+    sequence = Sequence(config.sequence.rate, config.sequence.duration_s)
+    parts = _network(config, workdir, sequence)
+    folder = _folder(config, workdir, parts)
+    split = examples(config, data)
+    run: Sampler | None = None
+    found: dict[str, pathlib.Path] = {}
+    count = made = 0
+    while batch := list(itertools.islice(split, config.sampling.batch_size)):
+        paths = [folder / f'{example["id"]}.flac' for example in batch]
+        found |= {example['id']: path for example, path in zip(batch, paths)}
+        first, count = count, count + len(batch)
+        if not _anywhere(not all(path.is_file() for path in paths)):
+            continue
+        if run is None:
+            run = make_sampler(config, parts.model, parts.params, sequence)
+            decoder = codec.make(parts.config['extract']['codec'], sequence, parts.codec_path, parts.load)
+        latents = run(batch, first)
+        own = slice(jax.process_index(), None, jax.process_count())
+        for path, waveform in zip(paths[own], decoder.decode(latents[own]) if paths[own] else []):
+            samples = round(sequence.duration_s * sequence.sample_rate_hz)
+            media.write_audio(path, np.asarray(waveform)[:samples], sequence.sample_rate_hz)
+        made += len(batch)
+        print(f'score: made the sounds of {count} clips, {time.monotonic() - started:.0f} s', flush=True)
+    _anywhere(False)  # nobody reads before all have written
+    if len(found) < count:
+        raise ValueError(f'{data / "records" / config.evaluate.dataset}: two records of its split {config.evaluate.split} have '
+                         'one id; extract it again (--mode=extract)')
+    print(f'score: {folder}: {count} sounds, {made} of them new', flush=True)
+    return found
+
+
+def _network(config, workdir: pathlib.Path, sequence: Sequence) -> pretrained.Pretrained:
+    """The network that is scored, if it fits the config."""
+    source = config.generate.pretrained or workdir
+    parts = pretrained.find(source, variant=None, dtype=config.weights.dtype if config.generate.pretrained else None,
+                            **store.places(config.weights), sigma_rel=config.ema.synthesis_sigma_rel, step=None,
+                            data_dir=config.data_dir or None)
+    if not config.generate.pretrained:
+        checkpoints.check_config(parts.config, checkpoints.to_json(config), workdir / 'ema')
+    elif parts.config['sequence']['rate'] != sequence.rate:
+        raise ValueError(f'config.generate.pretrained: {source} is a network of {parts.config["sequence"]["rate"]}, but the '
+                         f'records are of {sequence.rate} (config.sequence.rate)')
+    return parts
+
+
+def _folder(config, workdir: pathlib.Path, parts: pretrained.Pretrained) -> pathlib.Path:
+    """The folder of these sounds, with settings.json."""
+    plain = checkpoints.to_json(config)
+    plain['sampling'].pop('batch_size')
+    settings = {'network': parts.config, 'step': parts.step, 'pretrained': config.generate.pretrained,
+                'sigma_rel': config.ema.synthesis_sigma_rel, 'sampling': plain['sampling'], 'sequence': plain['sequence']}
+    text = json.dumps(settings, indent=1, sort_keys=True) + '\n'
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    folder = workdir / 'generated' / f'{config.evaluate.dataset}_{config.evaluate.split}_{digest}'
+    folder.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+        with media.atomic_file(folder / 'settings.json') as partial:
+            partial.write_text(text)
+    return folder
+
+
+def _anywhere(condition: bool) -> bool:
+    """Whether it holds on any process; all of them wait for each other."""
+    if jax.process_count() == 1:
+        return condition
+    return bool(np.any(multihost_utils.process_allgather(np.array(condition))))

@@ -1,0 +1,29 @@
+"""Short flags, and what they are spelled for."""
+import pytest
+
+from mmaudio_jax import score_inputs
+from mmaudio_jax import shorthands
+
+
+@pytest.mark.parametrize('given, expected', [
+    (('--topology=v5e:2x2', '--mode=compile'), ['--config.compile.topology=v5e:2x2', '--mode=compile']),
+    (('--compare', 'a=x', 'b=y z', '--compat'), ['--config.score.compare= a=x b=y z', '--config.score.compat=True']),
+    (('--compare=a=x b=y', '--mode=evaluate'), ['--config.score.compare=a=x b=y', '--mode=evaluate']),
+    (('run.py', '--compare', 'a=x b=y'), ['run.py', '--config.score.compare= a=x b=y']),
+    (('run.py', '--config.score.compare=a=x', 'train'), ['run.py', '--config.score.compare=a=x train']),
+    (('run.py', '--mode=train', 'b=y'), ['run.py', '--mode=train', 'b=y']),
+])
+def test_expands(given, expected):
+    assert shorthands.expand(given) == expected
+
+
+def test_several_folders_reach_the_score():
+    field = shorthands.expand(['--compare', 'a=x/1', 'b=some folder', 'c=z'])[0].partition('=')[2]
+    assert {name: str(folder) for name, folder in score_inputs.systems('', field).items()} == {
+        'a': 'x/1', 'b': 'some folder', 'c': 'z'}
+
+
+@pytest.mark.parametrize('given', [('--compare',), ('--compare=', '--mode=evaluate'), ('--compare', '--mode=evaluate')])
+def test_compare_needs_systems(given):
+    with pytest.raises(ValueError, match='--compare needs name=FOLDER for every system'):
+        shorthands.expand(given)

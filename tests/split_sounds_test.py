@@ -1,0 +1,113 @@
+"""The sounds of a split: made once, resumed, never of another network; and scored against the media of its records."""
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from mmaudio_jax import evaluate
+from mmaudio_jax import split_sounds
+from tests import scored_folders
+from tests import trained_run
+
+NAMES = [f'clip_{index}' for index in range(trained_run.CLIPS)]
+
+
+@pytest.fixture(name='trained', scope='module')
+def fixture_trained(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        trained_run.use_network(monkeypatch)
+        workdir = tmp_path_factory.mktemp('run')
+        trained_run.make(workdir, with_split=True)
+        yield workdir
+
+
+def _config(**changes):
+    config = trained_run.make_config()
+    config.score.update(sample=True, protocol='impacts', duration_s=trained_run.DURATION_S, sheets=1)
+    config.score.update(changes)
+    return config
+
+
+def _scored(workdir, config):
+    evaluate.evaluate(config, workdir)
+    return json.loads((workdir / 'scores.json').read_text())
+
+
+def test_made_once_and_resumed(trained, capsys):
+    made = split_sounds.write(_config(), trained)
+    folder = made['clip_0'].parent
+    assert list(made) == NAMES and sorted(path.stem for path in folder.glob('*.flac')) == NAMES
+    sounds = {name: soundfile.read(folder / f'{name}.flac')[0] for name in NAMES}
+    assert all(len(sound) == 16_000 and sound.std() > 0 for sound in sounds.values())
+    assert json.loads((folder / 'settings.json').read_text())['step'] == trained_run.STEP
+    (folder / 'clip_3.flac').unlink()
+    assert split_sounds.write(_config(), trained) == made
+    np.testing.assert_array_equal(soundfile.read(folder / 'clip_3.flac')[0], sounds['clip_3'])
+    capsys.readouterr()
+    split_sounds.write(_config(), trained)
+    assert '5 sounds, 0 of them new' in capsys.readouterr().out
+    other = _config()
+    other.sampling.guidance = 3.0
+    other.evaluate.max_clips = 2
+    others = split_sounds.write(other, trained)
+    assert others['clip_0'].parent != folder and list(others) == NAMES[:2]
+    assert np.abs(soundfile.read(others['clip_0'])[0] - sounds['clip_0']).max() > 1e-3
+
+
+def test_a_split_is_scored_against_its_own_media(trained, capsys):
+    report = _scored(trained, _config())
+    row = report['systems']['impacts']
+    assert (report['asked'], row['paired'], row['missing'], row['short']) == (5, 5, [], {})
+    score = row['scores']['onset_f1']
+    assert score['clips'] == 4 and '1 clips without a true onset are left out' in score['note']
+    assert 'impacts, onset F1: over 4 of 5 clips' in capsys.readouterr().out
+    assert (trained / 'scores' / 'clip_0.png').is_file()
+
+
+def test_its_videos_are_references_too(trained, tmp_path, monkeypatch):
+    scored_folders.use(monkeypatch)
+    metrics = ('fd_vgg', 'kl_panns', 'desync')
+    weights = str(scored_folders.write_weights(tmp_path))
+    config = _config(protocol='vggsound', metrics=metrics, weights=weights)
+    config.evaluate.max_clips = 4
+    scores = _scored(trained, config)['systems']['impacts']['scores']
+    assert {name: scores[name].get('clips') for name in metrics} == dict.fromkeys(metrics, 4)
+
+
+def test_beside_other_systems_and_a_folder_against_the_records(trained, tmp_path):
+    made = split_sounds.write(_config(), trained)
+    (tmp_path / 'theirs').mkdir()
+    for name in NAMES:
+        sound, rate = soundfile.read(made[name])
+        soundfile.write(tmp_path / 'theirs' / f'{name}.wav', sound, rate)
+    report = _scored(trained, _config(compare=f'theirs={tmp_path / "theirs"}'))
+    assert list(report['systems']) == ['impacts', 'theirs']
+    assert abs(report['differences']['theirs − impacts']['onset_f1']['value']) < 1e-9
+    (tmp_path / 'theirs' / 'clip_1.wav').unlink()
+    config = _config(sample=False, generated=str(tmp_path / 'theirs'), references='records')
+    with pytest.raises(ValueError, match=r'1 missing \(clip_1\) of 5 clips asked for'):
+        evaluate.evaluate(config, trained)
+
+
+def test_mistakes(trained, tmp_path):
+    with pytest.raises(ValueError, match='train first'):
+        split_sounds.write(_config(), tmp_path)
+    config = _config()
+    config.model.fused_blocks = 2
+    with pytest.raises(ValueError, match='config.model.fused_blocks'):
+        split_sounds.write(config, trained)
+    config = _config()
+    config.sequence.rate, config.generate.pretrained = '44k', str(trained)
+    with pytest.raises(ValueError, match='is a network of 16k, but the records are of 44k'):
+        split_sounds.write(config, trained)
+    with pytest.raises(ValueError, match="'impacts' is the name of the network that is sampled"):
+        evaluate.evaluate(_config(compare='impacts=x'), trained)
+    table = trained / 'media' / 'impacts' / 'test.jsonl'
+    text = table.read_text()
+    try:
+        table.write_text('\n'.join(text.splitlines()[1:]))
+        with pytest.raises(ValueError, match=r'test.jsonl: has no row for 1 of the 5 records \(clip_0\)'):
+            evaluate.evaluate(_config(), trained)
+    finally:
+        table.write_text(text)
