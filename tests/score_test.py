@@ -43,6 +43,7 @@ def test_two_systems_in_one_table(folders, capsys):
         np.testing.assert_allclose(difference['value'], poor[name]['value'] - good[name]['value'])
         assert difference['low'] > 0
     assert '| system | FD PaSST ↓ |' in text and '| good | **' in text and 'MMAudio S-16k, published' in text
+    assert '**The published figures are of 15221 clips (here 12)**: the differences mix that in.' in text
     assert text in capsys.readouterr().out
     latex = (folders / 'run' / 'scores.tex').read_text()
     assert r'good & \textbf{' in latex and latex.count(r'\\') == 3
