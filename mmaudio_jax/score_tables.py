@@ -137,6 +137,11 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
         for name, score in scores.items():
             if 'undefined' in score:
                 lines.append(f'{pair}, {score_metrics.METRICS[name].title}: not defined: {score["undefined"]}.')
+    of = {'clips': (report['asked'], 'clips'), 'duration_s': (report['duration_s'], 's')}
+    other = [f'{report["published"][key]:g} {unit} (here {here:g})' for key, (here, unit) in of.items()
+             if report['published'].get(key, here) != here]
+    if other:
+        lines.append(f'**The published figures are of {", ".join(other)}**: the differences mix that in.')
     if 'rerun' in report['published']:
         lines.append(f'"Within reruns": no further from the published figure than {_SPREAD:g} times what the one known rerun '
                      f'of {report["published"]["rerun"]["of"]} was.')

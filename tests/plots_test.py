@@ -33,6 +33,17 @@ def test_picture_is_whole_and_brightest_where_the_sound_is(tmp_path):
     assert late - early > 0.35 * picture.shape[1]  # one second of two, less the margins
 
 
+def test_all_rows_are_on_one_scale(tmp_path):
+    bright = []
+    for factor in (1.0, 0.03):
+        plots.spectrogram(tmp_path / 'a.png', {'loud': _click(0.5), 'other': factor * _click(0.5)}, RATE)
+        picture = _rows(tmp_path / 'a.png')
+        warm = (picture.sum(-1) < 700) & (picture[..., 0] > 240) & (picture[..., 2] < 160)
+        bright.append([int(half.sum()) for half in np.array_split(warm, 2)])
+    assert bright[1][0] == bright[0][0] > 0  # the loud one stays as it was
+    assert bright[1][1] < 0.1 * bright[0][1]  # 30 dB less is darker
+
+
 def test_marks_change_the_picture(tmp_path):
     plots.spectrogram(tmp_path / 'a.png', {'x': _click(0.5)}, RATE, {'true': [], 'generated': []})
     plots.spectrogram(tmp_path / 'b.png', {'x': _click(0.5)}, RATE, {'true': [1.5], 'generated': []})

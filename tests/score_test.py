@@ -43,10 +43,25 @@ def test_two_systems_in_one_table(folders, capsys):
         np.testing.assert_allclose(difference['value'], poor[name]['value'] - good[name]['value'])
         assert difference['low'] > 0
     assert '| system | FD PaSST ↓ |' in text and '| good | **' in text and 'MMAudio S-16k, published' in text
+    assert '**The published figures are of 15221 clips (here 12)**: the differences mix that in.' in text
     assert text in capsys.readouterr().out
     latex = (folders / 'run' / 'scores.tex').read_text()
     assert r'good & \textbf{' in latex and latex.count(r'\\') == 3
     assert [path.name for path in (folders / 'run' / 'scores').iterdir()] == ['clip_00.png']
+
+
+def test_sheets_have_the_reference_above_every_system_with_its_onsets(folders, monkeypatch):
+    sheets = []
+    monkeypatch.setattr(score.plots, 'spectrogram', lambda *arguments: sheets.append(arguments))
+    compare = f'good={folders / "good"} poor={folders / "poor"}'
+    _run(folders, compare=compare, metrics=('is_panns',), sheets=2, duration_s=1.0)
+    assert [path.name for path, *_ in sheets] == ['clip_00.png', 'clip_01.png']
+    _, sounds, rate, marks = sheets[0]
+    assert list(sounds) == ['reference', 'good', 'poor'] and {len(sound) for sound in sounds.values()} == {rate}
+    assert list(marks) == ['onsets found in the reference'] and marks['onsets found in the reference']
+    (folders / 'reference' / 'clip_00_times.txt').write_text('0.25\n')
+    _run(folders, compare=compare, metrics=('is_panns',), sheets=1, duration_s=1.0)
+    assert sheets[2][3] == {'true onsets': [0.25]}
 
 
 def test_figures_are_those_of_the_embeddings(folders):
