@@ -161,7 +161,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.train.microbatches = 1  # parts of a batch whose gradients are computed one after the other and averaged; saves memory
     c.train.max_skipped = 10  # steps in a row that are not finite and left out before the run stops; 0: the first one stops it
     c.train.log_every = 50
-    c.train.profile_steps = ()  # (first, last): a JAX profile of these steps is written to workdir/profile
+    c.train.profile_steps = ()  # (first, last): a JAX profile of these steps is in workdir/profile; --profile=N-M
     c.train.validate_every = 5_000
     c.train.sample_every = 20_000  # and at the end; 0: never
     c.train.sample_clips = 4  # spectrogram and sound of that many validation clips

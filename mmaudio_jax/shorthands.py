@@ -1,14 +1,15 @@
 """Short spellings of flags."""
 from collections.abc import Sequence
+import re
 
 _COMPARE = '--config.score.compare='
 
 
 def expand(argv: Sequence[str]) -> list[str]:
-    """The arguments with --topology=X, --compat and --compare a=DIR b=DIR … as the fields that they stand for.
+    """The arguments with --topology=X, --profile=N-M, --compat and --compare a=DIR b=DIR … as the fields that they stand for.
 
     Raises:
-      ValueError: --compare without a system.
+      ValueError: --compare without a system, or --profile without two steps.
     """
     result: list[str] = []
     for argument in argv:
@@ -16,6 +17,11 @@ def expand(argv: Sequence[str]) -> list[str]:
             result[-1] += f' {argument}'
         elif argument == '--compare' or argument.startswith('--compare='):
             result.append(_COMPARE + argument.partition('=')[2])
+        elif argument == '--profile' or argument.startswith('--profile='):
+            steps = re.fullmatch(r'--profile=(\d+)-(\d+)', argument)
+            if not steps:
+                raise ValueError('--profile needs the first and the last step, as in --profile=100-110')
+            result.append(f'--config.train.profile_steps=({steps[1]}, {steps[2]})')
         elif argument == '--compat':
             result.append('--config.score.compat=True')
         else:

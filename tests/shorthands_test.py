@@ -11,6 +11,7 @@ from mmaudio_jax import shorthands
     (('--compare=a=x b=y', '--mode=evaluate'), ['--config.score.compare=a=x b=y', '--mode=evaluate']),
     (('run.py', '--compare', 'a=x b=y'), ['run.py', '--config.score.compare= a=x b=y']),
     (('run.py', '--config.score.compare=a=x', 'train'), ['run.py', '--config.score.compare=a=x train']),
+    (('--profile=100-110',), ['--config.train.profile_steps=(100, 110)']),
     (('run.py', '--mode=train', 'b=y'), ['run.py', '--mode=train', 'b=y']),
 ])
 def test_expands(given, expected):
@@ -27,3 +28,9 @@ def test_several_folders_reach_the_score():
 def test_compare_needs_systems(given):
     with pytest.raises(ValueError, match='--compare needs name=FOLDER for every system'):
         shorthands.expand(given)
+
+
+@pytest.mark.parametrize('given', ['--profile', '--profile=5', '--profile=a-b'])
+def test_profile_needs_two_steps(given):
+    with pytest.raises(ValueError, match='--profile needs the first and the last step'):
+        shorthands.expand([given])
