@@ -155,5 +155,7 @@ def test_the_compiler_writes_what_is_read_here():
     loop = cycles(lambda a, b: jax.lax.scan(lambda x, _: (jnp.tanh(x @ b), None), a, length=7)[0])
     ideal = 2 * 4096**3 / 131_072
     assert 1 < once.compute_cycles / ideal < 1.1  # measured 1.04
-    assert 7 < loop.compute_cycles / ideal < 7.7 and not loop.unknown_loops
+    product = loop.operations[0][1]  # beside it the compiler copies the carried matrix, at a third of the product's cycles
+    assert 7 < product / ideal < 7.7 and not loop.unknown_loops  # measured 7.11
+    assert product < loop.compute_cycles < 1.5 * product
     assert once.guessed_cycles == 0
