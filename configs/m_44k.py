@@ -3,6 +3,7 @@
     python run.py --config=configs/m_44k.py --workdir=DIR
 
 Set config.extract.datasets to your clip tables and add --mode=extract for the features first; the official encoders are needed.
+The mesh and the recomputation are for TPU slices of 16 chips and more; on fewer devices set --config.mesh.fsdp to their number.
 Cost: 300 000 steps of 512 clips; its authors advise eight 80 GB H100s. Not run by us.
 Expected (the paper, VGGSound test): FD PaSST 61.88, FD PANNs 4.74, IS 17.41, IB 32.99, DeSync 0.443.
 """
@@ -14,6 +15,8 @@ def get_config():
     c = base.get_config()
     c.name = 'm_44k'
     c.sequence.rate = '44k'
+    c.mesh.fsdp = 16
+    c.model.remat = 'dots'
     c.model.variant = 'medium_44k'
     c.input.mixture = (('vggsound', 3), *c.input.mixture[1:])
     return c

@@ -11,6 +11,7 @@ import flax.struct
 import jax
 from jax.experimental import mesh_utils
 from jax.experimental import multihost_utils
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
@@ -23,13 +24,13 @@ BATCH_AXES = ('data', 'fsdp')
 
 # (regular expression searched in the tensor's name, mesh axis, or axes, of each of its last dimensions); the first that
 # matches counts. Names are paths such as 'params/joint/latents/qkv/kernel'. Dimensions before those of the rule, such as the
-# layers of a scan, are not split. fsdp splits the last dimension but one: TPUs keep the last in rows of 128, and a part of a
-# row is moved before it can be sent.
+# layers of a scan, are not split. TPUs keep the last two dimensions in tiles of 16 rows of 128: fsdp splits the last but one,
+# or the last, which is then turned before it is sent, so that sixteenths are whole tiles (896 / 16 is not, 2560 / 16 is).
 RULES: tuple[tuple[str, tuple], ...] = (
     (r'/qkv/kernel$', ('fsdp', 'tensor')),  # [q|k|v, D, H · K]
     (r'/qkv/bias$', ('tensor', None)),  # [q|k|v, H, K]
     (r'/projection/kernel$', (('tensor', 'fsdp'), None)),  # [H · K, D]
-    (r'/w[13]$', ('fsdp', 'tensor')),  # [taps, D, hidden]
+    (r'/w[13]$', (None, ('tensor', 'fsdp'))),  # [taps, D, hidden]
     (r'/w2$', (('tensor', 'fsdp'), None)),  # [taps, hidden, D]
     (r'/modulation/kernel$', ('fsdp', None)),  # [6, D, D]
     (r'final_layer/conv/kernel$', ('fsdp', None)),  # [taps, D, C]
@@ -203,7 +204,11 @@ class _Placed(flax.struct.PyTreeNode, nn.meta.AxisMetadata):
     dtype: Any = flax.struct.field(pytree_node=False)
 
     def unbox(self):
-        return _place(self.used, self.kept, self.value.astype(self.dtype))
+        value = self.value.astype(self.dtype)
+        if value.ndim > 1 and 'fsdp' in _several(self.kept.spec[-1]):  # columns travel as rows
+            turn = lambda array: jnp.swapaxes(array, -1, -2)
+            return turn(_place(_turned(self.used), _turned(self.kept), turn(value)))
+        return _place(self.used, self.kept, value)
 
     def replace_boxed(self, val):
         return self.replace(value=val)
@@ -215,6 +220,11 @@ class _Placed(flax.struct.PyTreeNode, nn.meta.AxisMetadata):
     def remove_axis(self, index, params):
         del params
         return self.replace(used=_remove(self.used, index), kept=_remove(self.kept, index))
+
+
+def _turned(sharding: NamedSharding) -> NamedSharding:
+    *others, rows, columns = sharding.spec
+    return sharding.update(spec=PartitionSpec(*others, columns, rows))
 
 
 def _insert(sharding: NamedSharding, index: int) -> NamedSharding:

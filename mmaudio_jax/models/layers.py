@@ -200,10 +200,28 @@ def rotate(inputs: jax.Array, angles: Rotation) -> jax.Array:
 def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Softmax attention `[B, N, H, K]`, `[B, M, H, K]`, `[B, M, H, K]` to `[B, N, H · K]`; logits and softmax float32."""
     q = q * np.asarray(q.shape[-1]**-0.5, q.dtype)
-    logits = jnp.einsum('BNHK,BMHK->BHNM', q, k, preferred_element_type=jnp.float32)
-    weights = nn.softmax(logits, axis=-1).astype(v.dtype)
+    weights = nn.softmax(_logits(q, k), axis=-1).astype(v.dtype)
     mixed = jnp.einsum('BHNM,BMHK->BNHK', weights, v)
     return mixed.reshape(*mixed.shape[:2], -1)
+
+
+@jax.custom_vjp
+def _logits(q: jax.Array, k: jax.Array) -> jax.Array:
+    """`[B, N, H, K]`, `[B, M, H, K]` to `[B, H, N, M]` float32; the products of the gradient are in the dtype of `q`."""
+    return jnp.einsum('BNHK,BMHK->BHNM', q, k, preferred_element_type=jnp.float32)
+
+
+def _logits_forward(q, k):
+    return _logits(q, k), (q, k)
+
+
+def _logits_backward(residual, gradient):
+    q, k = residual
+    gradient = gradient.astype(q.dtype)  # otherwise a product of float32 and bfloat16, as slow as one of float32
+    return jnp.einsum('BHNM,BMHK->BNHK', gradient, k), jnp.einsum('BHNM,BNHK->BMHK', gradient, q)
+
+
+_logits.defvjp(_logits_forward, _logits_backward)
 
 
 def _power(base: float, exponents: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The tables of docs/scaling.md: what the TPU compiler says of the train step and the sampler on slices of every kind.
 
-    python -m tests.benchmarks.scaling [--rows='L v5e-64,S v6e-8'] [--samplers='L v5e'] [--only_write]
+    python -m tests.benchmarks.scaling [--rows='L v5e-64,S v6e-8'] [--samplers='L v5e'] [--growth='narrow v5e-8'] [--only_write]
 
 A row takes minutes of a core. Finished rows are in scaling.json beside this file, and are not compiled again; delete those
 whose program has changed. Without flags the missing ones follow in the order below. The tables are written after every row.
@@ -8,6 +8,7 @@ whose program has changed. Without flags the missing ones follow in the order be
 import argparse
 import importlib
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -28,22 +29,20 @@ SLICES = {'v5e-64': 'v5e:8x8', 'v5p-128': 'v5p:4x4x4', 'v5e-8': 'v5e:2x4', 'v6e-
 BATCH, STEPS = 512, 300_000
 H100S = (2, 8, 64)
 H100_UTILISATION = 0.4  # assumed
+FSDP = {'L': 16, 'M': 16, 'S': 8}  # chips over which the state is split, where there are so many
+AT_ONCE = {'L': 16, 'M': 32, 'S': 64}  # clips at once for every 16 GiB of a chip's memory
+GROWTH = [('narrow', name) for name in ('v5e-8', 'v5e-64', 'v5e-256')]
+NARROW = {'hidden_size': 128, 'num_heads': 2, 'joint_blocks': 2, 'fused_blocks': 2}  # its bytes grow as those of any other
 PRIMARY = [(model, name) for name in SLICES for model in MODELS]
-
-
-def fsdp(model: str, name: str) -> int:
-    """Over how many chips the state is split: rows of 8 of the network's width must come out whole."""
-    widest = 8 if model == 'S' else 16
-    return min(widest, len(chips.devices_of(SLICES[name])))
 
 
 def candidates(model: str, name: str) -> list[dict[str, Any]]:
     """Meshes, microbatches and remat policies worth compiling, the likeliest first."""
     devices = len(chips.devices_of(SLICES[name]))
     clips = BATCH // devices
-    at_once = {'L': 16, 'M': 32, 'S': 64}[model] * (1 if name.startswith('v5e') else 2)
-    microbatches = max(1, clips // at_once)
-    return [{'data': -1, 'fsdp': fsdp(model, name), 'microbatches': microbatches, 'remat': 'dots'}]
+    at_once = AT_ONCE[model] * round(chips.CHIPS[name.split('-')[0]].memory_bytes / 2**34)
+    microbatches = 2**max(0, math.ceil(math.log2(clips / at_once)))
+    return [{'data': -1, 'fsdp': min(FSDP[model], devices), 'microbatches': microbatches, 'remat': 'dots'}]
 
 
 def configure(model: str, choice: dict[str, Any]) -> Any:
@@ -78,6 +77,19 @@ def measure_sampler(model: str, kind: str) -> dict[str, Any]:
     return result
 
 
+def measure_growth(model: str, name: str) -> dict[str, Any]:
+    """Data parallel, one clip a chip on every slice: what a chip gives to collectives should not grow."""
+    assert model == 'narrow'
+    config = configure('S', {'data': -1, 'fsdp': 1, 'microbatches': 1, 'remat': 'none'})
+    config.model.update(NARROW)
+    config.sequence.duration_s = 1.0
+    config.input.batch_size = len(chips.devices_of(SLICES[name]))
+    config.compile.topology = SLICES[name]
+    result = compile_report.measure(compile_report.train, config, chips.devices_of(SLICES[name]))
+    result.pop('costliest', None)
+    return result
+
+
 def largest_batch(results: dict[str, Any], model: str, name: str) -> int | None:
     """Clips at once, over all chips, that leave a tenth of the memory free: the line through what two sizes need."""
     kind = name.split('-')[0]
@@ -95,19 +107,21 @@ def largest_batch(results: dict[str, Any], model: str, name: str) -> int | None:
 
 def train_table(results: dict[str, Any]) -> str:
     """One line a network and slice."""
-    lines = ['| network | slice | chips | data × fsdp | microbatches | memory | largest batch at once | step ms '
-             '| of it collectives | utilisation | days for 300 000 steps |', '|' + '---|' * 11]
+    lines = ['| network | slice | chips | data × fsdp | microbatches | recomputed | memory | largest batch at once | step ms '
+             '| of it collectives | utilisation | days for 300 000 steps |', '|' + '---|' * 12]
     for model in MODELS:
         for name in SLICES:
             row = results.get(f'{model} {name}')
             if row is None:
                 continue
             if not row['fits']:
-                lines.append(f'| {model} | {name} | {row["devices"]} | | {row["microbatches"]} | does not fit | | | | | |')
+                lines.append(f'| {model} | {name} | {row["devices"]} | | {row["microbatches"]} | {row["remat"]} | does not fit '
+                             '| | | | | |')
                 continue
             seconds, size, largest = row['seconds'], row['bytes'], largest_batch(results, model, name)
             lines.append(f'| {model} | {name} | {row["devices"]} | {row["devices"] // row["fsdp"]} × {row["fsdp"]} '
-                         f'| {row["microbatches"]} | {size["peak"] / 2**30:.1f} of {size["memory"] / 2**30:.0f} GiB '
+                         f'| {row["microbatches"]} | {row["remat"]} | {size["peak"] / 2**30:.1f} of '
+                         f'{size["memory"] / 2**30:.0f} GiB '
                          f'| {largest or ""} | {1e3 * seconds["all"]:.0f} | {1e3 * seconds["collective"]:.0f} '
                          f'| {row["utilisation"]:.0%} | {STEPS * seconds["all"] / 86_400:.1f} |')
     return '\n'.join(lines)
@@ -131,6 +145,17 @@ def sampler_table(results: dict[str, Any]) -> str:
     return '\n'.join(lines)
 
 
+def growth_table(results: dict[str, Any]) -> str:
+    """One line a slice."""
+    lines = ['| slice | chips | given to collectives a chip | sent by a chip, as a ring does it |', '|' + '---|' * 4]
+    for model, name in GROWTH:
+        row = results.get(f'growth {model} {name}')
+        if row is not None:
+            sent = sum(row['sent_bytes'].values())
+            lines.append(f'| {name} | {row["devices"]} | {row["given_bytes"] / 2**20:.3f} MiB | {sent / 2**20:.3f} MiB |')
+    return '\n'.join(lines)
+
+
 def h100_table() -> str:
     """On paper: operations over the peak."""
     lines = ['| network | H100s | step ms | days for 300 000 steps |', '|' + '---|' * 4]
@@ -147,7 +172,8 @@ def h100_table() -> str:
 def write_page(results: dict[str, Any]) -> None:
     """Puts the tables between the page's marks."""
     text = PAGE.read_text()
-    for name, table in (('train', train_table(results)), ('sampler', sampler_table(results)), ('h100', h100_table())):
+    for name, table in (('train', train_table(results)), ('sampler', sampler_table(results)),
+                        ('growth', growth_table(results)), ('h100', h100_table())):
         start, end = f'<!-- {name} -->\n', f'<!-- end of {name} -->'
         before, rest = text.split(start)
         text = before + start + table + '\n' + end + rest.split(end)[1]
@@ -158,26 +184,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--rows', help='e.g. "L v5e-64,S v6e-8"; without it all')
     parser.add_argument('--samplers', help='e.g. "L v5e"; without it all')
+    parser.add_argument('--growth', help='e.g. "narrow v5e-8"; without it all')
     parser.add_argument('--only_write', action='store_true', help='compile nothing')
     flags = parser.parse_args()
     jax.config.update('jax_platforms', 'cpu')
-    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    rows = PRIMARY if flags.rows is None else [tuple(row.split()) for row in flags.rows.split(',') if row]
+    finished = lambda: json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    chosen = lambda text, every: every if text is None else [tuple(row.split()) for row in text.split(',') if row]
     kinds = [(model, kind) for kind in chips.CHIPS for model in MODELS]
-    samplers = kinds if flags.samplers is None else [tuple(row.split()) for row in flags.samplers.split(',') if row]
-    work = [(f'{model} {name}', measure_row, model, name) for model, name in rows]
-    work += [(f'sampler {model} {kind}', measure_sampler, model, kind) for model, kind in samplers]
+    work = [(f'{model} {name}', measure_row, model, name) for model, name in chosen(flags.rows, PRIMARY)]
+    work += [(f'sampler {model} {kind}', measure_sampler, model, kind) for model, kind in chosen(flags.samplers, kinds)]
+    work += [(f'growth {model} {name}', measure_growth, model, name) for model, name in chosen(flags.growth, GROWTH)]
     for key, function, model, place in [] if flags.only_write else work:
-        if key in results:
+        if key in finished():
             continue
-        results[key] = function(model, place)
-        if 'microbatches' in results[key]:
-            results[key]['at_once'] = BATCH // results[key]['devices'] // results[key]['microbatches']
+        row = function(model, place)
+        if function is measure_row:
+            row['at_once'] = BATCH // row['devices'] // row['microbatches']
+        results = {**finished(), key: row}  # another process may have written meanwhile
         RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + '\n')
-        print(key, json.dumps({name: results[key].get(name) for name in ('fits', 'utilisation', 'seconds', 'compile_seconds')}),
-              flush=True)
+        print(key, json.dumps({name: row.get(name) for name in ('fits', 'utilisation', 'seconds', 'compile_seconds')}), flush=True)
         write_page(results)
-    write_page(results)
+    write_page(finished())
 
 
 if __name__ == '__main__':
