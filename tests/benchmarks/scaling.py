@@ -202,7 +202,8 @@ def main() -> None:
             row['at_once'] = BATCH // row['devices'] // row['microbatches']
         results = {**finished(), key: row}  # another process may have written meanwhile
         RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + '\n')
-        print(key, json.dumps({name: row.get(name) for name in ('fits', 'utilisation', 'seconds', 'compile_seconds')}), flush=True)
+        shown = {name: row.get(name) for name in ('fits', 'utilisation', 'seconds', 'compile_seconds')}
+        print(key, json.dumps(shown), flush=True)
         write_page(results)
     write_page(finished())
 
