@@ -102,7 +102,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.rope = 'aligned'  # 'aligned', 'unaligned' or 'none'
     c.model.mlp = 'conv'  # 'conv' or 'linear' (kernel 1)
     c.model.dtype = 'bfloat16'  # compute dtype, 'bfloat16' or 'float32'; parameters are float32
-    c.model.convolution = 'auto'  # 'xla', 'matmul' (the faster on CPUs), or 'auto': by the device
+    # 'xla' (the fastest on TPUs), 'matmul' (on CPUs), 'winograd' (on CPUs in float32), or 'auto': by device and dtype
+    c.model.convolution = 'auto'
     c.model.remat = 'none'  # 'none', 'blocks' or 'dots'; with mesh.fsdp above 1, 'none' also keeps every gathered parameter
 
     # Flow matching (flow_matching.py) and condition dropout for guidance.

@@ -39,7 +39,7 @@ _CHOICES = {
     'sync_fusion': ('modulate', 'sum_with_visual', 'none'),
     'rope': ('aligned', 'unaligned', 'none'),
     'mlp': ('conv', 'linear'),
-    'convolution': ('xla', 'matmul'),
+    'convolution': ('xla', 'matmul', 'winograd'),
     'remat': ('none', 'blocks', 'dots'),
 }
 
@@ -114,7 +114,7 @@ class MMAudio(nn.Module):
       rope: 'aligned' (equal times have equal angles), 'unaligned' or 'none'.
       mlp: 'conv', or 'linear' with matrices in place of the convolutions of every ConvMLP.
       dtype: compute dtype; parameters, norms, softmax, rotations and time embedding are float32.
-      convolution: 'xla' or 'matmul', see layers.conv1d.
+      convolution: 'xla', 'matmul' or 'winograd', see layers.conv1d.
       remat: 'none', 'blocks' or 'dots', see mmdit.repeat.
       clip_width, sync_width, text_width: widths of the features. text_length: T.
 
@@ -270,5 +270,12 @@ def build(model_config: Mapping[str, Any], sequence: seq.Sequence) -> MMAudio:
                          f'{sequence.latent_channels}: choose the variant that ends in {sequence.rate!r}')
     chosen = VARIANTS[variant] | {name: value for name, value in fields.items() if value is not None}
     if chosen['convolution'] == 'auto':
-        chosen['convolution'] = 'matmul' if jax.default_backend() == 'cpu' else 'xla'
+        chosen['convolution'] = _convolution(jnp.dtype(chosen['dtype']))
     return MMAudio(**{**chosen, 'dtype': jnp.dtype(chosen['dtype'])})
+
+
+def _convolution(dtype: Any) -> str:
+    """The quickest on the devices that are here."""
+    if jax.default_backend() != 'cpu':
+        return 'xla'
+    return 'winograd' if dtype == jnp.float32 else 'matmul'

@@ -1,0 +1,34 @@
+"""Winograd's convolution against the sum it stands for."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmaudio_jax.models import winograd
+
+
+def test_matrices_filter_exactly():
+    """A [(G g) ⊙ (B d)] is the correlation of six inputs with three taps, for every input and tap."""
+    for place in range(6):
+        for tap in range(3):
+            result = winograd.OUTPUTS @ (winograd.KERNELS[:, tap] * winograd.INPUTS[:, place])
+            np.testing.assert_allclose(result, [float(place == output + tap) for output in range(4)], atol=1e-15)
+
+
+@pytest.mark.parametrize('taps, length', [(3, 1), (3, 4), (3, 5), (3, 250), (5, 33), (7, 1), (7, 6), (7, 63)])
+def test_conv_and_its_gradients_are_those_of_the_plain_sum(taps, length):
+    key = jax.random.split(jax.random.key(0), 3)
+    inputs, kernel = jax.random.normal(key[0], (2, length, 96)), jax.random.normal(key[1], (taps, 96, 160)) / np.sqrt(96 * taps)
+    weights = jax.random.normal(key[2], (2, length, 160))
+
+    def plain(inputs, kernel):
+        padded = jnp.pad(inputs, ((0, 0), (taps // 2, taps // 2), (0, 0)))
+        return sum(padded[:, tap:tap + length] @ kernel[tap] for tap in range(taps))
+
+    results = []
+    for function in (plain, winograd.conv):
+        result, gradient = jax.vjp(function, inputs, kernel)
+        results.append((result, *gradient(weights)))
+    for expected, result in zip(*results):
+        error = np.abs(result - expected).max() / expected.std()
+        assert error < 3e-5, error
