@@ -7,7 +7,6 @@ import functools
 import math
 
 import numpy as np
-import scipy.signal
 
 ZERO_CROSSINGS = 64  # of the sinc, on each side
 ROLLOFF = 0.9475937167399596  # of the lower Nyquist frequency
@@ -96,6 +95,7 @@ def resample_for_evaluation(waveform: np.ndarray, from_hz: int, to_hz: int) -> n
 
 def _filtered(waveform: np.ndarray, kernel: np.ndarray, up: int, down: int) -> np.ndarray:
     """Raises the rate by up, filters, lowers it by down, without delay; zeros beyond the ends."""
+    import scipy.signal  # takes most of a second, and the processes that decode for training do without it
     length = -(-len(waveform) * up // down)
     half = len(kernel) // 2
     lead = -(-half // down)  # whole output samples before the first one

@@ -64,3 +64,10 @@ def test_the_pipeline_is_imported_without_touching_a_device():
             'print(xla_bridge.backends_are_initialized(), unwanted)')
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert result.stdout.strip() == 'False []'
+
+
+def test_processes_that_decode_start_light():
+    code = ('import sys; from data_pipelines import reading; '
+            'print([m for m in ("jax", "flax", "scipy.signal", "librosa", "tensorflow_datasets") if m in sys.modules])')
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert result.stdout.strip() == '[]'

@@ -291,3 +291,17 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
         media.write_audio(tmp_path / 'a.wav', tone(100, 16_000), 16_000)
     assert [entry.name for entry in tmp_path.iterdir()] == ['a.wav']
     assert (tmp_path / 'a.wav').read_bytes() == b'before'
+
+
+def test_a_converter_that_is_kept_changes_no_picture():
+    """Also when size, scale and format change on the way."""
+    rng, converter = np.random.default_rng(0), media.VideoReformatter()
+    for size, divide in (((48, 64), 1), ((48, 64), 2), ((32, 96), 2), ((48, 64), 1)):
+        for layout in ('yuv420p', 'rgb24'):
+            pixels = rng.integers(0, 255, (*size, 3), np.uint8)
+            frame = av.VideoFrame.from_ndarray(pixels, format='rgb24').reformat(format=layout)
+            kept, alone = (np.asarray(media.upright(frame, divide, used)) for used in (converter, None))
+            assert kept.shape == (size[0] // divide, size[1] // divide, 3)
+            np.testing.assert_array_equal(kept, alone)
+            if layout == 'rgb24' and divide == 1:
+                np.testing.assert_array_equal(kept, pixels)
