@@ -87,7 +87,7 @@ class System:
 
 
 def score(config, workdir: pathlib.Path) -> None:
-    """Scores the systems that config.score names; prints the table, writes scores.{json,md,tex}.
+    """Scores the systems that config.score names; prints the table, writes scores.{json,md,tex,png}.
 
     They are config.score.generated, or those of config.score.compare; and with config.score.sample what the network makes of
     config.evaluate.dataset's split, which comes first.
@@ -126,6 +126,7 @@ def score(config, workdir: pathlib.Path) -> None:
         return
     report = _report(options, protocol, systems, asked, lacking, time.monotonic() - started)
     _write(report, workdir)
+    _plot(report, workdir / 'scores.png')
     _sheets(config, workdir, protocol, generated, sources, sorted(set(asked).intersection(*generated.values())))
     print(score_tables.markdown(report), flush=True)
     print(f'score: {len(systems)} systems, {len(asked)} clips asked for, {report["seconds"]:.0f} s; every figure is in '
@@ -138,6 +139,20 @@ def _write(report: Mapping[str, Any], workdir: pathlib.Path) -> None:
         partial = workdir / f'.scores.{suffix}.partial'
         partial.write_text(content + '\n')
         partial.replace(workdir / f'scores.{suffix}')
+
+
+def _plot(report: Mapping[str, Any], path: pathlib.Path) -> None:
+    """The figures of all systems with their intervals, and the published ones; nothing when no figure is defined."""
+    panels: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for name in report['metrics']:
+        scores = {system: row['scores'].get(name, {}) for system, row in report['systems'].items()}
+        panel = {system: (score['value'], score['low'], score['high']) for system, score in scores.items() if 'value' in score}
+        if panel:
+            published = score_tables.all_rows(report['published'])
+            panels[score_tables.title(name)] = panel | {
+                f'{row}, published': (figures[name],) * 3 for row, figures in published.items() if name in figures}
+    if panels:
+        plots.intervals(path, panels)
 
 
 def _protocol(options) -> Protocol:

@@ -29,6 +29,11 @@ def published(table: str) -> dict[str, Any]:
     return _tables()[table]
 
 
+def all_rows(table: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
+    """The published rows: MMAudio's, then those of the systems that it is compared with."""
+    return {**table.get('rows', {}), **table.get('others', {})}
+
+
 def spread(table: Mapping[str, Any], metric: str) -> float | None:
     """By how much two runs of the same system may differ: twice what the published rerun did; None when unknown."""
     rerun = table.get('rerun', {})
@@ -56,10 +61,11 @@ def markdown(report: Mapping[str, Any]) -> str:
     for pair, scores in report['differences'].items():
         lines.append(f'| {pair} | {" | ".join(_interval(scores.get(name, {}), name) for name in names)} |')
     table = report['published']
-    for row_name, scores in table.get('rows', {}).items():
+    for row_name, scores in all_rows(table).items():
         lines.append(f'| *{row_name}, published* | {" | ".join(_number(scores.get(name), name) for name in names)} |')
         for system, row in report['systems'].items():
-            cells = [_against(row['scores'].get(name, {}), scores.get(name), spread(table, name), name) for name in names]
+            allowed = [spread(table, name) if row_name in table['rows'] else None for name in names]
+            cells = [_against(row['scores'].get(name, {}), scores.get(name), limit, name) for name, limit in zip(names, allowed)]
             lines.append(f'| {system} − {row_name} | {" | ".join(cells)} |')
     return '\n'.join([*lines, '', *_notes(report)])
 
