@@ -7,8 +7,7 @@ _FIELDS = {'--topology=': '--config.compile.topology=', '--executor=': '--config
 
 
 def expand(argv: Sequence[str]) -> list[str]:
-    """The arguments with --topology=X, --executor=X, --profile=N-M, --compat and --compare a=DIR b=DIR … as the fields that they
-    stand for.
+    """The arguments with --topology=X, --executor=X, --profile=N-M, --compat and --compare a=DIR b=DIR … as their fields.
 
     Raises:
       ValueError: --compare without a system, or --profile without two steps.

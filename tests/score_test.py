@@ -209,7 +209,8 @@ def test_kl_is_of_the_reference_from_the_generated(folders):
     """KL(reference ‖ generated), as published; the other way round it is another figure."""
     p, q = np.log([0.7, 0.2, 0.1]), np.log([0.1, 0.3, 0.6])
     for name, network in (('kl_panns', 'panns'), ('kl_passt', 'passt')):
-        result = score_metrics.compute(name, {network: {'a': {'logits': q}}}, {network: {'a': {'logits': p}}}, ['a'], [], [], None)
+        generated, reference = ({network: {'a': {'logits': logits}}} for logits in (q, p))
+        result = score_metrics.compute(name, generated, reference, ['a'], [], [], None)
         np.testing.assert_allclose(result.value, (np.exp(p) * (p - q)).sum(), rtol=1e-12)
 
 
