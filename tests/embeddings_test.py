@@ -10,6 +10,7 @@ import pytest
 
 from mmaudio_jax import embedders
 from mmaudio_jax import embeddings
+from mmaudio_jax import evaluation_media
 from tests import imports_test
 from tests import scored_folders
 
@@ -77,6 +78,15 @@ def test_batches_and_lengths_change_nothing(setting, tmp_path):
     for name, path in mixed.items():
         alone = apply(params, network.prepare(path, 8.0)[None])['features'][0]
         np.testing.assert_allclose(stored[name]['features'], alone, rtol=1e-5, err_msg=name)
+
+
+def test_parts_of_one_file_are_clips_of_their_own(setting):
+    clips, settings = setting
+    network = embedders.embedders(settings.weights)['panns']
+    parts = {f'{start}': evaluation_media.Part(clips['clip_00'], start, 0.5) for start in (0.0, 0.6)}
+    stored = embeddings.embed(network, parts | {'whole': clips['clip_00']}, settings, 'x')
+    first, second, whole = (stored[name]['features'] for name in ('0.0', '0.6', 'whole'))
+    assert not np.allclose(first, second) and not np.allclose(first, whole)
 
 
 def test_the_key_holds_all_code_that_makes_embeddings():

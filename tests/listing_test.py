@@ -222,6 +222,18 @@ def test_a_csv_whose_header_is_quoted(tmp_path):
     assert [row['caption'] for row in tables['train']] == ['a film, silent'] and not any(report['counts'].values())
 
 
+def test_windows_of_one_file_are_not_in_two_splits(tmp_path):
+    for i in range(8):
+        write_sound(tmp_path / 'source' / f'thing {i}.wav', 3.4)  # three windows
+    config = base.get_config()
+    config.sequence.duration_s, config.extract.workers = 1.0, 1
+    config.clips.update(datasets=(('set', 'folder_csv', str(tmp_path / 'source')),), validation_clips=8)
+    listing.make_tables(config, tmp_path)
+    held, trained = ([json.loads(line)['audio'] for line in (tmp_path / 'media' / 'set' / f'{split}.jsonl').open()]
+                     for split in ('validation', 'train'))
+    assert len(held) == 6 and len(trained) == 18 and not set(held) & set(trained)
+
+
 @pytest.mark.parametrize('layout, message', [('vggsound', 'holds neither vggsound.csv nor lists'),
                                              ('audiocaps', 'holds none of train.csv'),
                                              ('clotho', 'holds none of clotho_captions'), ('bbc', 'holds no bbc_final.json'),
