@@ -116,7 +116,8 @@ def score(config, workdir: pathlib.Path) -> None:
                  for name, folder in folders.items()}
     if made:
         generated, folders = {config.name: made, **generated}, {config.name: next(iter(made.values())).parent, **folders}
-    reference, asked, lacking = _references(options, protocol, sources, asked, settings)
+    recorded = split_sounds.SyncFeatures(config, pathlib.Path(config.data_dir or workdir)) if options.record_features else None
+    reference, asked, lacking = _references(options, protocol, sources, asked, settings, recorded)
     asked = asked or set().union(*generated.values())  # without references: all systems must have the same clips
     systems = {}
     for name, clips in generated.items():
@@ -185,12 +186,19 @@ def _sources(config, workdir: pathlib.Path, protocol: Protocol,
 
 
 def _references(options, protocol: Protocol, sources: score_inputs.References, asked: set[str],
-                settings: embeddings.Settings) -> tuple[dict[str, score_metrics.Clips], set[str], dict[str, str]]:
-    """Embedder → embeddings of the references, the names of all clips that are asked for, and why some have no reference."""
+                settings: embeddings.Settings,
+                recorded: score_metrics.Clips | None) -> tuple[dict[str, score_metrics.Clips], set[str], dict[str, str]]:
+    """Embedder → embeddings of the references, the names of all clips that are asked for, and why some have no reference.
+
+    recorded: picture features for DeSync that need not be computed.
+    """
     found: dict[str, score_metrics.Clips] = {}
     networks = embedders.embedders(settings.weights)
     failed: dict[str, str] = {}
     for name in dict.fromkeys(name for metric in protocol.metrics for name in score_metrics.METRICS[metric].reference):
+        if name == 'synchformer_picture' and recorded is not None:
+            found[name], asked = recorded, asked | set(recorded)
+            continue
         if options.reference_cache:
             found[name] = published_caches.load(pathlib.Path(options.reference_cache), name)
             continue
@@ -314,7 +322,7 @@ def _report(options, protocol: Protocol, systems: Mapping[str, System], asked: s
     return {
         'report_version': 2, 'protocol': options.protocol, 'duration_s': protocol.duration_s, 'metrics': list(protocol.metrics),
         'asked': len(asked), 'allow_unpaired': options.allow_unpaired, 'interval': metrics_distribution.LEVEL,
-        'lacking': dict(lacking),
+        'lacking': dict(lacking), 'record_features': options.record_features,
         'systems': {name: {
             'folder': str(system.folder), 'clips': system.clips, 'paired': len(system.pairing.names),
             'missing': list(system.pairing.missing), 'extra': list(system.pairing.extra), 'failed': system.failed,

@@ -85,7 +85,8 @@ def test_imagebind_takes_the_mean_over_the_views_of_each_clip(network):
                                         ('imagebind_picture', ()), ('clap_sound', ('state_dict',)),
                                         ('clap_text', ('state_dict',))])
 def test_tensors_are_found_where_the_published_files_have_them(tmp_path, name, keys):
-    network = dataclasses.replace(embedders.embedders(tmp_path)[name], build=lambda tensors: (dict(tensors), lambda params: params))
+    network = embedders.embedders(tmp_path)[name]
+    network = dataclasses.replace(network, build=lambda tensors: (dict(tensors), lambda params: params))
     with pytest.raises(FileNotFoundError, match='nothing is downloaded'):
         network.load(tmp_path)
     torch_writer.write(tmp_path / network.file, {'one.weight': np.arange(3, dtype=np.float32)}, *keys)
