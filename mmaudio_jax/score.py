@@ -174,7 +174,7 @@ def _sources(config, workdir: pathlib.Path, protocol: Protocol,
     options = config.score
     cached = published_caches.names(pathlib.Path(options.reference_cache)) if options.reference_cache else set()
     if options.references != RECORDS and (options.references or options.reference_cache or not options.sample):
-        found = score_inputs.references(options.references, options.captions, protocol.duration_s)
+        found = score_inputs.references(options.references, options.captions, protocol.duration_s, ending=protocol.suffix)
         return found, cached | set(found.sounds) | set(ids)
     data = pathlib.Path(config.data_dir or workdir)
     if not ids:
