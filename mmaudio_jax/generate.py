@@ -88,7 +88,8 @@ class _Run:
 
     def __init__(self, config, pipe: pipeline.Pipeline, folder: pathlib.Path, jobs: list[Job]):
         self._config, self._pipe, self._folder, self._jobs = config, pipe, folder, jobs
-        self._settings = sampler.SamplerSettings(config.sampling.solver, config.sampling.num_steps, config.sampling.guidance)
+        self._settings = sampler.SamplerSettings(config.sampling.solver, config.sampling.num_steps, config.sampling.guidance,
+                                                 config.sampling.schedule)
         self._numbers = {job.name: number for number, job in enumerate(jobs, 1)}
         self._failed = 0
         process = f'_{jax.process_index()}' if jax.process_count() > 1 else ''
@@ -199,7 +200,7 @@ class _Run:
             **{name: _identity(getattr(job, name)) for name in ('video', 'image')},
             **{name: getattr(job, name) for name in ('prompt', 'negative_prompt', 'seed', 'duration_s')},
             **{name: options[name] for name in ('mask_clip', 'audio_format', 'video_format', 'original_sound', 'original_db')},
-            **{name: self._config.sampling[name] for name in ('solver', 'num_steps', 'guidance')},
+            **{name: self._config.sampling[name] for name in ('solver', 'num_steps', 'guidance', 'schedule')},
             'weights': weights,
         }
 

@@ -13,7 +13,8 @@ from mmaudio_jax.weights import store
 
 # How the official networks are sampled; configs/base.py has the same (tests/pretrained_test.py).
 TRAINING_S = 8.0
-SAMPLING = {'solver': 'euler', 'num_steps': 25, 'guidance': 4.5, 'negative_prompt': '', 'seed': 42, 'batch_size': 16}
+SAMPLING = {'solver': 'euler', 'num_steps': 25, 'schedule': 'uniform', 'guidance': 4.5, 'negative_prompt': '', 'seed': 42,
+            'batch_size': 16}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,6 +67,10 @@ def test_one_file_with_other_settings_is_made_again(workdir):
     assert generate.generate(config, workdir) == 0
     assert (workdir / 'one' / 'c.wav').read_bytes() != first
     assert json.loads((workdir / 'one' / 'c.json').read_text())['settings']['seed'] == 7
+    second = (workdir / 'one' / 'c.wav').read_bytes()
+    config.sampling.schedule = 'quadratic'
+    assert generate.generate(config, workdir) == 0
+    assert (workdir / 'one' / 'c.wav').read_bytes() != second
 
 
 def test_a_prompt_alone(workdir):

@@ -128,7 +128,7 @@ def test_everything_that_is_asked_for_changes_the_sound(pipe, workdir):
     plain = pipe(video=workdir / 'a.mp4').audio
     np.testing.assert_array_equal(plain, pipe(video=workdir / 'a.mp4', seed=42).audio)
     for change in ({'prompt': 'a glass'}, {'negative_prompt': 'a glass'}, {'seed': 1}, {'num_steps': 3}, {'guidance': 1.0},
-                   {'solver': 'midpoint'}, {'video': None}):
+                   {'solver': 'midpoint'}, {'schedule': 'quadratic'}, {'video': None}):
         other = pipe(**{'video': workdir / 'a.mp4', **change}).audio
         assert np.abs(plain - other).max() > 1e-3, change
 

@@ -22,7 +22,7 @@ def fixture_asked(monkeypatch):
 def test_the_defaults_are_those_of_the_configs():
     config = base.get_config()
     ours = pretrained.SAMPLING
-    assert {name: config.sampling[name] for name in ours} == ours
+    assert config.sampling.to_dict() == ours
     assert config.sequence.duration_s == pretrained.TRAINING_S
 
 
