@@ -79,6 +79,7 @@ def _plain_warnings() -> Iterator[None]:
     """Warnings are one line without the place in the code, each time; those of threads too."""
     with warnings.catch_warnings():
         warnings.simplefilter('always', UserWarning)
+        warnings.filterwarnings('ignore', 'Glyph .* missing from font')  # of a prompt in the title of its picture
         warnings.showwarning = lambda message, *_, **__: print(f'generate: {message}', file=sys.stderr, flush=True)
         yield
 
@@ -178,7 +179,7 @@ class _Run:
 
     def _fail(self, job: Job, error: Exception) -> None:
         self._failed += 1
-        text = ' '.join(str(error).splitlines()[:1])
+        text = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
         self._tell(job, 'failed', f'FAILED: {text}', error=text)
 
     def _tell(self, job: Job, status: str, message: str, **details: Any) -> None:
