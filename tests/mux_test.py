@@ -111,7 +111,7 @@ def test_a_late_video_and_its_new_sound_start_together(tmp_path):
 def test_a_late_video_begins_at_zero_and_a_player_hears_the_sound_alone(tmp_path, suffix):
     source, out = write_video(tmp_path / 'late.ts', frames=50, skip=range(25)), tmp_path / f'out{suffix}'
     with av.open(str(source)) as container:
-        assert container.streams.video[0].start_time * container.streams.video[0].time_base > 1
+        assert container.streams.video[0].start_time * container.streams.video[0].time_base >= 1
     mux.write_video(source, tone(16_000, 16_000), 16_000, out)
     with av.open(str(out)) as container:
         starts = [(stream.start_time or 0) * stream.time_base for stream in container.streams]
