@@ -1,4 +1,6 @@
 """Generation through the public door: lengths, batches, seeds, files and what is refused."""
+import dataclasses
+
 import av
 import jax
 import numpy as np
@@ -115,6 +117,31 @@ def test_takes_seeds_and_noise(pipe, workdir):
     noise = sampler.noise(6, [0], 32, 20)
     np.testing.assert_allclose(pipe(prompt='a glass', noise=noise).latents, takes[1].latents, atol=1e-5)
     np.testing.assert_allclose(pipe(prompt=['a glass', 'a'], noise=[noise, noise])[0].latents, takes[1].latents, atol=1e-5)
+
+
+def test_frames_of_a_trained_network_are_those_of_its_records(pipe, workdir):
+    """The released demonstration's way of counting, which takes other frames, is for the released networks."""
+    made = pipe.request(video=workdir / 'a.mp4')
+    ours = pipe.read(made)
+    wanted = pipe.room(made.sequence)[0].frame_requests
+    for stream, exact, summed in zip(ours, *(media.read_frames(workdir / 'a.mp4', [dataclasses.replace(one, summed=flag)
+                                                                                    for one in wanted], 0.0, 1.0)
+                                             for flag in (False, True)), strict=True):
+        np.testing.assert_array_equal(stream, exact)
+        assert stream.shape[0] < 25 or np.any(exact != summed)
+
+
+def test_compiled_programs_are_kept_in_the_cache_folder_unless_they_are_kept_elsewhere(workdir, tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update('jax_compilation_cache_dir', None)
+        mmaudio_jax.Pipeline.from_pretrained(workdir, cache=tmp_path, compilation_cache=False)
+        assert jax.config.jax_compilation_cache_dir is None
+        for cache in (tmp_path, tmp_path / 'other'):
+            mmaudio_jax.Pipeline.from_pretrained(workdir, cache=cache)
+            assert jax.config.jax_compilation_cache_dir == str(tmp_path / 'compiled')
+    finally:
+        jax.config.update('jax_compilation_cache_dir', before)
 
 
 def test_a_batch_over_several_devices(workdir, pipe):
