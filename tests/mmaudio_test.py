@@ -168,11 +168,12 @@ def test_sum_with_visual_is_the_sum_at_the_times_of_the_sync_tokens():
     inputs = [features[name] for name in ('clip', 'sync', 'text')]
     shapes = jax.eval_shape(model.init, jax.random.key(0), features['x0'], jnp.zeros(2), *inputs)['params']
     random = np.random.RandomState(0)
-    bound = model.bind({'params': jax.tree.map(lambda leaf: (0.1 * random.standard_normal(leaf.shape)).astype(np.float32), shapes)})
+    params = jax.tree.map(lambda leaf: (0.1 * random.standard_normal(leaf.shape)).astype(np.float32), shapes)
+    bound = model.bind({'params': params})
     conditions = bound.preprocess_conditions(*inputs, 25)
     clip = bound.clip_input_proj(features['clip'])
     tokens = bound.sync_input_proj(features['sync'] + jnp.tile(bound.sync_pos_emb[0], (1, 2, 1)))
-    at = [0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 5, 5, 5]  # the one of 6 frames that is shown in the middle of each of 16 tokens
+    at = [0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 5, 5, 5]  # of 6 frames, the one shown in the middle of each of 16 tokens
     np.testing.assert_allclose(conditions.clip, clip[:, np.array(at)] + tokens, atol=1e-5)
     assert not np.any(conditions.sync)
 
