@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.importing [--models=mmaudio_small_16k,vae_16k] [--repeats=3]
 
-Each figure is the least of some fresh processes; memory is the largest resident set, over the size of the official file, beyond
-what the process had when everything was imported. The files hold synthetic weights in the official form and stand in a temporary
+Each figure is the least of some fresh processes; memory is the largest resident set beyond what the process had when everything
+was imported, over the size of the official file. The files hold synthetic weights in the official form and stand in a temporary
 folder. Prints one line of JSON a row.
 """
 import argparse
