@@ -1,4 +1,5 @@
 """What the loop writes, says and refuses. That a run resumes exactly is held by resume_test."""
+import importlib
 import itertools
 import json
 
@@ -141,6 +142,30 @@ def test_log_says_where_the_time_went_and_the_steps_asked_for_are_profiled(workd
     assert calls == [str(workdir / 'profile'), 'stop']
     with pytest.raises(ValueError, match='config.train.profile_steps'):
         train_log.Profile(workdir, (4, 3))
+
+
+@pytest.mark.parametrize('section, name, value, message', [
+    ('train', 'total_steps', 0, 'config.train.total_steps is 0; it must be at least 1'),
+    ('train', 'keep_last', 0, 'config.train.keep_last is 0; it must be at least 1'),
+    ('train', 'checkpoint_every', -3, 'config.train.checkpoint_every is -3; it must be at least 0'),
+    ('input', 'prefetch', -1, 'config.input.prefetch is -1; it must be at least 0'),
+    ('flow', 'video_dropout', 1.5, 'config.flow.video_dropout is 1.5; it must be from 0 to 1'),
+    ('optimizer', 'learning_rate', float('nan'), 'config.optimizer.learning_rate is nan; it must be at least 0'),
+    ('optimizer', 'clip_norm', 0.0, 'config.optimizer.clip_norm is 0.0; it must be at least 1e-12'),
+    ('ema', 'sigma_rels', (), 'config.ema.sigma_rels is empty'),
+    ('ema', 'synthesis_sigma_rel', 0.9, 'EMA width sigma_rel 0.9 is not between 0 and'),
+])
+def test_what_would_leave_nothing_is_refused_before_the_first_step(workdir, section, name, value, message):
+    config = tiny_run.make_config()
+    config[section][name] = value
+    with pytest.raises(ValueError, match=message):
+        train.train(config, workdir)
+    assert not (workdir / 'checkpoints').exists()
+
+
+def test_every_config_can_be_trained_with():
+    for name in ('base', 'impacts', 's_16k', 's_44k', 'm_44k', 'l_44k', 'l_44k_v2'):
+        train.check_fields(importlib.import_module(f'configs.{name}').get_config())
 
 
 def test_microbatches_must_divide_the_batch(workdir):
