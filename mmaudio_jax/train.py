@@ -24,7 +24,6 @@ from mmaudio_jax.models import mmaudio
 from mmaudio_jax.sequence import Sequence
 from mmaudio_jax.weights import store
 
-
 # (field of the config, least value, largest value): what would train for days and leave nothing, or stop somewhere inside.
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ('input.workers', 0, math.inf), ('input.prefetch', 0, math.inf), ('flow.min_sigma', 0, 1), ('flow.video_dropout', 0, 1),
