@@ -2,6 +2,7 @@
 import importlib
 import itertools
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import soundfile
 
 from mmaudio_jax import checkpoints
 from mmaudio_jax import codec
+from mmaudio_jax import ema
 from mmaudio_jax import flops
 from mmaudio_jax import train
 from mmaudio_jax import train_log
@@ -68,6 +70,16 @@ def test_run_writes_everything_and_a_second_one_does_nothing(workdir, capfd):
     train.train(config, workdir)
     assert capfd.readouterr().out.splitlines() == [
         f'training: all 6 steps are done (config.train.total_steps), in {workdir / "checkpoints"}']
+
+
+def test_every_average_is_stored_under_its_own_width(tmp_path):
+    config = tiny_run.make_config(validate_every=0)
+    averages = tuple({'kernel': jnp.full(3, value)} for value in (5.0, 10.0))
+    state = types.SimpleNamespace(ema=ema.EMAState(count=jnp.int32(4), averages=averages, sigma_rels=(0.05, 0.1)))
+    train._evaluate(types.SimpleNamespace(config=config, workdir=tmp_path), state, step=4, last=False)
+    stored = {round(snapshot.gamma, 3): float(np.asarray(snapshot.params['kernel'])[0])
+              for snapshot in checkpoints.load_ema_snapshots(tmp_path)}
+    assert stored == {round(ema.sigma_rel_to_gamma(width), 3): 100 * width for width in (0.05, 0.1)}
 
 
 def break_at(monkeypatch, at: int, what: str):
