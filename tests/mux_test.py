@@ -68,6 +68,16 @@ def test_the_pictures_end_with_the_sound(tmp_path, suffix):
     assert len(media.read_audio(out, RATE, 0.0, None)) == RATE // 2
 
 
+def test_no_picture_before_the_end_is_lost_wherever_the_sound_ends(tmp_path):
+    """Pictures are stored in another order than they are shown in: one that is shown later may come first."""
+    source = write_video(tmp_path / 'in.mp4')
+    for count in range(3, 25):
+        mux.write_video(source, tone(count * RATE // 25, RATE), RATE, tmp_path / 'out.mp4')
+        with av.open(str(tmp_path / 'out.mp4')) as container:
+            times = [round(frame.time * 25) for frame in container.decode(video=0)]
+        assert times[:count] == list(range(count)) and len(times) <= count + 3
+
+
 @pytest.mark.parametrize('source_name,codec,out_name,found', [
     ('in.webm', 'libvpx', 'out.mp4', 'h264'),
     ('in.webm', 'libvpx', 'out.mov', 'h264'),
