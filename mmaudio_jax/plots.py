@@ -22,9 +22,9 @@ def mel_db(waveform: np.ndarray, sample_rate_hz: int) -> np.ndarray:
     """Mel power spectrogram of `waveform` [samples] in dB (floor 1e-10): `[96, frames]` float32, hop 10 ms."""
     hop = sample_rate_hz // 100
     fft_length = 2048 if sample_rate_hz > 32_000 else 1024
-    power = librosa.feature.melspectrogram(y=np.asarray(waveform, np.float32), sr=sample_rate_hz, n_fft=fft_length,
-                                           hop_length=hop, n_mels=_MEL_BINS)
-    return librosa.power_to_db(power, ref=1.0, amin=1e-10, top_db=None)
+    filled = np.pad(np.asarray(waveform, np.float32), (0, max(0, fft_length - len(waveform))))  # librosa warns of shorter ones
+    power = librosa.feature.melspectrogram(y=filled, sr=sample_rate_hz, n_fft=fft_length, hop_length=hop, n_mels=_MEL_BINS)
+    return librosa.power_to_db(power[:, :1 + len(waveform) // hop], ref=1.0, amin=1e-10, top_db=None)
 
 
 def spectrogram(path: str | os.PathLike,
@@ -59,7 +59,7 @@ def spectrogram(path: str | os.PathLike,
         for (label, times), (colour, line) in zip(onsets.items(), _MARKS):
             axis.vlines(list(times), 0, _MEL_BINS, colors=colour, linestyles=line, linewidth=1.0, label=label)
         axis.set_ylabel('mel bin')
-        axis.set_title(textwrap.shorten(title, _TITLE_LETTERS, placeholder=' …'), fontsize=10, loc='left')
+        axis.set_title(textwrap.shorten(title, _TITLE_LETTERS, placeholder=' …'), fontsize=10, loc='left', parse_math=False)
     axes[-1].set_xlabel('seconds')
     if onsets:
         axes[0].legend(loc='lower right', bbox_to_anchor=(1.0, 1.0), ncols=len(onsets), fontsize=8, borderaxespad=0.2,

@@ -100,5 +100,6 @@ def _filtered(waveform: np.ndarray, kernel: np.ndarray, up: int, down: int) -> n
     half = len(kernel) // 2
     lead = -(-half // down)  # whole output samples before the first one
     kernel = np.concatenate([np.zeros(lead * down - half), kernel])
-    result = scipy.signal.upfirdn(kernel, np.asarray(waveform, np.float64), up, down)[lead:lead + length]
+    from scipy.signal import upfirdn  # here: it takes a third of the time in which the Pipeline is imported
+    result = upfirdn(kernel, np.asarray(waveform, np.float64), up, down)[lead:lead + length]
     return np.pad(result, (0, length - len(result))).astype(np.float32)

@@ -305,3 +305,24 @@ def test_a_converter_that_is_kept_changes_no_picture():
             np.testing.assert_array_equal(kept, alone)
             if layout == 'rgb24' and divide == 1:
                 np.testing.assert_array_equal(kept, pixels)
+
+
+def test_damaged_frames_are_refused_where_they_are_asked_to_be(tmp_path):
+    """Extraction must not train on them; generation shows what players show."""
+    path, rng = tmp_path / 'a.mp4', np.random.default_rng(0)
+    with av.open(str(path), 'w') as container:
+        stream = container.add_stream('mpeg4', rate=25, width=64, height=48, pix_fmt='yuv420p')
+        for k in range(50):
+            frame = av.VideoFrame.from_ndarray(rng.integers(0, 256, (48, 64, 3), np.uint8), format='rgb24')
+            frame.pts = k
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with av.open(str(path)) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][20]
+        place, end = packet.pos + packet.size // 2, packet.pos + packet.size
+    content = bytearray(path.read_bytes())
+    content[place:end] = bytes(end - place)
+    path.write_bytes(content)
+    assert len(media.read_frames(path, [SMALL], 0.0, 1.5)[0]) == 37
+    with pytest.raises(media.MediaError, match='the frame at 0.800 s is damaged'):
+        media.read_frames(path, [SMALL], 0.0, 1.5, strict=True)

@@ -33,6 +33,15 @@ def test_picture_is_whole_and_brightest_where_the_sound_is(tmp_path):
     assert late - early > 0.35 * picture.shape[1]  # one second of two, less the margins
 
 
+@pytest.mark.filterwarnings('error')
+def test_any_caption_and_any_length(tmp_path):
+    for title in ('costs $5, or $6', r'a $\frac$ b', 'x\ny', ''):
+        plots.spectrogram(tmp_path / 'a.png', {title: _click(0.5)}, RATE)
+    for samples in (1, 640, 1024):  # shorter than a window of the transform
+        assert plots.mel_db(np.ones(samples, np.float32), RATE).shape == (96, 1 + samples // 160)
+        plots.spectrogram(tmp_path / 'a.png', {'short': np.ones(samples, np.float32)}, RATE)
+
+
 def test_all_rows_are_on_one_scale(tmp_path):
     bright = []
     for factor in (1.0, 0.03):
