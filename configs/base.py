@@ -224,6 +224,8 @@ def get_config() -> ml_collections.ConfigDict:
     # last with `sample`, none without.
     c.score.references = ''
     c.score.reference_cache = ''  # folder of av-benchmark's published caches, in the place of references
+    # DeSync's picture features are those of evaluate.dataset's records (official encoder), not computed from the videos again.
+    c.score.record_features = False
     c.score.captions = ''  # .csv, .tsv or .jsonl of names and captions
     c.score.compat = False  # onset metrics with the published code's slips, evaluate.onset_delta its only number; --compat
     c.score.allow_unpaired = False  # score what pairs, and count what does not, where it would be an error

@@ -60,15 +60,16 @@ def read_table(path: pathlib.Path) -> list[Clip]:
         raise FileNotFoundError(f'{path}: no such clip table; config.extract.datasets names the folder that holds it')
     clips: list[Clip] = []
     lines: dict[str, int] = {}
-    for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
-        try:
-            clip = _parse(json.loads(line), path)
-        except ValueError as error:
-            raise ValueError(f'{path}, line {number}: {error}') from error
-        if clip.id in lines:
-            raise ValueError(f'{path}, line {number}: the id {clip.id!r} is that of line {lines[clip.id]} already')
-        lines[clip.id] = number
-        clips.append(clip)
+    with open(path, encoding='utf-8') as file:  # whose lines end where JSON's do; str.splitlines() also cuts captions at U+2028
+        for number, line in enumerate(file, 1):
+            try:
+                clip = _parse(json.loads(line), path)
+            except ValueError as error:
+                raise ValueError(f'{path}, line {number}: {error}') from error
+            if clip.id in lines:
+                raise ValueError(f'{path}, line {number}: the id {clip.id!r} is that of line {lines[clip.id]} already')
+            lines[clip.id] = number
+            clips.append(clip)
     if not clips:
         raise ValueError(f'{path}: the table is empty; write its clips, or remove it')
     return clips

@@ -128,8 +128,7 @@ def _make(work: SetInWork, settings, workers: processes.Workers) -> None:
 
     try:
         if missing and settings.executor == 'ray':
-            from data_pipelines import ray_executor  # needs an optional package
-            ray_executor.run(work.plan, missing, settings, report)
+            _ray_executor().run(work.plan, missing, settings, report)
         elif missing:
             _extract_here(work.plan, missing, workers, report)
     except (OSError, media.MediaError):
@@ -144,6 +143,16 @@ def _make(work: SetInWork, settings, workers: processes.Workers) -> None:
         folder = target.folder.with_name(name)
         rejects = f'{found["rejected"]} clips rejected, see {folder / REJECTED_FILE}' if found['rejected'] else 'none rejected'
         print(f'extract {name}: {found["records"]} records in {folder}, {took}; {rejects}', flush=True)
+
+
+def _ray_executor():
+    """The module, which needs an optional package."""
+    try:
+        from data_pipelines import ray_executor
+    except ModuleNotFoundError as error:
+        raise ValueError(f"config.extract.executor is 'ray', but {error.name} is not installed; pip install "
+                         "'mmaudio_jax[ray]', or take 'local'") from error
+    return ray_executor
 
 
 def _extract_here(plan: shards_lib.Plan, missing: list[shards_lib.Shard], workers: processes.Workers, report) -> None:

@@ -5,6 +5,7 @@ split, start_s, label, source. Without start_s, sounds are cut into windows and 
 listing, 'wolf/growl-2.ogg' becomes the training clip 'wolf growl' with the label 'wolf'.
 """
 import collections
+import csv
 import pathlib
 import re
 from typing import Iterator
@@ -24,7 +25,7 @@ def read(folder: pathlib.Path, media: layouts.Media, report: layouts.Report) -> 
         yield from _by_name(folder, media)
     for path in listings:
         delimiter = '\t' if path.suffix == '.tsv' else ','
-        header = path.read_text(encoding='utf-8-sig').partition('\n')[0].strip().split(delimiter)
+        header = next(csv.reader([layouts.read_text(path).partition('\n')[0].strip()], delimiter=delimiter), [])
         column = next((name for name in FILES if name in header), None)
         if column is None:
             raise ValueError(f'{path}: has no column {" or ".join(FILES)}; its first line is {header}')

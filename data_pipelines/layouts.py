@@ -6,6 +6,7 @@ all: media are found, ids and captions checked, overlap with test sets removed, 
 import collections
 import csv
 import dataclasses
+import io
 import json
 import os
 import pathlib
@@ -114,20 +115,28 @@ def read_csv(path: pathlib.Path, report: Report, needed: Sequence[str], known: S
     Raises:
       ValueError: a needed column is missing.
     """
-    with open(path, newline='', encoding='utf-8-sig') as file:
-        reader = csv.reader(file, delimiter=delimiter)
-        header = next(reader, [])
-        missing = [column for column in needed if column not in header]
-        if missing:
-            raise ValueError(f'{path}: has no column {", ".join(map(repr, missing))}; its first line is {header}')
-        for column in header:
-            if column not in needed and column not in known:
-                report.add('unknown_columns', f'{path.name}: {column}')
-        for row in reader:
-            if len(row) == len(header):
-                yield dict(zip(header, row))
-            elif row:
-                report.add('unusable_rows', f'{path.name}, line {reader.line_num}: {len(row)} columns, not {len(header)}')
+    reader = csv.reader(io.StringIO(read_text(path), newline=''), delimiter=delimiter)
+    header = next(reader, [])
+    missing = [column for column in needed if column not in header]
+    if missing:
+        raise ValueError(f'{path}: has no column {", ".join(map(repr, missing))}; its first line is {header}')
+    for column in header:
+        if column not in needed and column not in known:
+            report.add('unknown_columns', f'{path.name}: {column}')
+    for row in reader:
+        if len(row) == len(header):
+            yield dict(zip(header, row))
+        elif row:
+            report.add('unusable_rows', f'{path.name}, line {reader.line_num}: {len(row)} columns, not {len(header)}')
+
+
+def read_text(path: pathlib.Path) -> str:
+    """What a published listing says: UTF-8 with or without a mark, or Latin-1, as Clotho's metadata are."""
+    content = path.read_bytes()
+    try:
+        return content.decode('utf-8-sig')
+    except UnicodeDecodeError:
+        return content.decode('latin-1')
 
 
 def read_ids(path: pathlib.Path, key: str = '') -> set[str]:
@@ -149,7 +158,7 @@ def read_ids(path: pathlib.Path, key: str = '') -> set[str]:
                 raise ValueError(f'{path}: has no list {key!r}; it has {", ".join(found)}')
             found = found[key]
         return {source_of(str(value)) for value in found}
-    lines = path.read_text(encoding='utf-8-sig').splitlines()
+    lines = read_text(path).replace('\r\n', '\n').split('\n')
     if path.suffix not in ('.csv', '.tsv'):
         return {source_of(line.strip()) for line in lines if line.strip()}
     rows = list(csv.reader(lines, delimiter='\t' if path.suffix == '.tsv' else ','))

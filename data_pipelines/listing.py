@@ -196,8 +196,15 @@ class _Listing:
 
 
 def _hold_out(splits: dict[str, list[dict[str, Any]]], count: int) -> None:
-    """Moves `count` training clips (those with the smallest digests of their ids) to the validation split, in place."""
-    order = sorted(splits['train'], key=lambda row: hashlib.sha256(row['id'].encode()).digest())
-    chosen = {row['id'] for row in order[:min(count, len(order) // 2)]}
+    """Moves at most `count` training clips, and at most half, to the validation split, in place: all those of a file together,
+    from the files whose first clips have the smallest digests of their ids."""
+    files: dict[Any, list[str]] = {}
+    for row in splits['train']:
+        files.setdefault(row['video'] or row['audio'], []).append(row['id'])
+    left, chosen = min(count, len(splits['train']) // 2), set[str]()
+    for ids in sorted(files.values(), key=lambda ids: hashlib.sha256(ids[0].encode()).digest()):
+        if len(ids) <= left:
+            chosen.update(ids)
+            left -= len(ids)
     splits['validation'] = [{**row, 'split': 'validation'} for row in splits['train'] if row['id'] in chosen]
     splits['train'] = [row for row in splits['train'] if row['id'] not in chosen]

@@ -18,8 +18,10 @@ def read(folder: pathlib.Path, media: layouts.Media, report: layouts.Report) -> 
     if not listings:
         raise FileNotFoundError(f'{folder}: holds no .jsonl with audio_prompt')
     for path in listings:
-        for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
+        for number, line in enumerate(layouts.read_text(path).split('\n'), 1):
             row = _object(line)
+            if not line.strip():
+                continue
             if 'audio_prompt' not in row:
                 report.add('unusable_rows', f'{path.name}, line {number}: no object with audio_prompt')
                 continue

@@ -123,7 +123,7 @@ class SetInWork:
                 if not self._final(target).is_dir() and not self._make_set(target):
                     return None
         final = self._final(self.plan.targets[0])
-        lines = {name: len((final / name).read_text().splitlines()) for name in (CLIPS_FILE, REJECTED_FILE)}
+        lines = {name: (final / name).read_bytes().count(b'\n') for name in (CLIPS_FILE, REJECTED_FILE)}
         return {'records': lines[CLIPS_FILE], 'rejected': lines[REJECTED_FILE]}
 
     @contextlib.contextmanager

@@ -4,6 +4,7 @@ Listing: vggsound.csv without header (YouTube id, start second, label, 'train' o
 header id, label, whose name says the split (vgg3-train.tsv, vgg3-val.tsv, vgg3-test.tsv). Videos: <id>_<start, six digits>.mp4.
 """
 import csv
+import io
 import pathlib
 from typing import Iterator
 
@@ -29,14 +30,13 @@ def read(folder: pathlib.Path, media: layouts.Media, report: layouts.Report) -> 
 
 
 def _read_csv(path: pathlib.Path, media: layouts.Media, report: layouts.Report) -> Iterator[layouts.Entry]:
-    with open(path, newline='', encoding='utf-8') as file:
-        reader = csv.reader(file)
-        for row in reader:
-            if len(row) != 4 or not row[1].strip().isdigit() or row[3] not in ('train', 'test'):
-                report.add('unusable_rows', f'{path.name}, line {reader.line_num}: {row}')
-                continue
-            youtube_id, start, label, split = row
-            yield _entry(f'{youtube_id}_{int(start):06d}', f'{youtube_id}_{int(start)}', split, label, media)
+    reader = csv.reader(io.StringIO(layouts.read_text(path), newline=''))
+    for row in reader:
+        if len(row) != 4 or not row[1].strip().isdigit() or row[3] not in ('train', 'test'):
+            report.add('unusable_rows', f'{path.name}, line {reader.line_num}: {row}')
+            continue
+        youtube_id, start, label, split = row
+        yield _entry(f'{youtube_id}_{int(start):06d}', f'{youtube_id}_{int(start)}', split, label, media)
 
 
 def _entry(name: str, other_name: str, split: str, label: str, media: layouts.Media) -> layouts.Entry:

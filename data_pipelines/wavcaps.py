@@ -30,13 +30,14 @@ def _read(listing: str, place: str, folder: pathlib.Path, media: layouts.Media,
     for column in sorted({column for row in rows for column in row} - set(KNOWN) - numbered):
         report.add('unknown_columns', f'{path.name}: {column}')
     for number, row in enumerate(rows, 1):
-        if not isinstance(row.get('id'), str):
+        if isinstance(row.get('id'), bool) or not isinstance(row.get('id'), (str, int)):
             report.add('unusable_rows', f'{path.name}, entry {number}: id is {row.get("id")!r}')
             continue
-        stem, suffix = os.path.splitext(row['id'])
-        stem = stem if suffix.lower() in layouts.SUFFIXES else row['id']
+        name = str(row['id'])
+        stem, suffix = os.path.splitext(name)
+        stem = stem if suffix.lower() in layouts.SUFFIXES else name
         yield layouts.Entry(stem, 'train', _captions(row, captions), media.find(stem, within=place), video=False, cut='spread',
-                            source=layouts.source_of(row['id']))
+                            source=layouts.source_of(name))
 
 
 def _captions(row: dict[str, Any], count: int) -> tuple[str, ...]:

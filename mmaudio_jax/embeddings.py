@@ -16,7 +16,9 @@ import itertools
 import json
 import os
 import pathlib
+import sys
 import time
+import types
 from typing import Any
 
 import jax
@@ -25,25 +27,12 @@ import numpy as np
 
 from mmaudio_jax import embedders
 from mmaudio_jax import evaluation_media
-from mmaudio_jax import filterbanks
 from mmaudio_jax import media
 from mmaudio_jax import partitioning
-from mmaudio_jax import resampling
-from mmaudio_jax.models import clap
-from mmaudio_jax.models import cnn14
-from mmaudio_jax.models import htsat
-from mmaudio_jax.models import imagebind
-from mmaudio_jax.models import passt
-from mmaudio_jax.models import spectrograms
-from mmaudio_jax.models import synchformer
-from mmaudio_jax.models import synchformer_offset
-from mmaudio_jax.models import transformer
-from mmaudio_jax.models import vggish
 
-_CODE = (clap, cnn14, embedders, evaluation_media, filterbanks, htsat, imagebind, passt, resampling, spectrograms, synchformer,
-         synchformer_offset, transformer, vggish)
 _BLOCK = 1 << 20  # bytes
 _PROGRESS_S = 10.0
+_WAITING = 4  # batches of arrays that wait for others of their shape: then an unfilled batch goes, so that memory stays flat
 
 Source = pathlib.Path | evaluation_media.Part | str  # a file, a part of one, or a caption
 
@@ -151,7 +140,7 @@ def _fill(embedder: embedders.Embedder, wanted: list[tuple[pathlib.Path, str, So
 
 def _batches(embedder: embedders.Embedder, wanted: list[tuple[pathlib.Path, str, Source]], settings: Settings, size: int,
              pool: concurrent.futures.Executor, failed: dict[str, str]) -> Iterator[list[tuple[pathlib.Path, np.ndarray]]]:
-    """Clips whose arrays have one shape, at most `size` at a time; two batches are read ahead."""
+    """Clips whose arrays have one shape, at most `size` at a time; two batches are read ahead, _WAITING of them are kept."""
     prepare = functools.partial(_prepared, embedder, settings.duration_s)
     waiting: dict[tuple[int, ...], list[tuple[pathlib.Path, np.ndarray]]] = {}
     sources = iter(wanted)
@@ -170,6 +159,8 @@ def _batches(embedder: embedders.Embedder, wanted: list[tuple[pathlib.Path, str,
         ready.append((path, array))
         if len(ready) == size:
             yield waiting.pop(array.shape)
+        elif sum(map(len, waiting.values())) > _WAITING * size:
+            yield waiting.pop(max(waiting, key=lambda shape: len(waiting[shape])))
     yield from waiting.values()
 
 
@@ -210,7 +201,18 @@ def _weights_digest(path: pathlib.Path, changed_ns: int) -> str:
 
 @functools.cache
 def _code_digest() -> str:
-    return hashlib.sha256(''.join(inspect.getsource(module) for module in _CODE).encode()).hexdigest()
+    """Digest of all of this package's code that turns a clip and a file of weights into embeddings."""
+    return hashlib.sha256(json.dumps(_sources(embedders, {}), sort_keys=True).encode()).hexdigest()
+
+
+def _sources(module: types.ModuleType, found: dict[str, str]) -> dict[str, str]:
+    """Name → source of the module and of all of this package's that it uses, added to `found`."""
+    found[module.__name__] = inspect.getsource(module)
+    for value in vars(module).values():
+        name = value.__name__ if inspect.ismodule(value) else str(getattr(value, '__module__', ''))
+        if name.startswith(f'{__package__}.') and name not in found:
+            _sources(sys.modules[name], found)
+    return found
 
 
 def _digest_or_error(source: Source) -> str | media.MediaError:

@@ -164,11 +164,12 @@ def _rows(folder: pathlib.Path, split: str, ids: list[str]) -> list[Row]:
     if not path.is_file():
         raise FileNotFoundError(f'{path}: the table with the true onset times is missing; --mode=impacts makes that of impacts')
     by_id = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        row = json.loads(line)
-        if 'onset_times_s' not in row:
-            raise ValueError(f'{path}:{number}: no onset_times_s; onsets can only be scored against known ones')
-        by_id[row['id']] = row
+    with open(path, encoding='utf-8') as file:
+        for number, line in enumerate(file, 1):
+            row = json.loads(line)
+            if 'onset_times_s' not in row:
+                raise ValueError(f'{path}:{number}: no onset_times_s; onsets can only be scored against known ones')
+            by_id[row['id']] = row
     missing = [name for name in ids if name not in by_id]
     if missing:
         raise ValueError(f'{path} has no entry for {missing[0]!r} and {len(missing) - 1} other records: '

@@ -64,8 +64,8 @@ class Frames:
             raise ValueError(f'frames in memory are {describe(pixels)}; uint8 [T, H, W, 3] is needed')
         if not pixels.size:
             raise ValueError(f'frames in memory are {describe(pixels)}: there is no frame')
-        if not 0 < self.fps < math.inf:
-            raise ValueError(f'fps {self.fps} of frames in memory is not a positive number')
+        if not isinstance(self.fps, (int, float, Fraction, np.number)) or not 0 < self.fps < math.inf:
+            raise ValueError(f'fps {self.fps!r} of frames in memory is not a positive number')
 
     @property
     def duration_s(self) -> float:

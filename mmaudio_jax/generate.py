@@ -79,6 +79,7 @@ def _plain_warnings() -> Iterator[None]:
     """Warnings are one line without the place in the code, each time; those of threads too."""
     with warnings.catch_warnings():
         warnings.simplefilter('always', UserWarning)
+        warnings.filterwarnings('ignore', 'Glyph .* missing from font')  # of a prompt in the title of its picture
         warnings.showwarning = lambda message, *_, **__: print(f'generate: {message}', file=sys.stderr, flush=True)
         yield
 
@@ -88,7 +89,8 @@ class _Run:
 
     def __init__(self, config, pipe: pipeline.Pipeline, folder: pathlib.Path, jobs: list[Job]):
         self._config, self._pipe, self._folder, self._jobs = config, pipe, folder, jobs
-        self._settings = sampler.SamplerSettings(config.sampling.solver, config.sampling.num_steps, config.sampling.guidance)
+        self._settings = sampler.SamplerSettings(config.sampling.solver, config.sampling.num_steps, config.sampling.guidance,
+                                                 config.sampling.schedule)
         self._numbers = {job.name: number for number, job in enumerate(jobs, 1)}
         self._failed = 0
         process = f'_{jax.process_index()}' if jax.process_count() > 1 else ''
@@ -177,7 +179,7 @@ class _Run:
 
     def _fail(self, job: Job, error: Exception) -> None:
         self._failed += 1
-        text = ' '.join(str(error).splitlines()[:1])
+        text = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
         self._tell(job, 'failed', f'FAILED: {text}', error=text)
 
     def _tell(self, job: Job, status: str, message: str, **details: Any) -> None:
@@ -199,7 +201,7 @@ class _Run:
             **{name: _identity(getattr(job, name)) for name in ('video', 'image')},
             **{name: getattr(job, name) for name in ('prompt', 'negative_prompt', 'seed', 'duration_s')},
             **{name: options[name] for name in ('mask_clip', 'audio_format', 'video_format', 'original_sound', 'original_db')},
-            **{name: self._config.sampling[name] for name in ('solver', 'num_steps', 'guidance')},
+            **{name: self._config.sampling[name] for name in ('solver', 'num_steps', 'guidance', 'schedule')},
             'weights': weights,
         }
 

@@ -5,7 +5,8 @@ import dataclasses
 import hashlib
 import pathlib
 
-VIDEO_SUFFIXES = ('.mp4', '.m4v', '.mov', '.mkv', '.webm', '.avi', '.mpg', '.mpeg', '.wmv', '.flv', '.ogv', '.3gp')
+VIDEO_SUFFIXES = ('.mp4', '.m4v', '.mov', '.mkv', '.webm', '.avi', '.mpg', '.mpeg', '.wmv', '.flv', '.ogv', '.3gp',
+                  '.3g2', '.ts', '.mts', '.m2ts', '.vob', '.f4v')
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff')
 COLUMNS = ('video', 'image', 'prompt', 'negative_prompt', 'seed', 'duration_s')
 _NAME_LETTERS = 60  # of a prompt, in the name of its results
@@ -60,6 +61,9 @@ def jobs(options, sampling) -> list[Job]:
     videos = sorted(file for file in path.iterdir() if file.suffix.lower() in VIDEO_SUFFIXES)
     if not videos:
         raise ValueError(f'config.generate.input: no videos ({" ".join(VIDEO_SUFFIXES)}) in {path}')
+    others = sorted(file.name for file in path.iterdir() if file not in videos and not file.name.startswith('.'))
+    if others:
+        print(f'generate: passes over {len(others)} in {path} without the name of a video, first {others[0]}', flush=True)
     stems = collections.Counter(video.stem for video in videos)
     names = [video.stem if stems[video.stem] == 1 else video.name.replace('.', '_') for video in videos]
     return [Job(name, video, None, **common) for name, video in zip(names, videos)]

@@ -144,11 +144,11 @@ def _copy_file(source: Path, sound: Sound, length: Fraction, out_path: Path, kee
         container = stack.enter_context(media.opened(source))
         start = media.time_zero(container, source)
         out = stack.enter_context(_output(out_path))
-        tracks = [_copied(out, container, media.video_stream(container, source), start + length, source),
-                  _new_track(out, sound, start, out_path)]
+        tracks = [_copied(out, container, media.video_stream(container, source), start, length, source),
+                  _new_track(out, sound, out_path)]
         if keep:
             again = stack.enter_context(media.opened(source))
-            tracks.append(_copied(out, again, media.audio_stream(again, source), start + length, source))
+            tracks.append(_copied(out, again, media.audio_stream(again, source), start, length, source))
         _interleave(out, tracks)
 
 
@@ -167,7 +167,7 @@ def _encode_file(source: Path, sounds: list[Sound], length: Fraction, out_path: 
                     yield time - start, upright
 
         tracks = [_encoded(out, pictures(), Fraction(stream.average_rate or 25), out_path)]
-        tracks += [_new_track(out, sound, Fraction(0), out_path) for sound in sounds]
+        tracks += [_new_track(out, sound, out_path) for sound in sounds]
         _interleave(out, tracks)
 
 
@@ -178,7 +178,7 @@ def _write_frames(frames: Frames, sounds: list[Sound], length: Fraction, out_pat
         shown = ((i / fps, av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format='rgb24'))
                  for i, pixels in enumerate(frames.pixels) if i / fps < length)
         tracks = [_encoded(out, shown, fps, out_path)]
-        tracks += [_new_track(out, sound, Fraction(0), out_path) for sound in sounds]
+        tracks += [_new_track(out, sound, out_path) for sound in sounds]
         _interleave(out, tracks)
 
 
@@ -191,16 +191,26 @@ def _interleave(out, tracks: list[Iterator[av.Packet]]) -> None:
             raise _Refused(f'{out.format.name} cannot take this video') from error
 
 
-def _copied(out, container, stream, end: Fraction, source: Path) -> Iterator[av.Packet]:
-    """The packets of a stream up to a time in the file's timestamps, for an output that takes its codec."""
+def _copied(out, container, stream, start: Fraction, length: Fraction, source: Path) -> Iterator[av.Packet]:
+    """The packets of a stream from `start` on, in the file's timestamps, for an output that takes its codec.
+
+    The output begins at zero whenever the file does: before a later beginning AAC's first block would be heard, which players
+    cut off at zero alone, and the sound would be that much longer than the video.
+    """
     name = stream.codec_context.name
     if name not in out.supported_codecs:
         raise _Refused(f'{out.format.name} cannot hold {name} {stream.type}')
-    target = out.add_stream_from_template(stream)
+    target = out.add_stream_from_template(stream, opaque=True)  # otherwise its codec must have an encoder here: AV1's has none
+    ticks = round(start / stream.time_base)
 
     def packets() -> Iterator[av.Packet]:
         with media.explained(source):
-            for packet in _up_to(_timed(container.demux(stream)), end):
+            for packet in _up_to(_timed(container.demux(stream)), start + length):
+                if packet.pts is not None:
+                    if packet.pts + (packet.duration or 0) < ticks:
+                        continue  # kept sound from before the video
+                    packet.pts -= ticks
+                packet.dts -= ticks
                 packet.stream = target
                 yield packet
 
@@ -260,15 +270,15 @@ def _encoded(out, pictures: Iterator[tuple[Fraction, av.VideoFrame]], fps: Fract
     return packets()
 
 
-def _new_track(out, sound: Sound, start: Fraction, out_path: Path) -> Iterator[av.Packet]:
-    """Adds a sound track that begins at a time."""
+def _new_track(out, sound: Sound, out_path: Path) -> Iterator[av.Packet]:
+    """Adds a sound track that begins at zero."""
     waveform, rate = sound
     codec = CONTAINERS[pathlib.Path(out_path).suffix.lower()].sound
     if codec == 'libopus':
         waveform, rate = _at_rate(waveform, rate, OPUS_RATE_HZ, round(waveform.shape[-1] * OPUS_RATE_HZ / rate)), OPUS_RATE_HZ
     stream = out.add_stream(codec, rate=rate, layout='mono' if waveform.ndim == 1 else 'stereo',
                             bit_rate=AUDIO_BIT_RATE * waveform.ndim)
-    return encode_sound(stream, waveform, start)
+    return encode_sound(stream, waveform, Fraction(0))
 
 
 def encode_sound(stream, waveform: np.ndarray, start: Fraction) -> Iterator[av.Packet]:

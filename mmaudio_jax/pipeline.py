@@ -167,7 +167,7 @@ class Pipeline:
     def __call__(self, video: Any = None, prompt: Any = '', negative_prompt: Any = None, duration_s: Any = None,
                  seed: Any = None, num_steps: int | None = None, guidance: float | None = None, solver: str | None = None, *,
                  image: Any = None, fps: Any = None, takes: int | None = None, mask_clip: bool = False,
-                 noise: Any = None) -> Any:
+                 noise: Any = None, schedule: str | None = None) -> Any:
         """Makes sounds. A list (or tuple) for any of the arguments down to seed, image, fps or noise makes a batch.
 
         Args:
@@ -188,6 +188,7 @@ class Pipeline:
           takes: makes so many sounds of each clip; take t is what seed + t gives.
           mask_clip: the video's CLIP frames are left out, so that it gives the timing (sync features) alone.
           noise: float [N, C] (with takes [takes, N, C]) in place of the seed's.
+          schedule: of the steps (sampler.SCHEDULES); None for config.sampling's, 'dopri5' has its own.
 
         Returns:
           A Clip; with a list, or with takes, a list; with both, a list of lists. Clips of equal length share a batch.
@@ -199,7 +200,7 @@ class Pipeline:
         Warns:
           A length of more than twice or less than half the training length.
         """
-        settings = self.settings(num_steps, guidance, solver)
+        settings = self.settings(num_steps, guidance, solver, schedule)
         columns = {'video': video, 'image': image, 'fps': fps, 'prompt': prompt, 'negative_prompt': negative_prompt,
                    'duration_s': duration_s, 'seed': seed, 'noise': noise}
         rows, is_batch = request_lib.rows(columns)
@@ -212,13 +213,15 @@ class Pipeline:
         results = [clip[0] if takes is None else clip for clip in clips]
         return results if is_batch else results[0]
 
-    def settings(self, num_steps: int | None = None, guidance: float | None = None,
-                 solver: str | None = None) -> sampler.SamplerSettings:
+    def settings(self, num_steps: int | None = None, guidance: float | None = None, solver: str | None = None,
+                 schedule: str | None = None) -> sampler.SamplerSettings:
         """Of the sampler; None stands for config.sampling's. Raises ValueError for an unknown solver, or no step."""
         defaults = self.config['sampling']
+        if schedule is None:
+            schedule = 'uniform' if solver == 'dopri5' else defaults['schedule']
         return sampler.SamplerSettings(solver=defaults['solver'] if solver is None else solver,
                                        num_steps=defaults['num_steps'] if num_steps is None else num_steps,
-                                       guidance=defaults['guidance'] if guidance is None else guidance)
+                                       guidance=defaults['guidance'] if guidance is None else guidance, schedule=schedule)
 
     def request(self, *, video: Any = None, image: Any = None, fps: float | None = None, prompt: str = '',
                 negative_prompt: str | None = None, duration_s: float | None = None, seed: int | None = None,

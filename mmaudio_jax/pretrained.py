@@ -13,7 +13,8 @@ from mmaudio_jax.weights import store
 
 # How the official networks are sampled; configs/base.py has the same (tests/pretrained_test.py).
 TRAINING_S = 8.0
-SAMPLING = {'solver': 'euler', 'num_steps': 25, 'guidance': 4.5, 'negative_prompt': '', 'seed': 42, 'batch_size': 16}
+SAMPLING = {'solver': 'euler', 'num_steps': 25, 'schedule': 'uniform', 'guidance': 4.5, 'negative_prompt': '', 'seed': 42,
+            'batch_size': 16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Pretrained:
 def find(source: Path, *, variant: str | None, dtype: str | None, cache: Path | None, folder: Path | None, offline: bool,
          verify: bool, sigma_rel: float | None, step: int | None, data_dir: Path | None) -> Pretrained:
     """Loads the network and prepares to load the rest. Arguments and errors are those of Pipeline.from_pretrained."""
+    if dtype not in (None, *store.DTYPES):
+        raise ValueError(f'dtype {dtype!r} is not one of {", ".join(store.DTYPES)}')
     if os.fspath(source) in mmaudio.VARIANTS:
         return _official(os.fspath(source), dtype, _loader(dtype, cache, folder, offline, verify))
     place = pathlib.Path(source)

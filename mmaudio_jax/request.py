@@ -22,6 +22,7 @@ from mmaudio_jax.sequence import SYNC_SEGMENT_FRAMES
 
 BUCKET_S = 0.5  # durations that a video gives are rounded up to multiples of it
 LONGEST_S = 120.0  # of a video whose duration_s is not set: attention needs memory with the square of the length
+MOST_S = 1800.0  # of any clip: the logits of one layer's attention alone would be more than 80 GB
 FAR = 2.0  # a length this many times the training length, or less than its half, is worth a warning
 
 
@@ -105,6 +106,8 @@ def make(rate: str, training_s: float, index: int, *, video: Path | Frames | np.
     source = _video(video, fps)
     still = None if image is None else read_image(image)
     length_s = _length_s(source, training_s) if duration_s is None else float(duration_s)
+    if MOST_S < length_s < math.inf:
+        raise ValueError(f'duration_s is {length_s:g}; at most {MOST_S:g} s can be computed as one clip: make several')
     sequence = Sequence(rate, _bucket(length_s) if duration_s is None and source is not None else length_s)
     if isinstance(source, Frames) and source.duration_s < length_s - 1 / SYNC_FPS:
         raise ValueError(f'the frames in memory last {source.duration_s:.3f} s, {length_s:.3f} s are needed')
@@ -176,4 +179,6 @@ def _noise(noise: Any, takes: int, sequence: Sequence) -> np.ndarray | None:
     if array.dtype.kind != 'f' or array.shape not in (wanted, *[wanted[1:]] * (takes == 1)):
         raise ValueError(f'noise is {describe(array)}; float {list(wanted)} is needed for {takes} take{"s" * (takes > 1)} of '
                          f'{sequence.duration_s:g} s')
+    if not np.isfinite(array).all():
+        raise ValueError('noise holds NaN or infinity')
     return array.reshape(wanted).astype(np.float32)

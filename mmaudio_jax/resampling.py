@@ -7,7 +7,6 @@ import functools
 import math
 
 import numpy as np
-import scipy.signal
 
 ZERO_CROSSINGS = 64  # of the sinc, on each side
 ROLLOFF = 0.9475937167399596  # of the lower Nyquist frequency
@@ -96,9 +95,10 @@ def resample_for_evaluation(waveform: np.ndarray, from_hz: int, to_hz: int) -> n
 
 def _filtered(waveform: np.ndarray, kernel: np.ndarray, up: int, down: int) -> np.ndarray:
     """Raises the rate by up, filters, lowers it by down, without delay; zeros beyond the ends."""
+    from scipy.signal import upfirdn  # here: it takes most of a second, which importing the Pipeline and decoding do without
     length = -(-len(waveform) * up // down)
     half = len(kernel) // 2
     lead = -(-half // down)  # whole output samples before the first one
     kernel = np.concatenate([np.zeros(lead * down - half), kernel])
-    result = scipy.signal.upfirdn(kernel, np.asarray(waveform, np.float64), up, down)[lead:lead + length]
+    result = upfirdn(kernel, np.asarray(waveform, np.float64), up, down)[lead:lead + length]
     return np.pad(result, (0, length - len(result))).astype(np.float32)

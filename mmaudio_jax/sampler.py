@@ -36,7 +36,7 @@ class SamplerSettings:
       schedule: where the steps are, see `edges`; 'dopri5' finds its own.
 
     Raises:
-      ValueError: an unknown solver or schedule, or no step.
+      ValueError: an unknown solver or schedule, no whole number of steps, or a guidance that is no number.
     """
     solver: str
     num_steps: int
@@ -50,8 +50,10 @@ class SamplerSettings:
             raise ValueError(f'sampling.schedule {self.schedule!r} is not one of {", ".join(SCHEDULES)}')
         if self.solver == 'dopri5' and self.schedule != 'uniform':
             raise ValueError(f"sampling.schedule is {self.schedule!r}, but 'dopri5' chooses its steps itself; set 'uniform'")
-        if self.num_steps < 1:
-            raise ValueError(f'sampling.num_steps is {self.num_steps}; it must be at least 1')
+        if not isinstance(self.num_steps, (int, np.integer)) or self.num_steps < 1:
+            raise ValueError(f'sampling.num_steps is {self.num_steps!r}; it must be a whole number of at least 1')
+        if not isinstance(self.guidance, (int, float, np.number)) or not np.isfinite(self.guidance):
+            raise ValueError(f'sampling.guidance is {self.guidance!r}; it must be a number')
 
 
 def noise(seed: int, indices: Sequence[int], latent_length: int, latent_channels: int) -> jax.Array:

@@ -87,7 +87,7 @@ class System:
 
 
 def score(config, workdir: pathlib.Path) -> None:
-    """Scores the systems that config.score names; prints the table, writes scores.{json,md,tex}.
+    """Scores the systems that config.score names; prints the table, writes scores.{json,md,tex,png}.
 
     They are config.score.generated, or those of config.score.compare; and with config.score.sample what the network makes of
     config.evaluate.dataset's split, which comes first.
@@ -116,7 +116,8 @@ def score(config, workdir: pathlib.Path) -> None:
                  for name, folder in folders.items()}
     if made:
         generated, folders = {config.name: made, **generated}, {config.name: next(iter(made.values())).parent, **folders}
-    reference, asked, lacking = _references(options, protocol, sources, asked, settings)
+    recorded = split_sounds.SyncFeatures(config, pathlib.Path(config.data_dir or workdir)) if options.record_features else None
+    reference, asked, lacking = _references(options, protocol, sources, asked, settings, recorded)
     asked = asked or set().union(*generated.values())  # without references: all systems must have the same clips
     systems = {}
     for name, clips in generated.items():
@@ -126,6 +127,7 @@ def score(config, workdir: pathlib.Path) -> None:
         return
     report = _report(options, protocol, systems, asked, lacking, time.monotonic() - started)
     _write(report, workdir)
+    _plot(report, workdir / 'scores.png')
     _sheets(config, workdir, protocol, generated, sources, sorted(set(asked).intersection(*generated.values())))
     print(score_tables.markdown(report), flush=True)
     print(f'score: {len(systems)} systems, {len(asked)} clips asked for, {report["seconds"]:.0f} s; every figure is in '
@@ -138,6 +140,20 @@ def _write(report: Mapping[str, Any], workdir: pathlib.Path) -> None:
         partial = workdir / f'.scores.{suffix}.partial'
         partial.write_text(content + '\n')
         partial.replace(workdir / f'scores.{suffix}')
+
+
+def _plot(report: Mapping[str, Any], path: pathlib.Path) -> None:
+    """The figures of all systems with their intervals, and the published ones; nothing when no figure is defined."""
+    panels: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for name in report['metrics']:
+        scores = {system: row['scores'].get(name, {}) for system, row in report['systems'].items()}
+        panel = {system: (score['value'], score['low'], score['high']) for system, score in scores.items() if 'value' in score}
+        if panel:
+            published = score_tables.all_rows(report['published'])
+            panels[score_tables.title(name)] = panel | {
+                f'{row}, published': (figures[name],) * 3 for row, figures in published.items() if name in figures}
+    if panels:
+        plots.intervals(path, panels)
 
 
 def _protocol(options) -> Protocol:
@@ -158,7 +174,7 @@ def _sources(config, workdir: pathlib.Path, protocol: Protocol,
     options = config.score
     cached = published_caches.names(pathlib.Path(options.reference_cache)) if options.reference_cache else set()
     if options.references != RECORDS and (options.references or options.reference_cache or not options.sample):
-        found = score_inputs.references(options.references, options.captions, protocol.duration_s)
+        found = score_inputs.references(options.references, options.captions, protocol.duration_s, ending=protocol.suffix)
         return found, cached | set(found.sounds) | set(ids)
     data = pathlib.Path(config.data_dir or workdir)
     if not ids:
@@ -170,12 +186,19 @@ def _sources(config, workdir: pathlib.Path, protocol: Protocol,
 
 
 def _references(options, protocol: Protocol, sources: score_inputs.References, asked: set[str],
-                settings: embeddings.Settings) -> tuple[dict[str, score_metrics.Clips], set[str], dict[str, str]]:
-    """Embedder → embeddings of the references, the names of all clips that are asked for, and why some have no reference."""
+                settings: embeddings.Settings,
+                recorded: score_metrics.Clips | None) -> tuple[dict[str, score_metrics.Clips], set[str], dict[str, str]]:
+    """Embedder → embeddings of the references, the names of all clips that are asked for, and why some have no reference.
+
+    recorded: picture features for DeSync that need not be computed.
+    """
     found: dict[str, score_metrics.Clips] = {}
     networks = embedders.embedders(settings.weights)
     failed: dict[str, str] = {}
     for name in dict.fromkeys(name for metric in protocol.metrics for name in score_metrics.METRICS[metric].reference):
+        if name == 'synchformer_picture' and recorded is not None:
+            found[name], asked = recorded, asked | set(recorded)
+            continue
         if options.reference_cache:
             found[name] = published_caches.load(pathlib.Path(options.reference_cache), name)
             continue
@@ -299,7 +322,7 @@ def _report(options, protocol: Protocol, systems: Mapping[str, System], asked: s
     return {
         'report_version': 2, 'protocol': options.protocol, 'duration_s': protocol.duration_s, 'metrics': list(protocol.metrics),
         'asked': len(asked), 'allow_unpaired': options.allow_unpaired, 'interval': metrics_distribution.LEVEL,
-        'lacking': dict(lacking),
+        'lacking': dict(lacking), 'record_features': options.record_features,
         'systems': {name: {
             'folder': str(system.folder), 'clips': system.clips, 'paired': len(system.pairing.names),
             'missing': list(system.pairing.missing), 'extra': list(system.pairing.extra), 'failed': system.failed,

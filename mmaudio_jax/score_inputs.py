@@ -3,6 +3,7 @@
 A clip's name is its file's without the suffix. Nothing is dropped in silence: two files of one name are an error, and missing
 and extra names are one unless they are allowed.
 """
+import collections
 from collections.abc import Mapping
 from collections.abc import Sequence
 import csv
@@ -92,7 +93,8 @@ def systems(generated: str, compare: str) -> dict[str, pathlib.Path]:
     return result
 
 
-def references(source: str, captions: str, duration_s: float, names: Sequence[str] | None = None) -> References:
+def references(source: str, captions: str, duration_s: float, names: Sequence[str] | None = None,
+               ending: str = '') -> References:
     """References from a folder or a table.
 
     Args:
@@ -102,25 +104,36 @@ def references(source: str, captions: str, duration_s: float, names: Sequence[st
       captions: '' or a .csv, .tsv or .jsonl table of names and captions, which goes before the captions of `source`.
       duration_s: of a clip that does not begin with its file.
       names: the clips of the table that count; None for all.
+      ending: of the names of sounds and videos; those of a folder that have it lose it, and the others do not count then
+        (Greatest Hits has NAME_denoised.mp4 and NAME_mic.mp4 beside NAME_times.txt).
 
     Raises:
       FileNotFoundError: no such folder or file.
-      ValueError: two files or rows of one name, a table without the columns, or without some of `names`.
+      ValueError: two files or rows of one name, a table without the columns, without some of `names`, or no table.
     """
     path = pathlib.Path(source)
     found = References({}, {}, {}, {})
     if source and path.suffix == '.jsonl':
         found = _table(path, duration_s, names)
     elif source:
-        videos = files(path, VIDEO_SUFFIXES)
+        videos, sounds = (_marked(files(path, suffixes), ending) for suffixes in (VIDEO_SUFFIXES, SOUND_SUFFIXES))
         onsets = {name.removesuffix('_times'): _times(file) for name, file in files(path, ('.txt',)).items()
                   if name.endswith('_times')}
-        found = References(videos | files(path, SOUND_SUFFIXES), videos, {}, onsets)
+        found = References(videos | sounds, videos, {}, onsets)
     if captions:
         rows = _rows(pathlib.Path(captions))
         texts = {_cell(row, _NAME_COLUMNS, captions): _cell(row, _CAPTION_COLUMNS, captions) for row in rows}
+        if len(texts) < len(rows):
+            counts = collections.Counter(_cell(row, _NAME_COLUMNS, captions) for row in rows)
+            raise ValueError(f'{captions}: {len(rows) - len(texts)} names come twice ({counts.most_common(1)[0][0]}); which '
+                             'caption is the clip\'s? Keep one of each')
         found = dataclasses.replace(found, captions=texts)
     return found
+
+
+def _marked(found: dict[str, pathlib.Path], ending: str) -> dict[str, pathlib.Path]:
+    """The files whose names have the ending, without it; all of them when none has."""
+    return {name.removesuffix(ending): path for name, path in found.items() if ending and name.endswith(ending)} or found
 
 
 def _table(path: pathlib.Path, duration_s: float, names: Sequence[str] | None) -> References:
@@ -184,10 +197,20 @@ def _some(names) -> str:
 def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f'{path}: no such table')
-    with open(path, encoding='utf-8', newline='') as file:
+    with open(path, encoding='utf-8-sig', newline='') as file:
         if path.suffix == '.jsonl':
-            return [json.loads(line) for line in file if line.strip()]
+            return [_object(line, path, number) for number, line in enumerate(file, 1) if line.strip()]
         return list(csv.DictReader(file, delimiter='\t' if path.suffix == '.tsv' else ','))
+
+
+def _object(line: str, path: pathlib.Path, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f'{path}, line {number}: {error}') from error
+    if not isinstance(row, dict):
+        raise ValueError(f'{path}, line {number}: is not a JSON object')
+    return row
 
 
 def _cell(row: Mapping[str, Any], columns: tuple[str, ...], table: str) -> str:

@@ -29,6 +29,11 @@ def published(table: str) -> dict[str, Any]:
     return _tables()[table]
 
 
+def all_rows(table: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
+    """The published rows: MMAudio's, then those of the systems that it is compared with."""
+    return {**table.get('rows', {}), **table.get('others', {})}
+
+
 def spread(table: Mapping[str, Any], metric: str) -> float | None:
     """By how much two runs of the same system may differ: twice what the published rerun did; None when unknown."""
     rerun = table.get('rerun', {})
@@ -56,10 +61,12 @@ def markdown(report: Mapping[str, Any]) -> str:
     for pair, scores in report['differences'].items():
         lines.append(f'| {pair} | {" | ".join(_interval(scores.get(name, {}), name) for name in names)} |')
     table = report['published']
-    for row_name, scores in table.get('rows', {}).items():
+    for row_name, scores in all_rows(table).items():
         lines.append(f'| *{row_name}, published* | {" | ".join(_number(scores.get(name), name) for name in names)} |')
         for system, row in report['systems'].items():
-            cells = [_against(row['scores'].get(name, {}), scores.get(name), spread(table, name), name) for name in names]
+            own = row_name in table['rows']  # how far reruns of other systems differ is not known
+            cells = [_against(row['scores'].get(name, {}), scores.get(name), spread(table, name) if own else None, name)
+                     for name in names]
             lines.append(f'| {system} − {row_name} | {" | ".join(cells)} |')
     return '\n'.join([*lines, '', *_notes(report)])
 
@@ -112,6 +119,8 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
     """Counts and what every figure's reader must know."""
     lines = [f'Protocol {report["protocol"]}, {report["duration_s"]:g} s of each clip, {report["asked"]} clips asked for. In '
              f'brackets: {report["interval"]:.0%} bootstrap intervals over clips.']
+    if report['record_features'] and 'desync' in report['metrics']:
+        lines.append('DeSync: the picture features are those of the records, rounded and of the frames that training takes.')
     if report['lacking']:
         name, reason = next(iter(sorted(report['lacking'].items())))
         lines.append(f'**The references do not cover what was asked for**: {len(report["lacking"])} clips ({name}: {reason}).')

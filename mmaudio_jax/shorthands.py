@@ -3,10 +3,11 @@ from collections.abc import Sequence
 import re
 
 _COMPARE = '--config.score.compare='
+_FIELDS = {'--topology=': '--config.compile.topology=', '--executor=': '--config.extract.executor='}
 
 
 def expand(argv: Sequence[str]) -> list[str]:
-    """The arguments with --topology=X, --profile=N-M, --compat and --compare a=DIR b=DIR … as the fields that they stand for.
+    """The arguments with --topology=X, --executor=X, --profile=N-M, --compat and --compare a=DIR b=DIR … as their fields.
 
     Raises:
       ValueError: --compare without a system, or --profile without two steps.
@@ -25,7 +26,8 @@ def expand(argv: Sequence[str]) -> list[str]:
         elif argument == '--compat':
             result.append('--config.score.compat=True')
         else:
-            result.append(argument.replace('--topology=', '--config.compile.topology=', 1))
+            flag, is_field, value = argument.partition('=')
+            result.append(_FIELDS.get(flag + is_field, flag + is_field) + value)
     if _COMPARE in result:
         raise ValueError('--compare needs name=FOLDER for every system, as in --compare ours=A theirs=B')
     return result

@@ -28,8 +28,10 @@ from mmaudio_jax import media
 from mmaudio_jax import partitioning
 from mmaudio_jax import pipeline
 from mmaudio_jax import pretrained
+from mmaudio_jax import records
 from mmaudio_jax import sampler
 from mmaudio_jax.models import mmaudio
+from mmaudio_jax.models import synchformer_offset
 from mmaudio_jax.sequence import Sequence
 from mmaudio_jax.weights import store
 
@@ -42,6 +44,37 @@ def examples(config, data: pathlib.Path) -> Iterator[dict[str, Any]]:
     """The records of config.evaluate.dataset's split, at most config.evaluate.max_clips of them, one at a time."""
     split = input_pipeline.read_split(config, data / 'records', config.evaluate.dataset, config.evaluate.split)
     return itertools.islice(split, config.evaluate.max_clips or None)
+
+
+class SyncFeatures(Mapping):
+    """Id → {'segments': float32 [S, 8, 768]} of the records of a split: the picture features that DeSync compares with.
+
+    They are of the same network, rounded to the records' dtype, and of the frames that training takes: where a video has not
+    25 frames a second these are up to one frame later than those of the published scores.
+    """
+
+    def __init__(self, config, data: pathlib.Path):
+        """Opens config.evaluate.dataset's split; at most config.evaluate.max_clips of it, those with pictures.
+
+        Raises:
+          ValueError: records of another encoder. FileNotFoundError: no records.
+        """
+        if config.extract.encoder != 'official':
+            raise ValueError(f"config.score.record_features needs records of the 'official' encoder, not of "
+                             f'{config.extract.encoder!r} (config.extract.encoder)')
+        self._source = records.load_source(data / 'records' / config.evaluate.dataset, config.evaluate.split,
+                                           records.schema_of(config))
+        self._places = {example['id']: place for place, example in enumerate(examples(config, data)) if example['video_exists']}
+
+    def __getitem__(self, name: str) -> dict[str, np.ndarray]:
+        tokens = np.asarray(self._source[self._places[name]]['sync_features'], np.float32)
+        return {'segments': tokens.reshape(-1, synchformer_offset.PICTURE_TOKENS, tokens.shape[-1])}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 def make_sampler(config, model: mmaudio.MMAudio, params: Any, sequence: Sequence) -> Sampler:

@@ -1,6 +1,7 @@
 """The training loop. An exact resume depends on its order: evaluate, save, next batch, step, then log the step before."""
 import dataclasses
 import functools
+import math
 import pathlib
 import time
 from typing import Any, Callable
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmaudio_jax import checkpoints
+from mmaudio_jax import ema
 from mmaudio_jax import encoders
 from mmaudio_jax import flops
 from mmaudio_jax import input_pipeline
@@ -21,6 +23,14 @@ from mmaudio_jax import train_step
 from mmaudio_jax.models import mmaudio
 from mmaudio_jax.sequence import Sequence
 from mmaudio_jax.weights import store
+
+# (field of the config, least value, largest value): what would train for days and leave nothing, or stop somewhere inside.
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ('input.workers', 0, math.inf), ('input.prefetch', 0, math.inf), ('flow.min_sigma', 0, 1), ('flow.video_dropout', 0, 1),
+    ('flow.text_dropout', 0, 1), ('optimizer.learning_rate', 0, math.inf), ('optimizer.clip_norm', 1e-12, math.inf),
+    ('ema.snapshot_every', 0, math.inf), ('train.total_steps', 1, math.inf), ('train.max_skipped', 0, math.inf),
+    ('train.log_every', 0, math.inf), ('train.validate_every', 0, math.inf), ('train.sample_every', 0, math.inf),
+    ('train.checkpoint_every', 0, math.inf), ('train.keep_last', 1, math.inf), ('train.keep_every', 0, math.inf))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +60,11 @@ def train(config, workdir: pathlib.Path) -> None:
     Raises:
       CheckpointError: the checkpoint is of another config (names the field), the disk is full, or another process trains here.
       NonFiniteError: loss, gradient or state is not finite; the last checkpoint is untouched.
+      ValueError: a field of the config that cannot be trained with.
       SystemExit: with code 0, after a preemption notice (SIGTERM) and a save.
     """
     train_log.silence()
+    check_fields(config)
     workdir = pathlib.Path(workdir)
     with checkpoints.exclusive(workdir), checkpoints.Preemption() as preemption:
         checkpointer = checkpoints.Checkpointer(workdir, config.train, lambda: preemption.noticed)
@@ -72,6 +84,19 @@ def train(config, workdir: pathlib.Path) -> None:
                 checkpointer.close()
     if preempted:
         raise SystemExit(0)
+
+
+def check_fields(config) -> None:
+    """Raises ValueError, naming the field, for a number out of its range, or averages that no weights could be made of."""
+    for field, least, most in _RANGES:
+        section, name = field.split('.')
+        if not least <= config[section][name] <= most:  # so that NaN is refused, too
+            wanted = f'at least {least:g}' if most == math.inf else f'from {least:g} to {most:g}'
+            raise ValueError(f'config.{field} is {config[section][name]}; it must be {wanted}')
+    if not config.ema.sigma_rels:
+        raise ValueError('config.ema.sigma_rels is empty: there would be no averages, and so no weights to sample from')
+    for sigma_rel in (*config.ema.sigma_rels, config.ema.synthesis_sigma_rel):
+        ema.sigma_rel_to_gamma(sigma_rel)
 
 
 def _run(config, workdir: pathlib.Path, checkpointer: checkpoints.Checkpointer) -> bool:

@@ -1,3 +1,4 @@
+import copy
 import itertools
 import pathlib
 import signal
@@ -10,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+from configs import base
 from mmaudio_jax import checkpoints
 from mmaudio_jax import partitioning
 
@@ -198,6 +200,31 @@ def test_another_config_is_an_error_that_names_the_field(tmp_path):
     config.optimizer.learning_rate = 2e-3
     with pytest.raises(checkpoints.CheckpointError, match='config.optimizer.learning_rate is 0.002, but .* made with 0.001'):
         _restore(tmp_path, config)
+
+
+CHANGES = {
+    'refused': ('seed', 'impacts.seed', 'sequence.duration_s', 'extract.encoder', 'extract.feature_dtype', 'input.mixture',
+                'input.shares', 'input.balance', 'input.without_text', 'input.batch_size', 'weights.dtype', 'model.hidden_size',
+                'model.rope', 'model.dtype', 'flow.video_dropout', 'optimizer.learning_rate', 'optimizer.betas',
+                'ema.sigma_rels'),
+    'free': ('name', 'data_dir', 'input.workers', 'input.prefetch', 'weights.folder', 'weights.cache', 'weights.offline',
+             'weights.export', 'model.remat', 'mesh.fsdp', 'hosts.count', 'train.total_steps', 'sampling.guidance',
+             'evaluate.split', 'ema.snapshot_every'),
+}
+
+
+@pytest.mark.parametrize('kind, field', [(kind, field) for kind, fields in CHANGES.items() for field in fields])
+def test_what_may_change_when_a_run_goes_on(tmp_path, kind, field):
+    """Free is what changes no number that training computes: another machine has other folders."""
+    saved = checkpoints.to_json(base.get_config())
+    current = copy.deepcopy(saved)
+    section, _, name = field.rpartition('.')
+    (current[section] if section else current)[name] = 'another'
+    if kind == 'free':
+        checkpoints.check_config(saved, current, tmp_path)
+    else:
+        with pytest.raises(checkpoints.CheckpointError, match=f'config.{field} is another, but {tmp_path} was made with'):
+            checkpoints.check_config(saved, current, tmp_path)
 
 
 def _averages(step):

@@ -25,6 +25,14 @@ def test_a_table_is_read_and_written_back(tmp_path):
     assert clips.digests(tmp_path) != digest  # the onset times are gone
 
 
+def test_captions_with_rare_line_ends_are_one_line(tmp_path):
+    """Unicode knows more line ends than JSON: captions from the web hold them."""
+    captions = ['first\u2028second', 'one\x85two\u2029', 'three\x0b\x1c']
+    rows = [{**ROW, 'id': str(i), 'caption': caption} for i, caption in enumerate(captions)]
+    clips.write_table(tmp_path / 'train.jsonl', rows)
+    assert [clip.caption for clip in clips.read_table(tmp_path / 'train.jsonl')] == captions
+
+
 @pytest.mark.parametrize('bad, message', [
     ('{"id": ', 'line 2: Expecting value'),
     ('[]', 'line 2: is not a JSON object'),

@@ -1,4 +1,7 @@
 """Embeddings on disk: found again by what they are, made anew when anything changes, resumed, and never of another clip."""
+import concurrent.futures
+import dataclasses
+import inspect
 import shutil
 
 import jax
@@ -7,6 +10,8 @@ import pytest
 
 from mmaudio_jax import embedders
 from mmaudio_jax import embeddings
+from mmaudio_jax import evaluation_media
+from tests import imports_test
 from tests import scored_folders
 
 
@@ -73,6 +78,59 @@ def test_batches_and_lengths_change_nothing(setting, tmp_path):
     for name, path in mixed.items():
         alone = apply(params, network.prepare(path, 8.0)[None])['features'][0]
         np.testing.assert_allclose(stored[name]['features'], alone, rtol=1e-5, err_msg=name)
+
+
+def test_parts_of_one_file_are_clips_of_their_own(setting):
+    clips, settings = setting
+    network = embedders.embedders(settings.weights)['panns']
+    parts = {f'{start}': evaluation_media.Part(clips['clip_00'], start, 0.5) for start in (0.0, 0.6)}
+    stored = embeddings.embed(network, parts | {'whole': clips['clip_00']}, settings, 'x')
+    first, second, whole = (stored[name]['features'] for name in ('0.0', '0.6', 'whole'))
+    assert not np.allclose(first, second) and not np.allclose(first, whole)
+
+
+def test_the_key_holds_all_code_that_makes_embeddings():
+    """By the import statements, where the key goes by what the modules hold."""
+    package, found, waiting = imports_test.PACKAGE, set(), ['embedders']
+    while waiting:
+        name = waiting.pop()
+        found.add(name)
+        for imported in imports_test.imported(package / f'{name.replace(".", "/")}.py'):
+            parts = imported.removeprefix('mmaudio_jax.').split('.')
+            if imported.startswith('mmaudio_jax.'):
+                module = next('.'.join(parts[:end]) for end in (2, 1) if (package / f'{"/".join(parts[:end])}.py').is_file())
+                waiting += {module} - found
+    assert {f'mmaudio_jax.{name}' for name in found} == set(embeddings._sources(embedders, {}))
+    assert {'weights.clap', 'weights.tables', 'tokenizer_roberta', 'frames', 'models.htsat', 'filterbanks'} <= found
+
+
+def test_other_code_makes_other_embeddings(setting, monkeypatch):
+    _, settings = setting
+    network = embedders.embedders(settings.weights)['clap_sound']
+    before = embeddings._identity(network, settings)
+    source = inspect.getsource
+    monkeypatch.setattr(inspect, 'getsource', lambda module: source(module) + '# mended' * module.__name__.endswith('s.clap'))
+    embeddings._code_digest.cache_clear()
+    assert embeddings._identity(network, settings) != before
+    monkeypatch.undo()
+    embeddings._code_digest.cache_clear()
+
+
+def test_clips_of_many_lengths_do_not_wait_in_memory(setting, monkeypatch):
+    """Each clip has a length of its own, so that no batch is ever filled."""
+    clips, settings = setting
+    network = dataclasses.replace(embedders.embedders(settings.weights)['panns'],
+                                  prepare=lambda path, seconds: np.zeros(int(path.stem[-2:])))
+    wanted = [(path, str(i), path.with_name(f'x_{i:02}.wav')) for i in range(40) for path in [clips['clip_00']]]
+    taken, most = [], 0
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        submit = pool.submit
+        monkeypatch.setattr(pool, 'submit', lambda *job: taken.append(job) or submit(*job))
+        done = 0
+        for batch in embeddings._batches(network, wanted, settings, 2, pool, {}):
+            most = max(most, len(taken) - done)
+            done += len(batch)
+    assert done == 40 and most <= 2 * 2 + 4 * 2 + 1  # read ahead, waiting, and the one that was too many
 
 
 def test_failures_are_told_and_the_rest_is_done(setting):

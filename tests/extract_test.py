@@ -219,6 +219,14 @@ def test_processes_share_the_shards_and_the_last_makes_the_set(tmp_path, capsys)
         extract.extract(sounds_config(process_index=2, process_count=2, clips_per_shard=2), sounds_workdir(tmp_path / 'b', 2))
 
 
+def test_ray_that_is_not_installed_is_said(tmp_path, monkeypatch):
+    sounds_workdir(tmp_path, 2)
+    monkeypatch.setitem(sys.modules, 'ray', None)
+    monkeypatch.delitem(sys.modules, 'data_pipelines.ray_executor', raising=False)
+    with pytest.raises(ValueError, match=r"executor is 'ray', but ray is not installed; pip install 'mmaudio_jax\[ray\]'"):
+        extract.extract(sounds_config(executor='ray'), tmp_path)
+
+
 @pytest.mark.slow
 def test_two_processes_with_the_same_shards_do_not_disturb_each_other(tmp_path):
     sounds_workdir(tmp_path, 10)

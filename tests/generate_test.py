@@ -3,6 +3,7 @@ import json
 import resource
 import signal
 
+import av
 import jax
 import numpy as np
 from PIL import Image
@@ -67,6 +68,26 @@ def test_one_file_with_other_settings_is_made_again(workdir):
     assert generate.generate(config, workdir) == 0
     assert (workdir / 'one' / 'c.wav').read_bytes() != first
     assert json.loads((workdir / 'one' / 'c.json').read_text())['settings']['seed'] == 7
+    second = (workdir / 'one' / 'c.wav').read_bytes()
+    config.sampling.schedule = 'quadratic'
+    assert generate.generate(config, workdir) == 0
+    assert (workdir / 'one' / 'c.wav').read_bytes() != second
+
+
+def test_fields_of_the_config_reach_the_job_and_all_devices_are_used(workdir):
+    config = _config(workdir, input=str(workdir / 'videos' / 'c.mp4'), prompt='rain', duration_s=1.0)
+    config.sampling.update(negative_prompt='music', seed=7)
+    job, = generate_jobs.jobs(config.generate, config.sampling)
+    assert (job.prompt, job.negative_prompt, job.seed, job.duration_s) == ('rain', 'music', 7, 1.0)
+    assert generate._load(config, workdir)._mesh.size == jax.local_device_count() == 8
+
+
+def test_the_original_sound_is_an_option(workdir):
+    config = _config(workdir, input=str(workdir / 'videos' / 'c.mp4'), output=str(workdir / 'kept'), original_sound='keep',
+                     video_format='mkv')
+    assert generate.generate(config, workdir) == 0
+    with av.open(str(workdir / 'kept' / 'c.mkv')) as container:
+        assert len(container.streams.audio) == 2
 
 
 def test_a_prompt_alone(workdir):

@@ -60,7 +60,14 @@ def test_import_is_light():
 
 def test_the_pipeline_is_imported_without_touching_a_device():
     code = ('from mmaudio_jax import Pipeline; from jax._src import xla_bridge; import sys; '
-            'unwanted = [m for m in ("torch", "tensorflow", "matplotlib", "diffrax") if m in sys.modules]; '
+            'unwanted = [m for m in ("torch", "tensorflow", "matplotlib", "diffrax", "scipy.signal") if m in sys.modules]; '
             'print(xla_bridge.backends_are_initialized(), unwanted)')
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert result.stdout.strip() == 'False []'
+
+
+def test_processes_that_decode_start_light():
+    code = ('import sys; from data_pipelines import reading; '
+            'print([m for m in ("jax", "flax", "scipy.signal", "librosa", "tensorflow_datasets") if m in sys.modules])')
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert result.stdout.strip() == '[]'

@@ -36,6 +36,16 @@ def test_a_csv_is_read_and_what_is_odd_is_listed(tmp_path):
         list(layouts.read_csv(path, report, ('text', 'id')))
 
 
+def test_listings_are_utf_8_or_latin_1(tmp_path):
+    """Clotho 2.1's metadata are Latin-1."""
+    path = tmp_path / 'clotho_metadata_evaluation.csv'
+    for encoding in ('utf-8', 'utf-8-sig', 'latin-1'):
+        path.write_bytes('file_name,manufacturer,sound_id\nx.wav,Andrés,4711\n'.encode(encoding))
+        rows = list(layouts.read_csv(path, layouts.Report(), ('file_name', 'sound_id'), ('manufacturer',)))
+        assert rows == [{'file_name': 'x.wav', 'manufacturer': 'Andrés', 'sound_id': '4711'}]
+        assert layouts.read_ids(path) == {'4711'}
+
+
 @pytest.mark.parametrize('name, text, expected', [
     ('vggsound.csv', 'aaaaaaaaaa1,30,rain,test\naaaaaaaaaa2,40,rain,train\n', {'aaaaaaaaaa1'}),
     ('test.csv', 'audiocap_id,youtube_id,start_time,caption\n7,aaaaaaaaaa1,30,rain\n', {'aaaaaaaaaa1'}),

@@ -103,6 +103,9 @@ def test_clotho_uses_every_caption_and_every_window(tmp_path):
         write_sound(source / part / name, 2.5 if part == 'development' else 1.3)
     write(source / 'clotho_metadata_validation.csv',
           'file_name,keywords,sound_id,sound_link,start_end_samples,manufacturer,license\nb.wav,x,4711,y,z,u,v\n')
+    (source / 'clotho_metadata_development.csv').write_bytes(  # Latin-1, as published
+        'file_name,keywords,sound_id,sound_link,start_end_samples,manufacturer,license\nc.wav,x,Not found,y,z,Andrés,v\n'
+        .encode('latin-1'))
     write(tmp_path / 'blacklist.json', json.dumps(['4711']))
     tables, report = make(tmp_path, 'clotho', exclude=(('set', str(tmp_path / 'blacklist.json')),))
     rain = tables['train']
@@ -130,14 +133,15 @@ def test_wavcaps_leaves_out_what_the_blacklist_names(tmp_path):
 
 def test_wavcaps_other_sources(tmp_path):
     source = tmp_path / 'source'
-    for folder, name in (('BBC_Sound_Effects', 'bbc_final'), ('FreeSound', 'fsd_final')):
-        write(source / 'json_files' / folder / f'{name}.json',
-              json.dumps({'num_captions_per_audio': 2, 'data': [{'id': '07', 'caption_1': folder, 'caption_2': 'x'}]}))
-        write_sound(source / f'{folder}_flac' / '07.flac', 1.2)
-    for layout, folder in (('bbc', 'BBC_Sound_Effects'), ('freesound', 'FreeSound')):
-        tables, _ = make(tmp_path, layout)
+    for folder, name, number in (('BBC_Sound_Effects', 'bbc_final', '07'), ('FreeSound', 'fsd_final', 7)):
+        rows = [{'id': number, 'caption_1': folder, 'caption_2': 'x'}, {'id': True}]
+        write(source / 'json_files' / folder / f'{name}.json', json.dumps({'num_captions_per_audio': 2, 'data': rows}))
+        write_sound(source / f'{folder}_flac' / f'{number}.flac', 1.2)
+    for layout, folder, file in (('bbc', 'BBC_Sound_Effects', '07.flac'), ('freesound', 'FreeSound', '7.flac')):
+        tables, report = make(tmp_path, layout)
         assert [row['caption'] for row in tables['train']] == [folder, 'x']
-        assert tables['train'][0]['audio'] == f'{source}/{folder}_flac/07.flac'
+        assert tables['train'][0]['audio'] == f'{source}/{folder}_flac/{file}'
+        assert report['lists']['unusable_rows'][0].endswith('entry 2: id is True')
         (tmp_path / 'media' / 'set' / 'clips_report.json').unlink()
 
 
@@ -209,6 +213,25 @@ def test_a_part_is_held_out_for_validation(tmp_path):
     config.clips.validation_clips = 4
     with pytest.raises(ValueError, match='made with validation_clips = 5, the configuration says 4'):
         listing.make_tables(config, tmp_path)
+
+
+def test_a_csv_whose_header_is_quoted(tmp_path):
+    write(tmp_path / 'source' / 'list.csv', '"file","caption"\r\n"a.mp4","a film, silent"\r\n')
+    write(tmp_path / 'source' / 'a.mp4')
+    tables, report = make(tmp_path, 'folder_csv')
+    assert [row['caption'] for row in tables['train']] == ['a film, silent'] and not any(report['counts'].values())
+
+
+def test_windows_of_one_file_are_not_in_two_splits(tmp_path):
+    for i in range(8):
+        write_sound(tmp_path / 'source' / f'thing {i}.wav', 3.4)  # three windows
+    config = base.get_config()
+    config.sequence.duration_s, config.extract.workers = 1.0, 1
+    config.clips.update(datasets=(('set', 'folder_csv', str(tmp_path / 'source')),), validation_clips=8)
+    listing.make_tables(config, tmp_path)
+    held, trained = ([json.loads(line)['audio'] for line in (tmp_path / 'media' / 'set' / f'{split}.jsonl').open()]
+                     for split in ('validation', 'train'))
+    assert len(held) == 6 and len(trained) == 18 and not set(held) & set(trained)
 
 
 @pytest.mark.parametrize('layout, message', [('vggsound', 'holds neither vggsound.csv nor lists'),

@@ -291,3 +291,38 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
         media.write_audio(tmp_path / 'a.wav', tone(100, 16_000), 16_000)
     assert [entry.name for entry in tmp_path.iterdir()] == ['a.wav']
     assert (tmp_path / 'a.wav').read_bytes() == b'before'
+
+
+def test_a_converter_that_is_kept_changes_no_picture():
+    """Also when size, scale and format change on the way."""
+    rng, converter = np.random.default_rng(0), media.VideoReformatter()
+    for size, divide in (((48, 64), 1), ((48, 64), 2), ((32, 96), 2), ((48, 64), 1)):
+        for layout in ('yuv420p', 'rgb24'):
+            pixels = rng.integers(0, 255, (*size, 3), np.uint8)
+            frame = av.VideoFrame.from_ndarray(pixels, format='rgb24').reformat(format=layout)
+            kept, alone = (np.asarray(media.upright(frame, divide, used)) for used in (converter, None))
+            assert kept.shape == (size[0] // divide, size[1] // divide, 3)
+            np.testing.assert_array_equal(kept, alone)
+            if layout == 'rgb24' and divide == 1:
+                np.testing.assert_array_equal(kept, pixels)
+
+
+def test_damaged_frames_are_refused_where_they_are_asked_to_be(tmp_path):
+    """Extraction must not train on them; generation shows what players show."""
+    path, rng = tmp_path / 'a.mp4', np.random.default_rng(0)
+    with av.open(str(path), 'w') as container:
+        stream = container.add_stream('mpeg4', rate=25, width=64, height=48, pix_fmt='yuv420p')
+        for k in range(50):
+            frame = av.VideoFrame.from_ndarray(rng.integers(0, 256, (48, 64, 3), np.uint8), format='rgb24')
+            frame.pts = k
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with av.open(str(path)) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][20]
+        place, end = packet.pos + packet.size // 2, packet.pos + packet.size
+    content = bytearray(path.read_bytes())
+    content[place:end] = bytes(end - place)
+    path.write_bytes(content)
+    assert len(media.read_frames(path, [SMALL], 0.0, 1.5)[0]) == 37
+    with pytest.raises(media.MediaError, match='the frame at 0.800 s is damaged'):
+        media.read_frames(path, [SMALL], 0.0, 1.5, strict=True)

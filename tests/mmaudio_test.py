@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mmaudio_jax import sampler
+from mmaudio_jax.models import layers
 from mmaudio_jax.models import mmaudio
 from mmaudio_jax.sequence import Sequence
 from mmaudio_jax.weights import mmaudio as weights
@@ -160,6 +161,31 @@ def test_ablations_are_other_networks(fields):
     unused = {'latent_mean', 'latent_std', 'empty_string_feat', 'empty_clip_feat', 'empty_sync_feat'}
     for name, leaf in gradient.items():
         assert name in unused or any(float(np.abs(part).max()) > 0 for part in jax.tree.leaves(leaf)), f'{name} has no effect'
+
+
+def test_sum_with_visual_is_the_sum_at_the_times_of_the_sync_tokens():
+    model, features = build('small_16k', **TINY, sync_fusion='sum_with_visual'), tiny_features()
+    inputs = [features[name] for name in ('clip', 'sync', 'text')]
+    shapes = jax.eval_shape(model.init, jax.random.key(0), features['x0'], jnp.zeros(2), *inputs)['params']
+    random = np.random.RandomState(0)
+    params = jax.tree.map(lambda leaf: (0.1 * random.standard_normal(leaf.shape)).astype(np.float32), shapes)
+    bound = model.bind({'params': params})
+    conditions = bound.preprocess_conditions(*inputs, 25)
+    clip = bound.clip_input_proj(features['clip'])
+    tokens = bound.sync_input_proj(features['sync'] + jnp.tile(bound.sync_pos_emb[0], (1, 2, 1)))
+    at = [0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 5, 5, 5]  # of 6 frames, the one shown in the middle of each of 16 tokens
+    np.testing.assert_allclose(conditions.clip, clip[:, np.array(at)] + tokens, atol=1e-5)
+    assert not np.any(conditions.sync)
+
+
+@pytest.mark.parametrize('rope, scales', [('aligned', [1.0, 25 / 6]), ('unaligned', [1.0, 1.0]), ('none', [])])
+def test_angles_of_frames(rope, scales, monkeypatch):
+    asked, rotation = [], layers.rotation
+    monkeypatch.setattr(layers, 'rotation', lambda *args: asked.append(args) or rotation(*args))
+    model, features = build('small_16k', **TINY, rope=rope), tiny_features()
+    inputs = (features['x0'], jnp.zeros(2), features['clip'], features['sync'], features['text'])
+    jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    assert asked == [(length, 32, scale) for length, scale in zip((25, 6), scales)]
 
 
 @pytest.mark.parametrize('fields, message', [({'rope': 'allinged'}, 'rope'), ({'joint_blocks': 0}, 'joint_blocks'),

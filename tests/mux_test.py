@@ -68,6 +68,16 @@ def test_the_pictures_end_with_the_sound(tmp_path, suffix):
     assert len(media.read_audio(out, RATE, 0.0, None)) == RATE // 2
 
 
+def test_no_picture_before_the_end_is_lost_wherever_the_sound_ends(tmp_path):
+    """Pictures are stored in another order than they are shown in: one that is shown later may come first."""
+    source = write_video(tmp_path / 'in.mp4')
+    for count in range(3, 25):
+        mux.write_video(source, tone(count * RATE // 25, RATE), RATE, tmp_path / 'out.mp4')
+        with av.open(str(tmp_path / 'out.mp4')) as container:
+            times = [round(frame.time * 25) for frame in container.decode(video=0)]
+        assert times[:count] == list(range(count)) and len(times) <= count + 3
+
+
 @pytest.mark.parametrize('source_name,codec,out_name,found', [
     ('in.webm', 'libvpx', 'out.mp4', 'h264'),
     ('in.webm', 'libvpx', 'out.mov', 'h264'),
@@ -105,6 +115,32 @@ def test_a_late_video_and_its_new_sound_start_together(tmp_path):
     assert numbers(media.read_frames(tmp_path / 'out.mp4', [SMALL], 0.0, 0.8)[0])[:20] == list(range(3, 23))
     read = media.read_audio(tmp_path / 'out.mp4', RATE, 0.0, 1.0)
     assert np.abs(read[:RATE // 2 - 500]).max() < 0.05 and np.abs(read[RATE // 2:RATE // 2 + 500]).max() > 0.3
+
+
+@pytest.mark.parametrize('suffix', ['.mp4', '.mov', '.mkv'])
+def test_a_late_video_begins_at_zero_and_a_player_hears_the_sound_alone(tmp_path, suffix):
+    source, out = write_video(tmp_path / 'late.ts', frames=50, skip=range(25)), tmp_path / f'out{suffix}'
+    with av.open(str(source)) as container:
+        assert container.streams.video[0].start_time * container.streams.video[0].time_base >= 1
+    mux.write_video(source, tone(16_000, 16_000), 16_000, out)
+    with av.open(str(out)) as container:
+        starts = [(stream.start_time or 0) * stream.time_base for stream in container.streams]
+        stream = container.streams.audio[0]
+        ends = [(frame.pts + frame.duration) * frame.time_base for frame in container.decode(stream)]
+        heard_s = ends[-1] - starts[1]
+    assert max(starts) < 0.02 and abs(heard_s - 1) <= (0 if suffix != '.mkv' else 0.01)  # Matroska counts milliseconds
+
+
+@pytest.mark.parametrize('suffix', ['.mp4', '.mov', '.mkv', '.webm'])
+def test_a_codec_that_can_only_be_read_here_is_copied(tmp_path, suffix, monkeypatch):
+    """As AV1, whose decoder has a name that no encoder has."""
+    source, out = write_video(tmp_path / 'in.mkv', codec='libsvtav1'), tmp_path / f'out{suffix}'
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore' if suffix == '.mov' else 'error')  # FFmpeg puts no AV1 into .mov
+        mux.write_video(source, tone(RATE, RATE), RATE, out)
+    if suffix != '.mov':
+        assert packets(out) == packets(source)
+    assert numbers(media.read_frames(out, [SMALL], 0.0, 1.0)[0]) == list(range(25))
 
 
 @pytest.mark.parametrize('suffix', ['.mp4', '.mkv'])

@@ -1,4 +1,6 @@
 """Generation through the public door: lengths, batches, seeds, files and what is refused."""
+import dataclasses
+
 import av
 import jax
 import numpy as np
@@ -117,6 +119,30 @@ def test_takes_seeds_and_noise(pipe, workdir):
     np.testing.assert_allclose(pipe(prompt=['a glass', 'a'], noise=[noise, noise])[0].latents, takes[1].latents, atol=1e-5)
 
 
+def test_frames_of_a_trained_network_are_those_of_its_records(pipe, workdir):
+    """The released demonstration's way of counting, which takes other frames, is for the released networks."""
+    made = pipe.request(video=workdir / 'a.mp4')
+    wanted = pipe.room(made.sequence)[0].frame_requests
+    exact, summed = ([dataclasses.replace(one, summed=flag) for one in wanted] for flag in (False, True))
+    exact, summed = (media.read_frames(workdir / 'a.mp4', requests, 0.0, 1.0) for requests in (exact, summed))
+    for stream, expected in zip(pipe.read(made), exact, strict=True):
+        np.testing.assert_array_equal(stream, expected)
+    assert np.any(exact[1] != summed[1])
+
+
+def test_compiled_programs_are_kept_in_the_cache_folder_unless_they_are_kept_elsewhere(workdir, tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update('jax_compilation_cache_dir', None)
+        mmaudio_jax.Pipeline.from_pretrained(workdir, cache=tmp_path, compilation_cache=False)
+        assert jax.config.jax_compilation_cache_dir is None
+        for cache in (tmp_path, tmp_path / 'other'):
+            mmaudio_jax.Pipeline.from_pretrained(workdir, cache=cache)
+            assert jax.config.jax_compilation_cache_dir == str(tmp_path / 'compiled')
+    finally:
+        jax.config.update('jax_compilation_cache_dir', before)
+
+
 def test_a_batch_over_several_devices(workdir, pipe):
     split = mmaudio_jax.Pipeline.from_pretrained(workdir, devices=jax.devices()[:4], compilation_cache=False)
     for prompts in (['a'], ['a', 'b', 'c', 'd', 'e']):
@@ -128,7 +154,7 @@ def test_everything_that_is_asked_for_changes_the_sound(pipe, workdir):
     plain = pipe(video=workdir / 'a.mp4').audio
     np.testing.assert_array_equal(plain, pipe(video=workdir / 'a.mp4', seed=42).audio)
     for change in ({'prompt': 'a glass'}, {'negative_prompt': 'a glass'}, {'seed': 1}, {'num_steps': 3}, {'guidance': 1.0},
-                   {'solver': 'midpoint'}, {'video': None}):
+                   {'solver': 'midpoint'}, {'schedule': 'quadratic'}, {'video': None}):
         other = pipe(**{'video': workdir / 'a.mp4', **change}).audio
         assert np.abs(plain - other).max() > 1e-3, change
 

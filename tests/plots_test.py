@@ -33,6 +33,15 @@ def test_picture_is_whole_and_brightest_where_the_sound_is(tmp_path):
     assert late - early > 0.35 * picture.shape[1]  # one second of two, less the margins
 
 
+@pytest.mark.filterwarnings('error')
+def test_any_caption_and_any_length(tmp_path):
+    for title in ('costs $5, or $6', r'a $\frac$ b', 'x\ny', ''):
+        plots.spectrogram(tmp_path / 'a.png', {title: _click(0.5)}, RATE)
+    for samples in (1, 640, 1024):  # shorter than a window of the transform
+        assert plots.mel_db(np.ones(samples, np.float32), RATE).shape == (96, 1 + samples // 160)
+        plots.spectrogram(tmp_path / 'a.png', {'short': np.ones(samples, np.float32)}, RATE)
+
+
 def test_all_rows_are_on_one_scale(tmp_path):
     bright = []
     for factor in (1.0, 0.03):
@@ -58,6 +67,20 @@ def test_silence_and_wrong_use(tmp_path):
         plots.spectrogram(tmp_path / 'none.png', {}, RATE)
     with pytest.raises(ValueError, match='at most 3'):
         plots.spectrogram(tmp_path / 'many.png', {'x': _click(0.1)}, RATE, {str(i): [] for i in range(4)})
+
+
+def test_dots_stand_at_their_figures(tmp_path):
+    def blue(value):
+        plots.intervals(tmp_path / 'a.png', {'FD': {'ours': (value, value - 1, value + 1), 'theirs': (0.0, 0.0, 0.0),
+                                                    'others': (10.0, 10.0, 10.0)}})
+        picture = _rows(tmp_path / 'a.png')
+        return np.nonzero((picture[..., 2] > 130) & (picture[..., 0] < 60))[1]
+    low, high = blue(2.0), blue(8.0)
+    assert high.mean() - low.mean() > 3 * np.ptp(low) / 2 > 0  # 6 to the right, with bars of ± 1
+    plots.intervals(tmp_path / 'b.png', {str(i): {'x': (1.0, 0.5, 1.5)} for i in range(5)})
+    assert _rows(tmp_path / 'b.png').shape[0] > _rows(tmp_path / 'a.png').shape[0]  # a second row of panels
+    with pytest.raises(ValueError, match='at least one panel'):
+        plots.intervals(tmp_path / 'c.png', {})
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):

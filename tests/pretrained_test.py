@@ -22,7 +22,7 @@ def fixture_asked(monkeypatch):
 def test_the_defaults_are_those_of_the_configs():
     config = base.get_config()
     ours = pretrained.SAMPLING
-    assert {name: config.sampling[name] for name in ours} == ours
+    assert config.sampling.to_dict() == ours
     assert config.sequence.duration_s == pretrained.TRAINING_S
 
 
@@ -64,3 +64,10 @@ def test_mistakes(source, variant, message, tmp_path):
     with pytest.raises(ValueError, match=message) as error:
         pretrained.find(source or tmp_path, **{**OPTIONS, 'variant': variant})
     assert '\n' not in str(error.value)
+
+
+def test_a_dtype_that_weights_cannot_have(tmp_path):
+    (tmp_path / 'ema').mkdir()
+    for source in ('small_16k', tmp_path):
+        with pytest.raises(ValueError, match="dtype 'float8' is not one of float32, bfloat16"):
+            pretrained.find(source, **{**OPTIONS, 'dtype': 'float8'})

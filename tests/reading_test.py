@@ -1,8 +1,10 @@
 """How a clip is read: levels, lengths, rejections, several windows and rates in one pass."""
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
+import soundfile
 
 from data_pipelines import clips
 from data_pipelines import impacts
@@ -34,6 +36,16 @@ def test_training_sound_is_scaled_to_its_peak(tmp_path):
     kept = load(tmp_path, TONE, 'test').waveforms[0]
     np.testing.assert_allclose(kept, TONE[:16_384], atol=1e-4)  # measured: 3e-5, the file has 16 bits
     np.testing.assert_allclose(load(tmp_path, TONE, 'test', 0.5).waveforms[0], TONE[8_000:24_384], atol=1e-4)
+
+
+def test_channels_are_averaged(tmp_path):
+    """In training, where the whole file is read, as elsewhere."""
+    left, right = 0.5 * TONE[:20_000], np.random.default_rng(0).uniform(-0.1, 0.1, 20_000).astype(np.float32)
+    soundfile.write(tmp_path / 'a.wav', np.stack([left, right], axis=1), 16_000, 'FLOAT')
+    mean = (left + right) / 2
+    for split, scale in (('test', 1.0), ('train', 0.95 / np.abs(mean).max())):
+        (result,) = reading.load([make(tmp_path / 'a.wav', split)], REQUEST)
+        np.testing.assert_allclose(result.waveforms[0], scale * mean[:16_384], atol=1e-6)
 
 
 def test_the_peak_is_that_of_the_whole_file(tmp_path):
@@ -101,6 +113,35 @@ def test_loudness_and_silence_are_measured(tmp_path):
     measures = load(tmp_path, half).measures
     assert measures['loudness_db'] == pytest.approx(20 * np.log10(0.5) + 10 * np.log10(8_192 / 16_000), abs=0.02)
     assert measures['silent_share'] == pytest.approx(0.5, abs=0.06) and measures['file_s'] == pytest.approx(1.07, abs=0.01)
+
+
+def test_memory_does_not_grow_with_the_length_of_a_file(tmp_path):
+    """A training file is read whole, for its peak; ten minutes as float32 would be 38 MB."""
+    path = tmp_path / 'long.wav'
+    with soundfile.SoundFile(path, 'w', 16_000, 1) as file:
+        for _ in range(60):
+            file.write(np.tile(TONE[:16_000], 10))
+    windows = [make(path, start_s=start_s) for start_s in (0.0, 300.0, 598.0)]
+    tracemalloc.start()
+    try:
+        loaded = reading.load(windows, REQUEST)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert all(result.rejected is None for result in loaded) and loaded[2].measures['file_s'] == 600.0
+    assert peak < 2e6  # measured 0.6e6
+
+
+def test_a_clip_of_a_video_starts_where_it_says(tmp_path):
+    """Pictures and sound from start_s on, together."""
+    impacts.write_clip(impacts.Job(str(tmp_path / 'a.mp4'), 5, 2.5, 64, 25))
+    request = dataclasses.replace(REQUEST, frames=(media.FrameRequest(25.0, 16, 16, 'squash'),))
+    whole = dataclasses.replace(request, duration_s=2.0, sounds=((16_000, 32_768),))
+    clip = clips.Clip('a', tmp_path / 'a.mp4', None, '', 'test', 1.0)
+    (part,), (all_of_it,) = reading.load([clip], request), reading.load([dataclasses.replace(clip, start_s=0.0)], whole)
+    assert part.rejected is None and len(part.frames[0]) == 25
+    np.testing.assert_array_equal(part.frames[0], all_of_it.frames[0][25:])
+    np.testing.assert_allclose(part.waveforms[0], all_of_it.waveforms[0][16_000:16_000 + 16_384], atol=2e-3)
 
 
 def test_groups_are_neighbours_of_one_sound_file(tmp_path):

@@ -151,7 +151,10 @@ def test_mesh_gives_the_same(network, solver):
 
 @pytest.mark.parametrize('field, value, message', [('solver', 'rk4', 'sampling.solver'),
                                                    ('schedule', 'linear', 'sampling.schedule'),
-                                                   ('num_steps', 0, 'sampling.num_steps')])
+                                                   ('num_steps', 0, 'sampling.num_steps'),
+                                                   ('num_steps', 2.5, 'sampling.num_steps is 2.5; it must be a whole'),
+                                                   ('guidance', float('nan'), 'sampling.guidance is nan'),
+                                                   ('guidance', '4', 'sampling.guidance is .4.; it must be a number')])
 def test_settings_are_checked(field, value, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(EULER, **{field: value})

@@ -62,6 +62,31 @@ def test_references_of_a_folder(tmp_path):
         score_inputs.references(str(folder), '', 8.0)
 
 
+def test_references_whose_names_have_an_ending(tmp_path):
+    """Greatest Hits as it is unpacked; a folder without the ending serves as it is."""
+    folder = _touch(tmp_path / 'hits', 'a_denoised.mp4', 'a_mic.mp4', 'a_denoised.wav', 'a_mic.wav')
+    (folder / 'a_times.txt').write_text('0.5 metal hit\n')
+    found = score_inputs.references(str(folder), '', 8.0, ending='_denoised')
+    assert found.videos == {'a': folder / 'a_denoised.mp4'} and found.sounds == {'a': folder / 'a_denoised.wav'}
+    assert set(found.onsets) == {'a'}
+    plain = score_inputs.references(str(_touch(tmp_path / 'plain', 'a.mp4', 'b.mp4')), '', 8.0, ending='_denoised')
+    assert set(plain.videos) == {'a', 'b'}
+
+
+def test_tables_of_captions(tmp_path):
+    path = tmp_path / 'captions.csv'
+    path.write_bytes('\ufeffname,caption\nYa.b,"a dog, barking"\n'.encode())  # as spreadsheets write it
+    assert score_inputs.references('', str(path), 8.0).captions == {'Ya.b': 'a dog, barking'}
+    path.write_text('name,caption\na,one\nb,two\na,three\n')
+    with pytest.raises(ValueError, match=r"captions.csv: 1 names come twice \(a\); which caption is the clip's"):
+        score_inputs.references('', str(path), 8.0)
+    lines = tmp_path / 'captions.jsonl'
+    for text, words in (('{"id": "a"\n', 'line 1: Expecting'), ('\n[]\n', 'line 2: is not a JSON object')):
+        lines.write_text(text)
+        with pytest.raises(ValueError, match=f'captions.jsonl, {words}'):
+            score_inputs.references('', str(lines), 8.0)
+
+
 def test_references_of_a_table(tmp_path):
     row = {'id': 'a', 'audio': '', 'video': 'v/a.mp4', 'caption': 'a hit', 'onset_times_s': [1.0]}
     later = {'id': 'b', 'audio': 's/b.wav', 'video': None, 'start_s': 2.5}

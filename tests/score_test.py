@@ -205,6 +205,35 @@ def test_desync_and_cosines(folders, monkeypatch):
         assert result.value == expected
 
 
+def test_kl_is_of_the_reference_from_the_generated(folders):
+    """KL(reference ‖ generated), as published; the other way round it is another figure."""
+    p, q = np.log([0.7, 0.2, 0.1]), np.log([0.1, 0.3, 0.6])
+    for name, network in (('kl_panns', 'panns'), ('kl_passt', 'passt')):
+        generated, reference = ({network: {'a': {'logits': logits}}} for logits in (q, p))
+        result = score_metrics.compute(name, generated, reference, ['a'], [], [], None)
+        np.testing.assert_allclose(result.value, (np.exp(p) * (p - q)).sum(), rtol=1e-12)
+
+
+def test_other_systems_of_the_paper_are_beside_the_result(folders):
+    report, text = _run(folders, generated=str(folders / 'good'))
+    assert report['published']['others']['ReWaS']['fd_passt'] == 141.38
+    line = next(line for line in text.splitlines() if line.startswith('| good − V2A-Mapper |'))
+    difference = report['systems']['good']['scores']['fd_passt']['value'] - 84.57
+    assert line.split(' | ')[1] == f'{difference:+.2f}'  # no verdict: how far reruns of theirs differ is not known
+    own = next(line for line in text.splitlines() if line.startswith('| good − MMAudio S-16k |'))
+    assert '(beyond reruns)' in own and 'reruns' not in line
+
+
+def test_figures_are_drawn(folders, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(score.plots, 'intervals', lambda path, panels: drawn.append((path, panels)))
+    report, _ = _run(folders, compare=f'good={folders / "good"} poor={folders / "poor"}', metrics=('fd_passt', 'is_panns'))
+    (path, panels), scores = drawn[0], report['systems']['poor']['scores']['fd_passt']
+    assert path.name == 'scores.png' and list(panels) == ['FD PaSST ↓', 'IS ↑']
+    assert panels['FD PaSST ↓']['poor'] == (scores['value'], scores['low'], scores['high'])
+    assert panels['IS ↑']['ReWaS, published'] == (8.51, 8.51, 8.51) and list(panels['IS ↑'])[:2] == ['good', 'poor']
+
+
 def test_mistakes(folders):
     good = str(folders / 'good')
     for changes, words in (({'protocol': 'vgg'}, "protocol is 'vgg'; it must be one of vggsound, audiocaps"),

@@ -7,6 +7,7 @@ from mmaudio_jax import shorthands
 
 @pytest.mark.parametrize('given, expected', [
     (('--topology=v5e:2x2', '--mode=compile'), ['--config.compile.topology=v5e:2x2', '--mode=compile']),
+    (('--executor=ray', '--mode=extract', 'c=d=e'), ['--config.extract.executor=ray', '--mode=extract', 'c=d=e']),
     (('--compare', 'a=x', 'b=y z', '--compat'), ['--config.score.compare= a=x b=y z', '--config.score.compat=True']),
     (('--compare=a=x b=y', '--mode=evaluate'), ['--config.score.compare=a=x b=y', '--mode=evaluate']),
     (('run.py', '--compare', 'a=x b=y'), ['run.py', '--config.score.compare= a=x b=y']),

@@ -5,7 +5,12 @@ import numpy as np
 import pytest
 import soundfile
 
+from configs import base
+from mmaudio_jax import embeddings
 from mmaudio_jax import evaluate
+from mmaudio_jax import records
+from mmaudio_jax import score
+from mmaudio_jax import score_inputs
 from mmaudio_jax import split_sounds
 from tests import scored_folders
 from tests import trained_run
@@ -88,6 +93,42 @@ def test_beside_other_systems_and_a_folder_against_the_records(trained, tmp_path
     config = _config(sample=False, generated=str(tmp_path / 'theirs'), references='records')
     with pytest.raises(ValueError, match=r'1 missing \(clip_1\) of 5 clips asked for'):
         evaluate.evaluate(config, trained)
+
+
+def test_sync_features_of_records_serve_again(tmp_path):
+    """For DeSync: eight tokens a segment, in order; clips without pictures have none."""
+    config = base.get_config()
+    schema = records.schema_of(config)
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in schema.shapes.items()}
+    texts = {'caption': '', 'duration_s': 8.0, 'text_exists': False}
+    sync = np.random.default_rng(0).normal(size=(192, 768)).astype(np.float16)
+    examples = [{**zeros, **texts, 'id': name, 'sync_features': sync, 'video_exists': name != 'b'} for name in 'abc']
+    folder = tmp_path / 'records' / 'vggsound'
+    folder.mkdir(parents=True)
+    records.write_shard(folder / records.shard_name('vggsound', 'test', 0, 1), map(schema.encode, examples))
+    records.write_metadata(folder, 'vggsound', schema, {'test': [3]}, {})
+    found = split_sounds.SyncFeatures(config, tmp_path)
+    assert list(found) == ['a', 'c'] and len(found) == 2
+    segments = found['c']['segments']
+    assert segments.shape == (24, 8, 768) and segments.dtype == np.float32
+    np.testing.assert_array_equal(segments[23, 7], sync[191])
+    np.testing.assert_array_equal(segments[1, 0], sync[8])
+    protocol = score.Protocol(8.0, ('desync',), '')
+    settings = embeddings.Settings(tmp_path, tmp_path, 8.0, 2, 2)
+    sources = score_inputs.References({}, {}, {}, {})  # no video is needed
+    reference, asked, lacking = score._references(config.score, protocol, sources, set(), settings, found)
+    assert reference == {'synchformer_picture': found} and asked == {'a', 'c'} and not lacking
+    with pytest.raises(ValueError, match='1 clips cannot be scored; b: no reference for synchformer_picture'):
+        score._references(config.score, protocol, sources, {'b'}, settings, found)
+    pairing = score_inputs.Pairing(('a', 'c'), (), ())
+    systems = {'ours': score.System(tmp_path, 2, pairing, {}, {}, {}, {'desync': 'not computed'}, {})}
+    for used in (False, True):
+        config.score.record_features = used
+        text = score.score_tables.markdown(score._report(config.score, protocol, systems, asked, lacking, 0.0))
+        assert ('DeSync: the picture features are those of the records' in text) == used
+    config.extract.encoder = 'pixels'
+    with pytest.raises(ValueError, match="needs records of the 'official' encoder, not of 'pixels'"):
+        split_sounds.SyncFeatures(config, tmp_path)
 
 
 def test_mistakes(trained, tmp_path):

@@ -264,6 +264,10 @@ def test_step_moves_what_is_trained_and_is_repeatable():
     jax.tree.map(np.testing.assert_array_equal, first.ema.averages[0], first.params)
     _, later = step(state.replace(step=jnp.int32(1)), batch)
     assert later['loss'] != metrics['loss']  # another step, other draws
+    config.seed += 1
+    _, other = jax.jit(train_step.make_train_step(config, Toy(), tx, schedule))(state, batch)
+    assert other['loss'] != metrics['loss']  # another seed, other draws
+    assert float(metrics['learning_rate']) == np.float32(1e-2)
 
 
 def test_a_step_that_is_not_finite_is_left_out():

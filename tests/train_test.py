@@ -1,6 +1,8 @@
 """What the loop writes, says and refuses. That a run resumes exactly is held by resume_test."""
+import importlib
 import itertools
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ import soundfile
 
 from mmaudio_jax import checkpoints
 from mmaudio_jax import codec
+from mmaudio_jax import ema
 from mmaudio_jax import flops
 from mmaudio_jax import train
 from mmaudio_jax import train_log
@@ -67,6 +70,16 @@ def test_run_writes_everything_and_a_second_one_does_nothing(workdir, capfd):
     train.train(config, workdir)
     assert capfd.readouterr().out.splitlines() == [
         f'training: all 6 steps are done (config.train.total_steps), in {workdir / "checkpoints"}']
+
+
+def test_every_average_is_stored_under_its_own_width(tmp_path):
+    config = tiny_run.make_config(validate_every=0)
+    averages = tuple({'kernel': jnp.full(3, value)} for value in (5.0, 10.0))
+    state = types.SimpleNamespace(ema=ema.EMAState(count=jnp.int32(4), averages=averages, sigma_rels=(0.05, 0.1)))
+    train._evaluate(types.SimpleNamespace(config=config, workdir=tmp_path), state, step=4, last=False)
+    stored = {round(snapshot.gamma, 3): float(np.asarray(snapshot.params['kernel'])[0])
+              for snapshot in checkpoints.load_ema_snapshots(tmp_path)}
+    assert stored == {round(ema.sigma_rel_to_gamma(width), 3): 100 * width for width in (0.05, 0.1)}
 
 
 def break_at(monkeypatch, at: int, what: str):
@@ -141,6 +154,30 @@ def test_log_says_where_the_time_went_and_the_steps_asked_for_are_profiled(workd
     assert calls == [str(workdir / 'profile'), 'stop']
     with pytest.raises(ValueError, match='config.train.profile_steps'):
         train_log.Profile(workdir, (4, 3))
+
+
+@pytest.mark.parametrize('section, name, value, message', [
+    ('train', 'total_steps', 0, 'config.train.total_steps is 0; it must be at least 1'),
+    ('train', 'keep_last', 0, 'config.train.keep_last is 0; it must be at least 1'),
+    ('train', 'checkpoint_every', -3, 'config.train.checkpoint_every is -3; it must be at least 0'),
+    ('input', 'prefetch', -1, 'config.input.prefetch is -1; it must be at least 0'),
+    ('flow', 'video_dropout', 1.5, 'config.flow.video_dropout is 1.5; it must be from 0 to 1'),
+    ('optimizer', 'learning_rate', float('nan'), 'config.optimizer.learning_rate is nan; it must be at least 0'),
+    ('optimizer', 'clip_norm', 0.0, 'config.optimizer.clip_norm is 0.0; it must be at least 1e-12'),
+    ('ema', 'sigma_rels', (), 'config.ema.sigma_rels is empty'),
+    ('ema', 'synthesis_sigma_rel', 0.9, 'EMA width sigma_rel 0.9 is not between 0 and'),
+])
+def test_what_would_leave_nothing_is_refused_before_the_first_step(workdir, section, name, value, message):
+    config = tiny_run.make_config()
+    config[section][name] = value
+    with pytest.raises(ValueError, match=message):
+        train.train(config, workdir)
+    assert not (workdir / 'checkpoints').exists()
+
+
+def test_every_config_can_be_trained_with():
+    for name in ('base', 'impacts', 's_16k', 's_44k', 'm_44k', 'l_44k', 'l_44k_v2'):
+        train.check_fields(importlib.import_module(f'configs.{name}').get_config())
 
 
 def test_microbatches_must_divide_the_batch(workdir):

@@ -40,7 +40,7 @@ from mmaudio_jax.weights import vae as vae_weights
 names_for = files.names_for
 Path = tensor_file.Path
 
-_DTYPES = {'float32': np.dtype(np.float32), 'bfloat16': np.dtype(ml_dtypes.bfloat16)}
+DTYPES = {'float32': np.dtype(np.float32), 'bfloat16': np.dtype(ml_dtypes.bfloat16)}
 _MODELS = {'network': mmaudio, 'vae': vae, 'vocoder': bigvgan, 'clip': clip, 'synchformer': synchformer}
 _PARTS = {'network': (layers, mmdit), 'clip': (transformer,), 'synchformer': (transformer,)}  # also say how parameters lie
 _MAPPINGS: dict[str, Any] = {'network': mmaudio_weights, 'vae': vae_weights, 'vocoder': bigvgan_weights, 'clip': clip_weights,
@@ -65,8 +65,8 @@ def load(name: str, *, dtype: str = 'float32', cache: Path | None = None, folder
       ValueError: an unknown name or dtype; a wrong MD5; a file that is damaged, dangerous or of another model; NaN weights.
       OSError: no file and no network, no space, no permission.
     """
-    if dtype not in _DTYPES:
-        raise ValueError(f'dtype {dtype!r} is not one of {", ".join(_DTYPES)}')
+    if dtype not in DTYPES:
+        raise ValueError(f'dtype {dtype!r} is not one of {", ".join(DTYPES)}')
     path = converted(name, cache=cache, folder=folder, offline=offline, verify=verify)
     try:
         file = tensor_file.read(path)
@@ -75,7 +75,7 @@ def load(name: str, *, dtype: str = 'float32', cache: Path | None = None, folder
     leaves = file.tensors()
     if dtype != 'float32':
         for leaf in leaves:
-            leaves[leaf] = leaves[leaf].astype(_DTYPES[dtype])
+            leaves[leaf] = leaves[leaf].astype(DTYPES[dtype])
             file.release()
     return traverse_util.unflatten_dict({tuple(leaf.split('/')): array for leaf, array in leaves.items()})
 
