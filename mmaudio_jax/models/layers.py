@@ -44,7 +44,7 @@ def conv1d(inputs: jax.Array, kernel: jax.Array, convolution: str) -> jax.Array:
     v5e, where 'matmul' costs half as much again. 'matmul' is one matrix product, on CPUs the faster: the shifts are taken on
     the narrower side, of the inputs before the product or of its results after it. It is written so that the gradient is
     made of the same two forms (slices instead of the split would make it quadratic in the taps). 'winograd' is 'matmul'
-    but where there are channels enough for it to pay, and takes half the multiplications there: for CPUs in float32.
+    but for three taps and channels enough for it to pay, and takes half the multiplications there: for CPUs in float32.
     """
     taps, width, features = kernel.shape
     if taps == 1:
@@ -52,7 +52,7 @@ def conv1d(inputs: jax.Array, kernel: jax.Array, convolution: str) -> jax.Array:
     if convolution == 'xla':
         padding = [(taps // 2, taps // 2)]
         return jax.lax.conv_general_dilated(inputs, kernel, (1,), padding, dimension_numbers=('NHC', 'HIO', 'NHC'))
-    if convolution == 'winograd' and min(width, features) >= WINOGRAD_WIDTH:
+    if convolution == 'winograd' and taps == winograd.TAPS and min(width, features) >= WINOGRAD_WIDTH:
         return winograd.conv(inputs, kernel)
     offsets = range(-(taps // 2), taps // 2 + 1)
     if width <= features:  # dimensions are not merged here: each may be split over devices

@@ -29,28 +29,20 @@ OUTPUTS, KERNELS, INPUTS = _matrices()
 
 
 def conv(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolution along the tokens, zero padded to the same length: `[B, N, I]`, `[taps, I, O]`, odd taps → `[B, N, O]`.
+    """Convolution along the tokens, zero padded to the same length: `[B, N, I]`, `[3, I, O]` → `[B, N, O]`.
 
-    More than three taps are taken in threes, whose products are summed before they are transformed back. The gradient is
-    made of the same products; of the forward pass it keeps `inputs` and `kernel` alone.
+    The gradient is made of the same products; of the forward pass it keeps `inputs` and `kernel` alone.
     """
     return jax.checkpoint(_conv)(inputs, kernel)
 
 
 def _conv(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
     batch, length, width = inputs.shape
-    before, groups, tiles = len(kernel) // 2, -(-len(kernel) // TAPS), -(-length // RESULTS)
-    last = TAPS * groups - 1 + RESULTS - 1  # place of the last input that a tile's results read
-    rows = tiles + last // RESULTS
-    margins = ((0, 0, 0), (before, rows * RESULTS - length - before, 0), (0, 0, 0))
-    padded = jax.lax.pad(inputs, jnp.zeros((), inputs.dtype), margins).reshape(batch, rows, RESULTS, width)
-    places = [padded[:, place // RESULTS:tiles + place // RESULTS, place % RESULTS] for place in range(last + 1)]
-    threes = jnp.pad(kernel, ((0, TAPS * groups - len(kernel)), (0, 0), (0, 0)))
-    starts = range(0, TAPS * groups, TAPS)
-    products = []
-    for row, weights in zip(INPUTS, KERNELS):
-        tokens = jnp.concatenate([_combine(row, places[start:start + len(row)]) for start in starts], axis=-1)
-        products.append(tokens @ jnp.concatenate([_combine(weights, threes[start:start + TAPS]) for start in starts]))
+    tiles = -(-length // RESULTS)
+    margins = ((0, 0, 0), (TAPS // 2, (tiles + 1) * RESULTS - length - TAPS // 2, 0), (0, 0, 0))
+    padded = jax.lax.pad(inputs, jnp.zeros((), inputs.dtype), margins).reshape(batch, tiles + 1, RESULTS, width)
+    places = [padded[:, place // RESULTS:tiles + place // RESULTS, place % RESULTS] for place in range(RESULTS + TAPS - 1)]
+    products = [_combine(row, places) @ _combine(weights, kernel) for row, weights in zip(INPUTS, KERNELS)]
     results = jnp.stack([_combine(row, products) for row in OUTPUTS], axis=2)
     return results.reshape(batch, tiles * RESULTS, -1)[:, :length]
 
