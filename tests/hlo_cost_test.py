@@ -125,6 +125,8 @@ def test_collectives():
     ("replica_groups=mesh['a'=2,'b'=4] {'a'}", (0, 4)),
     ("replica_groups=mesh['a'=2,'b'=4] {'a','b'}", tuple(range(8))),
     ("replica_groups=mesh['a'=8] {'a':(2)2}", (0, 2)),
+    ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}, dimensions={1}", (0, 4)),
+    ("replica_groups=mesh['a'=1,'b'=4,'c'=2], device_ids=([2,4]T(1,0)) {'b'}, dimensions={1}", (0, 1, 2, 3)),
     ('source_target_pairs={{3,1},{1,3}}', (3, 1)),
     ('replica_groups={}', tuple(range(8))),
 ])
