@@ -174,7 +174,7 @@ def trip_count(program: Program, loop: Operation) -> int | None:
         root = next(op for op in program.computations[root.called('calls')[0]] if op.root)
     if root.opcode != 'compare' or 'direction=LT' not in root.attributes:
         return None
-    bounds = [op for op in operations.values() if op.opcode == 'constant' and op.shape.startswith('s32[]')]
+    bounds = [op for op in operations.values() if op.opcode == 'constant' and op.shape.startswith(('s32[]', 'u32[]'))]
     return int(bounds[0].inside) if len(bounds) == 1 else None
 
 

@@ -108,6 +108,11 @@ def test_a_loop_of_unknown_length_is_named():
     assert result.unknown_loops == ['while.1'] and result.compute_cycles == 100 + result.guessed_cycles
 
 
+def test_a_loop_may_count_without_a_sign():
+    """So does the compiler in a product that it computes in windows beside what it sends."""
+    assert cost(LOOP.replace('%bound = s32[]', '%bound = u32[]')).cycles == cost(LOOP).cycles
+
+
 def test_collectives():
     result = cost(COLLECTIVES)
     gathered, reduced, scattered = 3 * 200, 2 * 3 / 4 * 200, 7 / 8 * 1600
