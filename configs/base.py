@@ -160,6 +160,9 @@ def get_config() -> ml_collections.ConfigDict:
     c.train = ml_collections.ConfigDict()
     c.train.total_steps = 300_000
     c.train.microbatches = 1  # parts of a batch whose gradients are computed one after the other and averaged; saves memory
+    # (name, value) pairs of the TPU compiler's own options for the step, unread elsewhere. This one: no gradient is computed in
+    # windows beside the sending of what is done, which on eight chips costs more than it hides (docs/scaling.md).
+    c.train.compiler_options = (('xla_jf_spmd_threshold_for_windowed_einsum_mib', '1000000'),)
     c.train.max_skipped = 10  # steps in a row that are not finite and left out before the run stops; 0: the first one stops it
     c.train.log_every = 50
     c.train.profile_steps = ()  # (first, last): a JAX profile of these steps is in workdir/profile; --profile=N-M

@@ -174,7 +174,7 @@ def trip_count(program: Program, loop: Operation) -> int | None:
         root = next(op for op in program.computations[root.called('calls')[0]] if op.root)
     if root.opcode != 'compare' or 'direction=LT' not in root.attributes:
         return None
-    bounds = [op for op in operations.values() if op.opcode == 'constant' and op.shape.startswith('s32[]')]
+    bounds = [op for op in operations.values() if op.opcode == 'constant' and op.shape.startswith(('s32[]', 'u32[]'))]
     return int(bounds[0].inside) if len(bounds) == 1 else None
 
 
@@ -182,13 +182,18 @@ def first_group(attributes: str, devices: int) -> tuple[int, ...]:
     """Places of the first group of devices of a collective; all when its attributes name none.
 
     The compiler writes groups as lists {{0,1},{2,3}}, as a reshaped and transposed count [2,4]<=[4,2]T(1,0), or as axes of a
-    mesh, mesh['a'=2,'b'=4] {'b'}, also parts of axes, {'b':(2)2}: after the first 2 parts of b, the next 2.
+    mesh, mesh['a'=2,'b'=4] {'b'}, also parts of axes, {'b':(2)2}: after the first 2 parts of b, the next 2. The devices of a
+    mesh are in their order, or in that of a transposed count, mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}.
     """
-    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes):
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?\s*\{([^}]*)\}",
+                         attributes):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
         used = {name: (int(before or 1), int(size or sizes[name]))
-                for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", mesh[2])}
-        places = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+                for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", mesh[4])}
+        places = np.arange(math.prod(sizes.values()))
+        if mesh[2]:
+            places = places.reshape(_numbers(mesh[2])).transpose(_numbers(mesh[3]) if mesh[3] else None)
+        places = places.reshape(tuple(sizes.values()))
         for axis, (name, size) in enumerate(sizes.items()):
             before, count = used.get(name, (size, 1))
             places = places.take(np.arange(count) * (size // (before * count)), axis)
@@ -196,12 +201,16 @@ def first_group(attributes: str, devices: int) -> tuple[int, ...]:
     if lists := re.search(r'replica_groups=\{\{([\d,]+)\}', attributes):
         return tuple(int(place) for place in lists[1].split(','))
     if counted := re.search(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', attributes):
-        shape, sizes_, order = ([int(n) for n in part.split(',')] if part else [] for part in counted.groups())
+        shape, sizes_, order = (_numbers(part) if part else [] for part in counted.groups())
         places = np.arange(math.prod(sizes_)).reshape(sizes_)
         return tuple(places.transpose(order).reshape(shape)[0].tolist() if order else places.reshape(shape)[0].tolist())
     if pairs := re.search(r'source_target_pairs=\{\{(\d+),(\d+)\}', attributes):
         return int(pairs[1]), int(pairs[2])
     return tuple(range(devices))
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(',')]
 
 
 def cost(program: Program, memory_bytes_per_cycle: float, collective_cycles: Callable[[Collective], float]) -> Cost:

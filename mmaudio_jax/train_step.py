@@ -247,11 +247,12 @@ def jit_train_step(config, model, tx: optax.GradientTransformation, schedule: op
     """make_train_step compiled for a mesh; the state that goes in is given up for the one that comes out.
 
     Args:
-      config, model, tx, schedule: as for make_train_step.
+      config, model, tx, schedule: as for make_train_step; of `config`, `train.compiler_options` too.
       mesh: the batch is split over it.
       shardings: of the state, from partitioning.state_sharding.
     """
-    return jax.jit(make_train_step(config, model, tx, schedule), donate_argnums=0,
+    options = dict(config.train.compiler_options) if mesh.devices.flat[0].platform == 'tpu' else None
+    return jax.jit(make_train_step(config, model, tx, schedule), donate_argnums=0, compiler_options=options,
                    in_shardings=(shardings, partitioning.batch_sharding(mesh)),
                    out_shardings=(shardings, partitioning.replicated(mesh)))
 

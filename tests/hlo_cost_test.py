@@ -108,6 +108,11 @@ def test_a_loop_of_unknown_length_is_named():
     assert result.unknown_loops == ['while.1'] and result.compute_cycles == 100 + result.guessed_cycles
 
 
+def test_a_loop_may_count_without_a_sign():
+    """So does the compiler in a product that it computes in windows beside what it sends."""
+    assert cost(LOOP.replace('%bound = s32[]', '%bound = u32[]')).cycles == cost(LOOP).cycles
+
+
 def test_collectives():
     result = cost(COLLECTIVES)
     gathered, reduced, scattered = 3 * 200, 2 * 3 / 4 * 200, 7 / 8 * 1600
@@ -125,6 +130,8 @@ def test_collectives():
     ("replica_groups=mesh['a'=2,'b'=4] {'a'}", (0, 4)),
     ("replica_groups=mesh['a'=2,'b'=4] {'a','b'}", tuple(range(8))),
     ("replica_groups=mesh['a'=8] {'a':(2)2}", (0, 2)),
+    ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}, dimensions={1}", (0, 4)),
+    ("replica_groups=mesh['a'=1,'b'=4,'c'=2], device_ids=([2,4]T(1,0)) {'b'}, dimensions={1}", (0, 1, 2, 3)),
     ('source_target_pairs={{3,1},{1,3}}', (3, 1)),
     ('replica_groups={}', tuple(range(8))),
 ])

@@ -71,6 +71,24 @@ def test_attention_is_the_softmax_average():
     np.testing.assert_allclose(layers.attention(q, k, v), expected, atol=1e-5)  # measured 2.7e-7
 
 
+@pytest.mark.parametrize('dtype, bound', [('float32', 1e-5), ('bfloat16', 2e-2)])  # measured 2.4e-7, 4.5e-3
+def test_gradient_of_attention(dtype, bound):
+    """The gradient by hand is that of the formula."""
+    q, k, v, weight = (jnp.asarray(normal(2, length, 3, 8, seed=seed), dtype) for seed, length in enumerate((5, 7, 7, 5)))
+
+    def formula(q, k, v):
+        weights = jax.nn.softmax(jnp.einsum('BNHK,BMHK->BHNM', q, k) / np.sqrt(8), axis=-1)
+        return jnp.sum(jnp.einsum('BHNM,BMHK->BNHK', weights, v) * weight.astype(jnp.float32))
+
+    def ours(q, k, v):
+        return jnp.sum((layers.attention(q, k, v) * weight.reshape(2, 5, 24)).astype(jnp.float32))
+
+    expected = jax.grad(formula, argnums=(0, 1, 2))(*(array.astype(jnp.float32) for array in (q, k, v)))
+    for gradient, wanted in zip(jax.grad(ours, argnums=(0, 1, 2))(q, k, v), expected):
+        assert gradient.dtype == dtype
+        np.testing.assert_allclose(gradient.astype(jnp.float32), wanted, atol=bound * np.abs(wanted).max())
+
+
 def test_attention_logits_are_float32_under_bfloat16():
     """Logits 100 and 100.25 are one number in bfloat16: the weights would be equal."""
     q = jnp.asarray([16, 2, 0, 0], jnp.bfloat16).reshape(1, 1, 1, 4)

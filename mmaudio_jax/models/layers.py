@@ -205,29 +205,38 @@ def rotate(inputs: jax.Array, angles: Rotation) -> jax.Array:
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Softmax attention `[B, N, H, K]`, `[B, M, H, K]`, `[B, M, H, K]` to `[B, N, H · K]`; logits and softmax float32."""
-    q = q * np.asarray(q.shape[-1]**-0.5, q.dtype)
-    weights = nn.softmax(_logits(q, k), axis=-1).astype(v.dtype)
-    mixed = jnp.einsum('BHNM,BMHK->BNHK', weights, v)
+    mixed = _attend(q * np.asarray(q.shape[-1]**-0.5, q.dtype), k, v)
     return mixed.reshape(*mixed.shape[:2], -1)
 
 
 @jax.custom_vjp
-def _logits(q: jax.Array, k: jax.Array) -> jax.Array:
-    """`[B, N, H, K]`, `[B, M, H, K]` to `[B, H, N, M]` float32; the products of the gradient are in the dtype of `q`."""
-    return jnp.einsum('BNHK,BMHK->BHNM', q, k, preferred_element_type=jnp.float32)
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """softmax(q k) v `[B, N, H, K]` in the dtype of `v`.
+
+    The gradient takes Σ_m w_nm ∂w_nm as the product of the result and its gradient, over K instead of over M, so that that of
+    the logits is made where ∂w is. It multiplies in the dtype of `q`: float32 by bfloat16 is as slow as float32.
+    """
+    return _attend_forward(q, k, v)[0]
 
 
-def _logits_forward(q, k):
-    return _logits(q, k), (q, k)
+def _attend_forward(q, k, v):
+    logits = jnp.einsum('BNHK,BMHK->BHNM', q, k, preferred_element_type=jnp.float32)
+    raised = jnp.exp(logits - logits.max(-1, keepdims=True))
+    weights = raised * (1 / raised.sum(-1, keepdims=True))
+    mixed = jnp.einsum('BHNM,BMHK->BNHK', weights.astype(v.dtype), v)
+    return mixed, (q, k, v, weights, mixed)
 
 
-def _logits_backward(residual, gradient):
-    q, k = residual
-    gradient = gradient.astype(q.dtype)  # otherwise a product of float32 and bfloat16, as slow as one of float32
-    return jnp.einsum('BHNM,BMHK->BNHK', gradient, k), jnp.einsum('BHNM,BNHK->BMHK', gradient, q)
+def _attend_backward(residual, gradient):
+    q, k, v, weights, mixed = residual
+    shared = jnp.einsum('BNHK,BNHK->BHN', gradient, mixed, preferred_element_type=jnp.float32)[..., None]
+    logits = weights * (jnp.einsum('BNHK,BMHK->BHNM', gradient, v, preferred_element_type=jnp.float32) - shared)
+    logits = logits.astype(q.dtype)
+    return (jnp.einsum('BHNM,BMHK->BNHK', logits, k), jnp.einsum('BHNM,BNHK->BMHK', logits, q),
+            jnp.einsum('BHNM,BNHK->BMHK', weights.astype(v.dtype), gradient))
 
 
-_logits.defvjp(_logits_forward, _logits_backward)
+_attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _power(base: float, exponents: np.ndarray) -> np.ndarray:
