@@ -6,10 +6,11 @@ PATH is a checkout of the official code (github.com/hkchengrex/MMAudio). Needs L
 the official modules of the chosen rows import: einops, omegaconf, timm, torchdiffeq, nitrous-ema, open_clip_torch.
 
 Each side of each row is a process of its own with the same file of synthetic weights (tests/golden/synthetic_weights.py in the
-official form; ours is converted beforehand, as --mode=import does), the same inputs and number of threads, float32. Printed are
-the median of some calls, the ratio to the official one and what it should be, the time from the start of the process to the
-first result (imports, weights and compilation), the process's largest resident memory, and the largest difference of the
-results over the deviation of the official one (for training steps: relative difference of losses and gradient norms).
+official form; ours is converted beforehand, as --mode=import does), the same inputs and number of threads, float32, and large
+pages (GLIBC_TUNABLES=glibc.malloc.hugetlb=1). Printed are the median of some calls, the ratio to the official one and what it
+should be, the time from the start of the process to the first result (imports, weights and compilation), the process's largest
+resident memory, and the largest difference of the results over the deviation of the official one (for training steps: relative
+difference of losses and gradient norms).
 """
 import argparse
 import json
@@ -66,7 +67,8 @@ def run_side(args: argparse.Namespace, row: str, side: str, folder: pathlib.Path
     command = [sys.executable, '-m', 'tests.benchmarks.against_official', '--side', side, '--row', row, '--result', str(path),
                '--weights', str(args.weights or folder), '--official', str(args.official), '--seconds', str(args.seconds),
                '--repeats', str(args.repeats), '--threads', str(args.threads)]
-    process = subprocess.run(command, cwd=ROOT, env=os.environ | {'OMP_NUM_THREADS': str(args.threads)},
+    variables = {'OMP_NUM_THREADS': str(args.threads), 'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
+    process = subprocess.run(command, cwd=ROOT, env=os.environ | variables,
                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
     if process.returncode:
         lines = process.stderr.strip().splitlines()
