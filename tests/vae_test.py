@@ -59,6 +59,17 @@ def test_convolution_against_its_definition():
     np.testing.assert_allclose(vae.Conv(7, 3).apply({'params': {'kernel': kernel}}, x), expected, atol=1e-5)
 
 
+def test_wide_convolutions_are_those_of_other_devices():
+    """Winograd's, which CPUs compute, against the product, which the other devices do."""
+    rng = np.random.default_rng(0)
+    x, kernel = rng.standard_normal((2, 9, 256), np.float32), rng.standard_normal((3, 256, 300), np.float32)
+    apply = jax.jit(lambda x: vae.Conv(300, 3).apply({'params': {'kernel': kernel}}, x))
+    expected = vae._convolve(x, kernel)
+    assert np.abs(apply(x) - expected).max() < 3e-5 * expected.std()  # measured 4e-6
+    exported = lambda platform: str(jax.export.export(apply, platforms=[platform])(x).mlir_module())
+    assert exported('cpu').count('stablehlo.dot_general') == 6 and exported('tpu').count('stablehlo.dot_general') == 1
+
+
 def test_unknown_rate_names_the_known_ones():
     with pytest.raises(ValueError, match="rate '48k' has no VAE; choose one of 16k, 44k"):
         vae.build('48k')

@@ -18,7 +18,6 @@ LAYER_NORM_EPS = 1e-5
 RMS_NORM_EPS = float(np.finfo(np.float32).eps)
 ROPE_THETA = 10_000.0
 MLP_MULTIPLE = 256  # hidden widths are multiples of it
-WINOGRAD_WIDTH = 256  # channels below which Winograd's convolution does not pay
 PRODUCT = 'product'  # the name of matrix products' results, for remat policies
 TIME_INIT = nn.initializers.normal(0.02)  # the two matrices of the time embedding
 
@@ -52,7 +51,7 @@ def conv1d(inputs: jax.Array, kernel: jax.Array, convolution: str) -> jax.Array:
     if convolution == 'xla':
         padding = [(taps // 2, taps // 2)]
         return jax.lax.conv_general_dilated(inputs, kernel, (1,), padding, dimension_numbers=('NHC', 'HIO', 'NHC'))
-    if convolution == 'winograd' and taps == winograd.TAPS and min(width, features) >= WINOGRAD_WIDTH:
+    if convolution == 'winograd' and winograd.pays(kernel):
         return winograd.conv(inputs, kernel)
     offsets = range(-(taps // 2), taps // 2 + 1)
     if width <= features:  # dimensions are not merged here: each may be split over devices

@@ -11,6 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmaudio_jax.models import winograd
+
 VARIANTS: dict[str, dict[str, Any]] = {
     '16k': dict(mel_bins=80, latent_channels=20, width=384),
     '44k': dict(mel_bins=128, latent_channels=40, width=512),
@@ -169,22 +171,26 @@ class FinalConv(nn.Module):
 
 
 class Conv(nn.Module):
-    """Zero-padded convolution without bias, `[B, T, D]` → `[B, T, out]`, kernel `[taps, D, out]`, already normalised.
-
-    The shifted inputs stand side by side in one matrix product: on CPU this is a quarter faster than XLA's convolution.
-    """
+    """Zero-padded convolution without bias, `[B, T, D]` → `[B, T, out]`, kernel `[taps, D, out]`, already normalised."""
     out: int
     taps: int
 
     @nn.compact
     def __call__(self, x):
-        batch, length, channels = x.shape
-        fan_in = self.taps * channels
-        kernel = self.param('kernel', nn.initializers.normal(1 / math.sqrt(fan_in)), (self.taps, channels, self.out))
-        pad = self.taps // 2
-        padded = jnp.pad(x, ((0, 0), (pad, pad), (0, 0)))
-        shifts = jnp.concatenate([padded[:, tap:tap + length] for tap in range(self.taps)], axis=-1)
-        return (shifts.reshape(batch * length, fan_in) @ kernel.reshape(fan_in, self.out)).reshape(batch, length, self.out)
+        fan_in = self.taps * x.shape[-1]
+        kernel = self.param('kernel', nn.initializers.normal(1 / math.sqrt(fan_in)), (self.taps, x.shape[-1], self.out))
+        if winograd.pays(kernel):
+            return jax.lax.platform_dependent(x, kernel, cpu=winograd.conv, default=_convolve)
+        return _convolve(x, kernel)
+
+
+def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The shifted inputs stand side by side in one matrix product: on CPU this is a quarter faster than XLA's convolution."""
+    batch, length, _ = x.shape
+    taps, channels, out = kernel.shape
+    padded = jnp.pad(x, ((0, 0), (taps // 2, taps // 2), (0, 0)))
+    shifts = jnp.concatenate([padded[:, tap:tap + length] for tap in range(taps)], axis=-1)
+    return (shifts.reshape(batch * length, taps * channels) @ kernel.reshape(-1, out)).reshape(batch, length, out)
 
 
 def _nonlinearity(x):

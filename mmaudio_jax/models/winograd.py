@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 TAPS, RESULTS = 3, 4  # results of a tile
+MIN_WIDTH = 256  # channels below which the transforms cost more than they save
 POINTS = (0.0, 1.0, -1.0, 0.5, -2.0)  # of those with small errors
 
 
@@ -26,6 +27,11 @@ def _matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 OUTPUTS, KERNELS, INPUTS = _matrices()
+
+
+def pays(kernel: jax.Array) -> bool:
+    """Whether `conv` takes this kernel `[taps, I, O]`, and takes less time than the plain product on a CPU."""
+    return len(kernel) == TAPS and min(kernel.shape[1:]) >= MIN_WIDTH
 
 
 def conv(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
