@@ -47,9 +47,10 @@ class Stream(nn.Module):
         """q, k, v `[B, N, H, K]` of `tokens` `[B, N, D]`, and what `after` needs of the condition `[B, N or 1, D]`."""
         shift, scale, *rest = self.modulation(condition)
         q, k, v = self.qkv(layers.modulate(tokens, shift, scale))
-        q, k = layers.rms_norm(q, self.q_norm), layers.rms_norm(k, self.k_norm)
-        if angles is not None:
-            q, k = layers.rotate(q, angles), layers.rotate(k, angles)
+        if angles is None:
+            q, k = layers.rms_norm(q, self.q_norm), layers.rms_norm(k, self.k_norm)
+        else:
+            q, k = layers.norm_and_rotate(q, self.q_norm, angles), layers.norm_and_rotate(k, self.k_norm, angles)
         return (q.astype(self.dtype), k.astype(self.dtype), v), rest
 
     def after(self, tokens: jax.Array, mixed: jax.Array, rest: list[jax.Array]) -> jax.Array:
