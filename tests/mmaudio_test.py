@@ -23,7 +23,9 @@ BOUNDS = {
     'small_44k': (1e-4, 5e-4),  # 3.0e-5, 6.1e-5
     'large_44k_v2': (5e-4, 5e-4),  # 1.6e-4, 1.1e-4
 }
-LARGE = pytest.param('large_44k_v2_8s', marks=pytest.mark.slow)
+SMALL = ('small_16k_8s', 'small_16k_5.3s', 'small_44k_8s')
+PARITY = [(name, convolution) for convolution in ('matmul', 'winograd') for name in SMALL]
+LARGE = pytest.param('large_44k_v2_8s', 'matmul', marks=pytest.mark.slow)
 
 
 def build(variant: str, **fields) -> mmaudio.MMAudio:
@@ -36,17 +38,17 @@ def error(result, expected) -> float:
 
 
 @functools.lru_cache(maxsize=1)
-def network(variant: str):
+def network(variant: str, convolution: str = 'matmul'):
     """The network with the synthetic weights, through the importer."""
-    model = build(variant)
+    model = build(variant, convolution=convolution)
     return model, jax.device_put(weights.to_params(synthetic_weights.state_dict(f'mmaudio_{variant}'), model))
 
 
-@pytest.mark.parametrize('name', ['small_16k_8s', 'small_16k_5.3s', 'small_44k_8s', LARGE])
-def test_parity_with_the_official_network(name):
+@pytest.mark.parametrize('name, convolution', [*PARITY, LARGE])
+def test_parity_with_the_official_network(name, convolution):
     golden = np.load(GOLDEN / f'net_{name}.npz')
     variant, _ = name.rsplit('_', 1)
-    model, params = network(variant)
+    model, params = network(variant, convolution)
     length, frames, tokens = (int(golden[k]) for k in ('latent_seq_len', 'clip_seq_len', 'sync_seq_len'))
     shapes = {'clip': (2, frames, 1024), 'sync': (2, tokens, 768), 'text': (2, 77, 1024), 'negative_text': (2, 77, 1024),
               'x0': (2, length, model.latent_channels)}
