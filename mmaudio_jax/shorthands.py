@@ -9,6 +9,8 @@ _FIELDS = {'--topology=': '--config.compile.topology=', '--executor=': '--config
 def expand(argv: Sequence[str]) -> list[str]:
     """The arguments with --topology=X, --executor=X, --profile=N-M, --compat and --compare a=DIR b=DIR … as their fields.
 
+    --config comes first in the result, because its fields can only be set after it; the others keep their order.
+
     Raises:
       ValueError: --compare without a system, or --profile without two steps.
     """
@@ -16,6 +18,8 @@ def expand(argv: Sequence[str]) -> list[str]:
     for argument in argv:
         if result and result[-1].startswith(_COMPARE) and not argument.startswith('-'):
             result[-1] += f' {argument}'
+        elif result and result[-1] == '--config':
+            result[-1] += f'={argument}'
         elif argument == '--compare' or argument.startswith('--compare='):
             result.append(_COMPARE + argument.partition('=')[2])
         elif argument == '--profile' or argument.startswith('--profile='):
@@ -30,4 +34,4 @@ def expand(argv: Sequence[str]) -> list[str]:
             result.append(_FIELDS.get(flag + is_field, flag + is_field) + value)
     if _COMPARE in result:
         raise ValueError('--compare needs name=FOLDER for every system, as in --compare ours=A theirs=B')
-    return result
+    return result[:1] + sorted(result[1:], key=lambda argument: not argument.startswith('--config='))

@@ -13,6 +13,8 @@ from mmaudio_jax import shorthands
     (('run.py', '--compare', 'a=x b=y'), ['run.py', '--config.score.compare= a=x b=y']),
     (('run.py', '--config.score.compare=a=x', 'train'), ['run.py', '--config.score.compare=a=x train']),
     (('--profile=100-110',), ['--config.train.profile_steps=(100, 110)']),
+    (('run.py', '--topology=v4:2x2x1', '--config=a.py'), ['run.py', '--config=a.py', '--config.compile.topology=v4:2x2x1']),
+    (('run.py', '--config.seed=1', '--config', 'a.py'), ['run.py', '--config=a.py', '--config.seed=1']),
     (('run.py', '--mode=train', 'b=y'), ['run.py', '--mode=train', 'b=y']),
 ])
 def test_expands(given, expected):
