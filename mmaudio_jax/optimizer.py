@@ -89,23 +89,51 @@ def make(config, params: Mapping[str, Any]) -> tuple[optax.GradientTransformatio
         raise ValueError(f'optimizer.first_moment_dtype is {config.first_moment_dtype!r}: choose one of '
                          f'{", ".join(MOMENT_DTYPES)}')
     schedule = make_schedule(config)
-    adamw = optax.chain(_adam(config), optax.add_decayed_weights(config.weight_decay), optax.scale_by_learning_rate(schedule))
-    trained = optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+    trained = optax.chain(_clipped_adam(config), optax.add_decayed_weights(config.weight_decay),
+                          _skippable(optax.scale_by_learning_rate(schedule)))
     return optax.partition({'trained': trained, 'frozen': optax.set_to_zero()}, labels), schedule
 
 
-def _adam(config) -> optax.GradientTransformation:
-    """Adam whose first moment is rounded to config.first_moment_dtype between steps."""
+def _skippable(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """`inner`, whose state stays as it was unless `use`."""
+
+    def update(updates, state, params=None, *, use=True, **_):
+        updates, new = inner.update(updates, state, params)
+        return updates, _where(use, new, state)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def _where(use: Any, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda n, o: jnp.where(use, n, o), new, old)
+
+
+def _clipped_adam(config) -> optax.GradientTransformationExtraArgs:
+    """Adam of gradients times min(1, clip_norm / (norm + 1e-6)), as PyTorch clips; its state stays as it was unless `use`.
+
+    The first moment is rounded to config.first_moment_dtype between steps.
+    """
     b1, b2 = config.betas
     adam = optax.scale_by_adam(b1=b1, b2=b2, eps=config.eps)
     cast = lambda state, dtype: state._replace(mu=optax.tree.cast(state.mu, dtype))
 
-    def update(updates, state, params=None):
-        # optax's own mu_dtype would multiply in bfloat16, where 0.9 is 0.8984.
-        updates, state = adam.update(updates, cast(state, jnp.float32), params)
-        return updates, cast(state, config.first_moment_dtype)
+    def next_state(gradients, factor, state):
+        return adam.update(jax.tree.map(lambda gradient: gradient * factor, gradients), state)[1]
 
-    return optax.GradientTransformation(lambda params: cast(adam.init(params), config.first_moment_dtype), update)
+    def update(updates, state, params=None, *, use=True, **_):
+        del params
+        factor = jnp.minimum(1.0, config.clip_norm / (optax.global_norm(updates) + 1e-6))
+        old = cast(state, jnp.float32)  # optax's own mu_dtype would multiply in bfloat16, where 0.9 is 0.8984
+        # A branch is not fused with what uses its results: CPUs would compute the moments twice, from copies of the old ones.
+        new = jax.lax.platform_dependent(
+            updates, factor, old,
+            cpu=lambda *args: jax.lax.cond(use, next_state, lambda *args: args[-1], *args),
+            default=lambda *args: _where(use, next_state(*args), args[-1]))
+        means, squares = optax.tree.bias_correction(new.mu, b1, new.count), optax.tree.bias_correction(new.nu, b2, new.count)
+        updates = jax.tree.map(lambda mean, square: mean / (jnp.sqrt(square) + config.eps), means, squares)
+        return updates, cast(new, config.first_moment_dtype)
+
+    return optax.GradientTransformationExtraArgs(lambda params: cast(adam.init(params), config.first_moment_dtype), update)
 
 
 def updates_done(opt_state: Any) -> jax.Array:
