@@ -209,8 +209,7 @@ def read_frames(path: Path, requests: Sequence[FrameRequest], start_s: float, du
       For each request uint8 [int(fps * duration_s), height, width, 3], RGB.
 
     Raises:
-      MediaError: unreadable, no video stream, no frames, or the stream ends early by a sample period or more. If by less,
-        its last frame is repeated.
+      MediaError: unreadable, no video stream, no frames, or the stream ends early by a sample period or more.
     """
     lengths = [int(request.fps * duration_s) for request in requests]
     results = [np.empty((length, request.height, request.width, 3), np.uint8) for request, length in zip(requests, lengths)]
@@ -235,8 +234,7 @@ def read_frames(path: Path, requests: Sequence[FrameRequest], start_s: float, du
                     results[i][first:done[i]] = fit_picture(picture, request)
 
         last, end, converter = None, start, VideoReformatter()
-        coarse = divisor(requests, stream.width, stream.height) > 1
-        for time, frame in decode(container, stream, start, threads, coarse):
+        for time, frame in decode(container, stream, start, threads, divisor(requests, stream.width, stream.height) > 1):
             last, end = frame, time
             if strict and frame.is_corrupt and time >= start:
                 raise MediaError(path, f'the frame at {float(time - start) + start_s:.3f} s is damaged')
@@ -247,13 +245,17 @@ def read_frames(path: Path, requests: Sequence[FrameRequest], start_s: float, du
             raise MediaError(path, 'has no frames')
         end += last.duration * stream.time_base if last.duration else min(periods)
         needed_s = duration_s if needed_s is None else needed_s
-        needed = [int(request.fps * needed_s) for request in requests]
-        missing = max(length - max(i, math.ceil((end - start) / period)) for length, i, period in zip(needed, done, periods))
-        if missing > 1:
-            end_s = float(end - start) + start_s
-            raise MediaError(path, f'the video ends at {end_s:.3f} s, {start_s + needed_s:.3f} s are needed')
+        if _missing(requests, done, end - start, needed_s) > 1:
+            raise MediaError(path, f'the video ends at {float(end - start) + start_s:.3f} s, {start_s + needed_s:.3f} s '
+                             'are needed')
         take(last, start + max(length * period for length, period in zip(lengths, periods)))
     return results
+
+
+def _missing(requests: Sequence[FrameRequest], done: Sequence[int], available_s: Fraction, needed_s: float) -> int:
+    """The most samples that a request lacks, of which `done` are filled, when the frames last for available_s."""
+    return max(int(request.fps * needed_s) - max(count, math.ceil(available_s * exact(request.fps)))
+               for request, count in zip(requests, done))
 
 
 def read_track(path: Path, start_s: float, duration_s: float | None, stereo: bool = False,

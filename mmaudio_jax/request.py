@@ -121,8 +121,8 @@ def make(rate: str, training_s: float, index: int, *, video: Path | Frames | np.
 
 def _video(video: Path | Frames | np.ndarray | None, fps: float | None) -> pathlib.Path | Frames | None:
     if fps is not None and not hasattr(video, '__array__'):
-        raise ValueError(f'fps is {fps!r}, but video is {describe(video)}: fps belongs to frames in memory; a file and a Frames '
-                         'have their own')
+        raise ValueError(f'fps is {fps!r}, but video is {describe(video)}: fps belongs to frames in memory; a file and a '
+                         'Frames have their own')
     if video is None or isinstance(video, Frames):
         return video
     if isinstance(video, (str, os.PathLike)):

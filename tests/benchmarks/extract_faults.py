@@ -89,7 +89,7 @@ def main() -> None:
         with open(arguments.folder / 'output.txt', 'w', encoding='utf-8') as output:
             subprocess.run(command(calm), cwd=ROOT, stdout=output, stderr=output, check=True)
             full_at = {(i + 1) * arguments.kills // (arguments.fulls + 1) for i in range(arguments.fulls)}
-            while kills < arguments.kills and ended < 3:
+            while kills < arguments.kills and ended < arguments.kills:
                 if kills in full_at:
                     full_at.remove(kills)
                     fulls.append(full_run(disturbed, output))
