@@ -37,6 +37,13 @@ def prepare(row: str, threads: int) -> None:
         sys.modules |= {name: official_side._Stub(name) for name in ('timm.models', 'timm.models._hub')}
 
 
+def _bare(package: str) -> None:
+    """Makes the package importable without what its __init__ imports."""
+    module = types.ModuleType(package)
+    module.__path__ = list(importlib.util.find_spec(package).submodule_search_locations)
+    sys.modules[package] = module
+
+
 def vggish(inputs: np.ndarray) -> Run:
     from av_bench.vggish.vggish import VGG
     layers: list[torch.nn.Module] = []
@@ -85,6 +92,7 @@ def synchformer(inputs: np.ndarray) -> Run:
 
 def imagebind(inputs: np.ndarray) -> Run:
     """The sound network; the others are as small as they may be."""
+    _bare('imagebind')
     from imagebind.models.imagebind_model import ImageBindModel
     others = {f'{name}_{field}': value for name in ('vision', 'text', 'depth', 'thermal', 'imu')
               for field, value in (('embed_dim', 64), ('num_blocks', 1), ('num_heads', 2))}
@@ -94,6 +102,7 @@ def imagebind(inputs: np.ndarray) -> Run:
 
 
 def clap(inputs: np.ndarray) -> Run:
+    _bare('clap_module')
     from clap_module.htsat import HTSAT_Swin_Transformer
     settings = types.SimpleNamespace(mel_bins=64, window_size=1024, hop_size=480, sample_rate=48_000, fmin=50, fmax=14_000,
                                      enable_tscam=True, clip_samples=480_000, class_num=527)
