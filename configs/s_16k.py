@@ -1,4 +1,4 @@
-"""MMAudio S-16k, 157.28 M parameters: the defaults of base.py.
+"""MMAudio S-16k, 157.28 M parameters: the defaults of base.py, with little kept for the backward pass.
 
     python run.py --config=configs/s_16k.py --workdir=DIR
 
@@ -11,4 +11,6 @@ from configs import base
 
 def get_config():
     """The run."""
-    return base.get_config()
+    c = base.get_config()
+    c.model.remat = 'dots'
+    return c

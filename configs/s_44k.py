@@ -14,5 +14,6 @@ def get_config():
     c = base.get_config()
     c.name = 's_44k'
     c.sequence.rate = '44k'
+    c.model.remat = 'dots'
     c.model.variant = 'small_44k'
     return c

@@ -181,9 +181,9 @@ def _loop(job: Job, state: train_step.TrainState, step: int) -> bool:
         job.profile.before(step + 1)
         started = time.monotonic()
         batch = next(job.iterator)
-        read = time.monotonic()
+        read, idle = time.monotonic(), not pending or pending[1]['loss'].is_ready()
         state, metrics = job.step(state, batch)
-        job.log.spent(read - started, time.monotonic() - read)
+        job.log.spent(read - started, time.monotonic() - read, idle)
         job.profile.after(step + 1, metrics)
         if pending:
             job.log.add(*pending)

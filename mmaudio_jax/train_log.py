@@ -66,7 +66,7 @@ class TrainLog:
         self._last_step = step
         self._skipped = 0  # in the open interval
         self._in_a_row = 0  # skipped ones
-        self._spent = (0.0, 0.0)  # on data and dispatch since the step before finished
+        self._spent = (0.0, 0.0, 0.0)  # on data, of it with an idle device, and on dispatch since the step before finished
         self._timed = _Timed()
         self._mark: float | None = None  # when the step before finished
         self._open_line = False
@@ -88,7 +88,7 @@ class TrainLog:
         now = time.monotonic()
         if self._mark is not None:
             self._timed.add(now - self._mark, *self._spent, now - waiting)
-        self._mark, self._spent = now, (0.0, 0.0)
+        self._mark, self._spent = now, (0.0, 0.0, 0.0)
         self._steps += 1
         self._last_step = step
         if self._is_finite(step, values):
@@ -97,9 +97,9 @@ class TrainLog:
         if self._log_every and step % self._log_every == 0:
             self.close_interval()
 
-    def spent(self, data_s: float, dispatch_s: float) -> None:
-        """How long the newest step waited for its batch, and took to be sent to the device."""
-        self._spent = (data_s, dispatch_s)
+    def spent(self, data_s: float, dispatch_s: float, idle: bool) -> None:
+        """How long the newest step took to get its batch and to be sent; `idle` when the device had nothing to do meanwhile."""
+        self._spent = (data_s, data_s if idle else 0.0, dispatch_s)
 
     def _is_finite(self, step: int, values: Mapping[str, float]) -> bool:
         bad = [name for name in ('loss', 'grad_norm') if not math.isfinite(values[name])]
@@ -183,26 +183,31 @@ class _Timed:
     steps: int = 0
     total_s: float = 0.0
     data_s: float = 0.0
-    data_longest_s: float = 0.0
+    wait_s: float = 0.0
+    wait_longest_s: float = 0.0
     dispatch_s: float = 0.0
     device_s: float = 0.0
 
-    def add(self, total_s: float, data_s: float, dispatch_s: float, device_s: float) -> None:
+    def add(self, total_s: float, data_s: float, wait_s: float, dispatch_s: float, device_s: float) -> None:
         self.steps += 1
         self.total_s += total_s
         self.data_s += data_s
-        self.data_longest_s = max(self.data_longest_s, data_s)
+        self.wait_s += wait_s
+        self.wait_longest_s = max(self.wait_longest_s, wait_s)
         self.dispatch_s += dispatch_s
         self.device_s += device_s
 
     def values(self, batch_size: int, step_flops: float) -> dict[str, float]:
-        """Speed, utilisation, and the means a step of waiting for data, sending off, and waiting for the device."""
+        """Speed, utilisation, and the means a step of getting data, sending off, and waiting for the device.
+
+        data_wait_s is the part of data_s in which the device had nothing to do.
+        """
         if not self.total_s:
             return {}
         speed = self.steps / self.total_s
         values = {'steps_per_s': speed, 'examples_per_s': speed * batch_size, 'data_s': self.data_s / self.steps,
-                  'data_longest_s': self.data_longest_s, 'dispatch_s': self.dispatch_s / self.steps,
-                  'device_s': self.device_s / self.steps}
+                  'data_wait_s': self.wait_s / self.steps, 'data_wait_longest_s': self.wait_longest_s,
+                  'dispatch_s': self.dispatch_s / self.steps, 'device_s': self.device_s / self.steps}
         peak = flops.peak(jax.devices()[0].device_kind)
         if step_flops:
             values['model_tflops_per_s'] = step_flops * speed / 1e12
@@ -260,8 +265,8 @@ def progress_line(step: int, total: int, values: Mapping[str, float]) -> str:
         parts += [f'{speed:.3g} steps/s', f'{values["examples_per_s"]:.3g} examples/s']
         if 'utilisation' in values:
             parts.append(f'{100 * values["utilisation"]:.0f} % of the peak')
-        if values.get('data_s', 0.0) * speed > _DATA_SHARE:
-            parts.append(f'{100 * values["data_s"] * speed:.0f} % waiting for data')
+        if values.get('data_wait_s', 0.0) * speed > _DATA_SHARE:
+            parts.append(f'{100 * values["data_wait_s"] * speed:.0f} % waiting for data')
         if step < total:
             parts.append(f'{duration((total - step) / speed)} left')
     return '  '.join(parts)

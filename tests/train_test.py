@@ -147,7 +147,8 @@ def test_log_says_where_the_time_went_and_the_steps_asked_for_are_profiled(workd
     line = [line for line in lines(workdir) if 'loss' in line][-1]
     assert line['step'] == 8 and line['host_peak_gib'] > 0.1
     parts = line['data_s'] + line['dispatch_s'] + line['device_s']
-    assert 0 < parts <= 1 / line['steps_per_s'] and line['data_longest_s'] >= line['data_s']
+    assert 0 < parts <= 1 / line['steps_per_s'] and line['data_wait_longest_s'] >= line['data_wait_s'] >= 0
+    assert line['data_wait_s'] <= line['data_s']
     model = tiny_run.build_network(None, Sequence(**tiny_run.make_config().sequence))
     operations = 8 * flops.training(model, Sequence(**tiny_run.make_config().sequence))
     np.testing.assert_allclose(line['model_tflops_per_s'], operations * line['steps_per_s'] / 1e12, rtol=1e-5)

@@ -1,9 +1,11 @@
 """How fast the loader is by itself: examples and megabytes a second, for each number of worker processes.
 
     python -m tests.benchmarks.loader [--rate=44k] [--examples=512] [--batch=16] [--workers=0,1,2] [--seconds=10]
+                                     [--copies=1]
 
 The records are random features of the official shapes (8 s); they are written to a temporary folder and read warm, so that this
-measures decompression, parsing and batching rather than the disk. Prints one line of JSON a row.
+measures decompression, parsing and batching rather than the disk. Every shard is there --copies times, one file with several
+names: --copies=1000 makes a set of 512 000. `first_batch_s` is the start of an epoch. Prints one line of JSON a row.
 """
 import argparse
 import itertools
@@ -33,20 +35,23 @@ def make_config(rate: str, batch: int, workers: int):
     return config
 
 
-def write(folder: pathlib.Path, config, count: int) -> float:
-    """A set of `count` examples in shards of 64, text padded as captions are; mean bytes of a record on the disk."""
+def write(folder: pathlib.Path, config, count: int, copies: int) -> float:
+    """A set of `count` examples in shards of 64, each `copies` times, text padded as captions are; mean bytes of a record."""
     schema = records.schema_of(config)
     rng = np.random.default_rng(0)
     example = {name: rng.normal(size=shape).astype(np.float32) for name, shape in schema.shapes.items()}
     example.update(video_exists=True, text_exists=True, caption='a metal rod strikes a plate', duration_s=schema.duration_s)
     lengths = [min(64, count - start) for start in range(0, count, 64)]
+    name = lambda shard: folder / records.shard_name('bench', 'train', shard, copies * len(lengths))
     folder.mkdir(parents=True)
     for shard, length in enumerate(lengths):
         means = (rng.normal(size=schema.shapes['latent_mean']) for _ in range(length))
         encoded = (schema.encode({**example, 'id': f'{shard}-{i}', 'latent_mean': mean}) for i, mean in enumerate(means))
-        records.write_shard(folder / records.shard_name('bench', 'train', shard, len(lengths)), encoded)
-    records.write_metadata(folder, 'bench', schema, {'train': lengths}, {})
-    return sum(path.stat().st_size for path in folder.glob('*array_record*')) / count
+        records.write_shard(name(shard), encoded)
+        for copy in range(1, copies):
+            os.link(name(shard), name(copy * len(lengths) + shard))
+    records.write_metadata(folder, 'bench', schema, {'train': copies * lengths}, {})
+    return sum(name(shard).stat().st_size for shard in range(len(lengths))) / count
 
 
 def measure(config, folder: pathlib.Path, seconds: float) -> dict:
@@ -75,17 +80,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--rate', default='44k')
     parser.add_argument('--examples', type=int, default=512)
+    parser.add_argument('--copies', type=int, default=1)
     parser.add_argument('--batch', type=int, default=16)
     parser.add_argument('--workers', default='0,1,2')
     parser.add_argument('--seconds', type=float, default=10)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        size = write(folder / 'bench', make_config(options.rate, options.batch, 0), options.examples)
+        size = write(folder / 'bench', make_config(options.rate, options.batch, 0), options.examples, options.copies)
         schema = records.schema_of(make_config(options.rate, options.batch, 0))
         values = sum(int(np.prod(schema.shapes[feature])) for feature in OFFICIAL_FLOAT32_VALUES)
-        print(json.dumps({'rate': options.rate, 'bytes_a_record': round(size), 'as_float32': 4 * values,
-                          'share': round(size / (4 * values), 3), 'cores': len(os.sched_getaffinity(0))}), flush=True)
+        print(json.dumps({'rate': options.rate, 'examples': options.examples * options.copies, 'bytes_a_record': round(size),
+                          'as_float32': 4 * values, 'share': round(size / (4 * values), 3),
+                          'cores': len(os.sched_getaffinity(0))}), flush=True)
         for workers in map(int, options.workers.split(',')):
             print(json.dumps(measure(make_config(options.rate, options.batch, workers), folder, options.seconds)), flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -55,6 +55,7 @@ def train(folder: pathlib.Path, inputs: Arrays) -> Run:
     config = s_16k.get_config()
     config.optimizer.eps = 1e-8
     model, params = _load('mmaudio_small_16k', folder)
+    model = model.clone(remat=config.model.remat)
     tx, schedule = optimizer.make(config.optimizer, params)
 
     def init(params):
