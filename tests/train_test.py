@@ -2,6 +2,7 @@
 import importlib
 import itertools
 import json
+import time
 import types
 
 import jax
@@ -155,6 +156,14 @@ def test_log_says_where_the_time_went_and_the_steps_asked_for_are_profiled(workd
     assert calls == [str(workdir / 'profile'), 'stop']
     with pytest.raises(ValueError, match='config.train.profile_steps'):
         train_log.Profile(workdir, (4, 3))
+
+
+def test_waiting_for_data_is_told(workdir, monkeypatch):
+    to_global = train.input_pipeline._to_global
+    monkeypatch.setattr(train.input_pipeline, '_to_global', lambda *args: time.sleep(0.2) or to_global(*args))
+    train.train(tiny_run.make_config(total_steps=6, validate_every=0, checkpoint_every=0, log_every=5), workdir)
+    line = next(line for line in lines(workdir) if 'loss' in line)
+    assert 0.1 < line['data_wait_s'] <= line['data_wait_longest_s'] < 1 and line['data_wait_s'] <= line['data_s']
 
 
 @pytest.mark.parametrize('section, name, value, message', [
