@@ -1,7 +1,8 @@
 """What a program compiled for TPU costs, read from its text: time, collectives, the costliest operations.
 
 The TPU compiler writes `estimated_cycles` beside most operations and lists the operations in the order in which they run. The
-time is a simulation of that order: an operation takes its cycles, a loop its body's time once a trip. What is asynchronous, a
+time is a simulation of that order: an operation takes its cycles, a loop its body's time once a trip, a choice the time of its
+costliest branch. What is asynchronous, a
 copy or a collective, begins at its start in the queue of its kind, and the program waits at its end when it is not over.
 `jax.stages.Compiled.cost_analysis` is of no use here: it counts a loop's body once.
 
@@ -296,12 +297,16 @@ class _Simulation:
             elif op.opcode == 'conditional':
                 branches = [name for attribute in ('branch_computations', 'true_computation', 'false_computation')
                             for name in op.called(attribute)]
-                clock.now += max(self.run(branch, runs) for branch in branches)
+                clock.now += self.run(max(branches, key=self._alone), runs)
             elif op.opcode == 'call':
                 clock.now += self.run(op.called('to_apply')[0], runs)
             else:
                 clock.now += self._compute(op, computation, shapes, runs)
         return clock.now
+
+    def _alone(self, computation: str) -> float:
+        """Cycles of one run of the computation, counted nowhere."""
+        return _Simulation(self.program, self.memory_bytes_per_cycle, self.collective_cycles).run(computation, 1)
 
     def _wait(self, clock: _Clock, name: str, runs: int) -> None:
         queue, cycles = clock.wait(name)

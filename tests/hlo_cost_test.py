@@ -40,6 +40,26 @@ ENTRY %main (x: (s32[], f32[8,128], f32[10,100])) -> f32[8,128] {
   ROOT %reverse.1 = f32[8,128]{1,0:T(8,128)} reverse(%result), dimensions={0}
 }
 '''
+# The costlier of two branches: 30 cycles and a collective, or 100.
+BRANCHES = '''HloModule jit_h, is_scheduled=true, num_partitions=8
+
+%cheap (p: f32[8,128]) -> f32[8,128] {
+  %p = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %all-gather.1 = f32[64,128]{1,0:T(8,128)} all-gather(%p), channel_id=1, replica_groups=[1,8]<=[8], dimensions={0}
+  ROOT %exp.1 = f32[8,128]{1,0:T(8,128)} exponential(%p), backend_config={"window_config":{"estimated_cycles":"30"}}
+}
+
+%dear (p: f32[8,128]) -> f32[8,128] {
+  %p.1 = f32[8,128]{1,0:T(8,128)} parameter(0)
+  ROOT %exp.2 = f32[8,128]{1,0:T(8,128)} exponential(%p.1), backend_config={"window_config":{"estimated_cycles":"100"}}
+}
+
+ENTRY %main (which: s32[], x: f32[8,128]) -> f32[8,128] {
+  %which = s32[]{:T(128)} parameter(0)
+  %x = f32[8,128]{1,0:T(8,128)} parameter(1)
+  ROOT %chosen = f32[8,128]{1,0:T(8,128)} conditional(%which, %x, %x), branch_computations={%cheap, %dear}
+}
+'''
 # Collectives: synchronous, started and awaited, around a computation in parts, and a reduce-scatter as the compiler writes it.
 COLLECTIVES = '''HloModule jit_g, is_scheduled=true, num_partitions=8
 
@@ -166,3 +186,9 @@ def test_the_compiler_writes_what_is_read_here():
     assert 7 < product / ideal < 7.7 and not loop.unknown_loops  # measured 7.11
     assert product < loop.compute_cycles < 1.5 * product
     assert once.guessed_cycles == 0
+
+
+def test_of_branches_the_costliest_counts():
+    found = hlo_cost.cost(hlo_cost.parse(BRANCHES), 1000, lambda collective: 20)
+    assert (found.cycles, found.compute_cycles, found.collective_cycles, found.collectives) == (100, 100, 0, [])
+    assert [op.name for op, _ in found.operations] == ['exp.2']
