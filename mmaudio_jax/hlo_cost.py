@@ -2,8 +2,8 @@
 
 The TPU compiler writes `estimated_cycles` beside most operations and lists the operations in the order in which they run. The
 time is a simulation of that order: an operation takes its cycles, a loop its body's time once a trip, a choice the time of its
-costliest branch. What is asynchronous, a
-copy or a collective, begins at its start in the queue of its kind, and the program waits at its end when it is not over.
+costliest branch. What is asynchronous, a copy or a collective, begins at its start in the queue of its kind, and the program
+waits at its end when it is not over.
 `jax.stages.Compiled.cost_analysis` is of no use here: it counts a loop's body once.
 
 Limits. The cycles are the compiler's own model, not a measurement. An operation without cycles is taken to move its operands
