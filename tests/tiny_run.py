@@ -1,4 +1,5 @@
 """A network and a data set so small that a run takes seconds, and runs in processes of their own that can be killed."""
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -23,6 +24,7 @@ from tests import records_test
 
 TRAIN_CLIPS, VALIDATION_CLIPS = 24, 8
 CHECKPOINT_EVERY = 3
+STUCK_AFTER_S = 240
 RULES = (('hidden/kernel', (None, 'fsdp')), ('hidden|out', ()))  # of the network below
 
 
@@ -110,7 +112,7 @@ def build_network(model_config, sequence) -> Network:
 def start_child(target: Callable[..., None], output: pathlib.Path, devices: int, *args: Any) -> Any:
     """`target`(*`args`) in a process forked from a server in which everything is imported, but no device started.
 
-    Its output goes to a file; it has that many devices, 0 for all.
+    Its output goes to a file; it has that many devices, 0 for all. After STUCK_AFTER_S it says where it is, and ends.
     """
     output.unlink(missing_ok=True)
     context = multiprocessing.get_context('forkserver')
@@ -124,6 +126,7 @@ def _in_child(target: Callable[..., None], output: str, devices: int, *args: Any
     log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    faulthandler.dump_traceback_later(STUCK_AFTER_S, exit=True)
     if devices:
         os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices}'
     target(*args)
@@ -213,6 +216,7 @@ class Run:
 
     def finish(self) -> str:
         """The output of a run that ends with exit code 0."""
-        self.process.join(300)
-        assert self.process.exitcode == 0, self.output()
+        self.process.join(STUCK_AFTER_S + 30)
+        everything = '\n'.join(path.read_text() for path in sorted(self.output_path.parent.glob('output_*.txt')))
+        assert self.process.exitcode == 0, everything
         return self.output()
