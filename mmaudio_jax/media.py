@@ -194,7 +194,7 @@ def read_frames(path: Path, requests: Sequence[FrameRequest], start_s: float, du
                 needed_s: float | None = None, threads: int = 0, strict: bool = False) -> list[np.ndarray]:
     """Reads all requests in one decoding pass; frames are scaled while decoding, so memory does not grow with their size.
 
-    The sample for time k / fps is the first frame whose timestamp is at or after it.
+    The sample for time k / fps is the first frame at or after it by timestamp, the last one if less than a period is missing.
 
     Args:
       path: any container and codec that PyAV reads.

@@ -99,12 +99,13 @@ def _skippable(inner: optax.GradientTransformation) -> optax.GradientTransformat
 
     def update(updates, state, params=None, *, use=True, **_):
         updates, new = inner.update(updates, state, params)
-        return updates, _where(use, new, state)
+        return updates, choose(use, new, state)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
-def _where(use: Any, new: Any, old: Any) -> Any:
+def choose(use: Any, new: Any, old: Any) -> Any:
+    """The tree `new` where `use` (bool []), else the tree `old`."""
     return jax.tree.map(lambda n, o: jnp.where(use, n, o), new, old)
 
 
@@ -128,7 +129,7 @@ def _clipped_adam(config) -> optax.GradientTransformationExtraArgs:
         new = jax.lax.platform_dependent(
             updates, factor, old,
             cpu=lambda *args: jax.lax.cond(use, next_state, lambda *args: args[-1], *args),
-            default=lambda *args: _where(use, next_state(*args), args[-1]))
+            default=lambda *args: choose(use, next_state(*args), args[-1]))
         means, squares = optax.tree.bias_correction(new.mu, b1, new.count), optax.tree.bias_correction(new.nu, b2, new.count)
         updates = jax.tree.map(lambda mean, square: mean / (jnp.sqrt(square) + config.eps), means, squares)
         return updates, cast(new, config.first_moment_dtype)

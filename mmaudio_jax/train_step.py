@@ -162,7 +162,7 @@ def init_state(config, model, sequence: Sequence, statistics: tuple[np.ndarray, 
 def apply_gradients(state: TrainState, tx: optax.GradientTransformation, gradients: Any, use: jax.Array) -> TrainState:
     """The state after one optimizer step and one update of the averages; parameters and moments stay unless `use` (bool [])."""
     updates, opt_state = tx.update(gradients, state.opt_state, state.params, use=use)
-    params = jax.tree.map(lambda new, old: jnp.where(use, new, old), optax.apply_updates(state.params, updates), state.params)
+    params = optimizer.choose(use, optax.apply_updates(state.params, updates), state.params)
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema.update(state.ema, params))
 
 
