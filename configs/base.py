@@ -105,6 +105,7 @@ def get_config() -> ml_collections.ConfigDict:
     # 'xla' (the fastest on TPUs), 'matmul' (on CPUs), 'winograd' (on CPUs in float32), or 'auto': by device and dtype
     c.model.convolution = 'auto'
     c.model.remat = 'none'  # 'none', 'blocks' or 'dots'; with mesh.fsdp above 1, 'none' also keeps every gathered parameter
+    c.model.scan_layers = True  # False compiles every block: slower to compile, faster to run
 
     # Flow matching (flow_matching.py) and condition dropout for guidance.
     c.flow = ml_collections.ConfigDict()

@@ -16,7 +16,7 @@ def get_config():
     c.name = 'l_44k'
     c.sequence.rate = '44k'
     c.mesh.fsdp = 16
-    c.model.remat = 'dots'
+    c.model.scan_layers = False
     c.model.variant = 'large_44k'
     c.input.mixture = (('vggsound', 3), *c.input.mixture[1:])
     return c

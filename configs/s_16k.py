@@ -12,5 +12,5 @@ from configs import base
 def get_config():
     """The run."""
     c = base.get_config()
-    c.model.remat = 'dots'
+    c.model.scan_layers = False
     return c

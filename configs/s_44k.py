@@ -14,6 +14,6 @@ def get_config():
     c = base.get_config()
     c.name = 's_44k'
     c.sequence.rate = '44k'
-    c.model.remat = 'dots'
+    c.model.scan_layers = False
     c.model.variant = 'small_44k'
     return c

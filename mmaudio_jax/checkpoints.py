@@ -41,8 +41,8 @@ FREE_FIELDS = (
     'input.validation', 'input.validation_batch_size', 'input.validation_examples', 'input.workers', 'input.prefetch',
     'weights.variants', 'weights.folder', 'weights.cache', 'weights.offline', 'weights.verify', 'weights.export',
     'weights.export_format',
-    'model.convolution', 'model.remat', 'ema.snapshot_every', 'ema.synthesis_sigma_rel', 'mesh', 'sharding', 'hosts', 'train',
-    'sampling', 'generate', 'evaluate', 'score', 'compile', 'ablations')
+    'model.convolution', 'model.remat', 'model.scan_layers', 'ema.snapshot_every', 'ema.synthesis_sigma_rel', 'mesh', 'sharding',
+    'hosts', 'train', 'sampling', 'generate', 'evaluate', 'score', 'compile', 'ablations')
 
 
 class CheckpointError(ValueError):

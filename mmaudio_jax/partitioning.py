@@ -177,6 +177,10 @@ class OnMesh:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
+    def clone(self, **fields: Any) -> 'OnMesh':
+        """The same with other fields of the module."""
+        return OnMesh(self._model.clone(**fields), self._mesh, self._rules, self._exchange_dtype)
+
     def apply(self, variables: Mapping[str, Any], *args, **kwargs) -> Any:
         """The module's apply."""
         split = state_sharding(self._mesh, variables['params'], self._rules)

@@ -144,6 +144,21 @@ def test_remat_changes_memory_and_not_the_gradient(remat):
     assert 'remat' in str(traced)  # it is really on
 
 
+def test_layers_without_a_loop_compute_the_same():
+    fields = {'remat': 'dots', 'joint_blocks': 3, 'fused_blocks': 2}
+    velocity, gradient = tiny_velocity(**fields)
+    other, other_gradient = tiny_velocity(**fields, scan_layers=False)
+    np.testing.assert_allclose(other, velocity, atol=1e-6)
+    for one, two in zip(jax.tree.leaves(gradient), jax.tree.leaves(other_gradient), strict=True):
+        np.testing.assert_allclose(two, one, atol=2e-5 * max(1e-3, float(np.abs(one).max())))
+    features = tiny_features()
+    inputs = (features['x0'], jnp.zeros(2), features['clip'], features['sync'], features['text'])
+    for scan_layers in (True, False):
+        model = build('small_16k', **{**TINY, **fields}, scan_layers=scan_layers)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+        assert (' while(' in jax.jit(model.apply).lower(shapes, *inputs).as_text('hlo')) == scan_layers
+
+
 def test_bfloat16_computes_near_float32_with_float32_parameters():
     velocity, _ = tiny_velocity()
     rounded, gradient = tiny_velocity(dtype='bfloat16')

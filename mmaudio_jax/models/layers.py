@@ -236,18 +236,18 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 def _attend_forward(q, k, v):
     logits = jnp.einsum('BNHK,BMHK->BHNM', q, k, preferred_element_type=jnp.float32)
     raised = jnp.exp(logits - logits.max(-1, keepdims=True))
-    weights = raised * (1 / raised.sum(-1, keepdims=True))
-    mixed = jnp.einsum('BHNM,BMHK->BNHK', weights.astype(v.dtype), v)
+    weights = (raised * (1 / raised.sum(-1, keepdims=True))).astype(v.dtype)  # the largest array of a block, kept so
+    mixed = jnp.einsum('BHNM,BMHK->BNHK', weights, v)
     return mixed, (q, k, v, weights, mixed)
 
 
 def _attend_backward(residual, gradient):
     q, k, v, weights, mixed = residual
     shared = jnp.einsum('BNHK,BNHK->BHN', gradient, mixed, preferred_element_type=jnp.float32)[..., None]
-    logits = weights * (jnp.einsum('BNHK,BMHK->BHNM', gradient, v, preferred_element_type=jnp.float32) - shared)
-    logits = logits.astype(q.dtype)
+    logits = jnp.einsum('BNHK,BMHK->BHNM', gradient, v, preferred_element_type=jnp.float32) - shared
+    logits = (weights.astype(jnp.float32) * logits).astype(q.dtype)
     return (jnp.einsum('BHNM,BMHK->BNHK', logits, k), jnp.einsum('BHNM,BNHK->BMHK', logits, q),
-            jnp.einsum('BHNM,BNHK->BMHK', weights.astype(v.dtype), gradient))
+            jnp.einsum('BHNM,BNHK->BMHK', weights, gradient))
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

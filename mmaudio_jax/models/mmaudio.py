@@ -117,6 +117,7 @@ class MMAudio(nn.Module):
       convolution: 'xla', 'matmul' or 'winograd', see layers.conv1d.
       remat: 'none', 'blocks' or 'dots', see mmdit.repeat.
       clip_width, sync_width, text_width: widths of the features. text_length: T.
+      scan_layers: one program for all blocks of a kind, see mmdit.repeat.
 
     Raises:
       ValueError: a field has none of its values, or the sizes do not fit together.
@@ -137,6 +138,7 @@ class MMAudio(nn.Module):
     sync_width: int
     text_width: int
     text_length: int
+    scan_layers: bool = True
 
     def setup(self):
         self._check()
@@ -162,12 +164,12 @@ class MMAudio(nn.Module):
 
         mlp_taps = 3 if conv else 1
         if self.joint_blocks > 1:
-            scanned = mmdit.repeat(mmdit.JointBlock, self.joint_blocks - 1, self.remat, inputs=4)
-            self.joint = scanned(width, self.num_heads, mlp_taps, False, self.dtype, self.convolution)
+            repeated = mmdit.repeat(mmdit.JointBlock, self.joint_blocks - 1, self.remat, self.scan_layers, inputs=4)
+            self.joint = repeated(width, self.num_heads, mlp_taps, False, self.dtype, self.convolution)
         self.joint_last = mmdit.JointBlock(width, self.num_heads, mlp_taps, True, self.dtype, self.convolution)
         if self.fused_blocks:
-            scanned = mmdit.repeat(mmdit.FusedBlock, self.fused_blocks, self.remat, inputs=2)
-            self.fused = scanned(width, self.num_heads, mlp_taps, self.dtype, self.convolution)
+            repeated = mmdit.repeat(mmdit.FusedBlock, self.fused_blocks, self.remat, self.scan_layers, inputs=2)
+            self.fused = repeated(width, self.num_heads, mlp_taps, self.dtype, self.convolution)
         self.final_layer = FinalLayer(self.latent_channels, self.dtype, self.convolution)
 
     def _check(self):

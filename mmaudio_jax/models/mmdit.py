@@ -113,14 +113,15 @@ class FusedBlock(nn.Module):
         return stream.after(latents, layers.attention(*qkv), rest), None
 
 
-def repeat(block: type[nn.Module], length: int, remat: str, inputs: int) -> type[nn.Module]:
-    """`block` scanned over `length` sets of weights; `inputs` counts the arguments after the carry, the same for all.
+def repeat(block: type[nn.Module], length: int, remat: str, scan_layers: bool, inputs: int) -> type[nn.Module]:
+    """`length` of `block`, weights along a first axis; `inputs` counts the arguments after the carry, the same for all.
 
     remat 'none' stores every activation for the backward pass, 'blocks' only the carry of each block, 'dots' the
-    carry and the results of the matrix products.
+    carry and the results of the matrix products. With `scan_layers` a loop runs one compiled block. Without, every block is
+    compiled: that takes several times as long, but copies no activations into a loop's arrays and out again.
     """
     if remat != 'none':
         policy = jax.checkpoint_policies.save_only_these_names(layers.PRODUCT) if remat == 'dots' else None
         block = nn.remat(block, policy=policy, prevent_cse=False)
     return nn.scan(block, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=(nn.broadcast,) * inputs,
-                   length=length)
+                   length=length, unroll=1 if scan_layers else length)

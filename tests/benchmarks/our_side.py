@@ -55,7 +55,7 @@ def train(folder: pathlib.Path, inputs: Arrays) -> Run:
     config = s_16k.get_config()
     config.optimizer.eps = 1e-8
     model, params = _load('mmaudio_small_16k', folder)
-    model = model.clone(remat=config.model.remat)
+    model = model.clone(remat=config.model.remat, scan_layers=config.model.scan_layers)
     tx, schedule = optimizer.make(config.optimizer, params)
 
     def init(params):
