@@ -1,4 +1,4 @@
-"""MMAudio S-16k, 157.28 M parameters: the defaults of base.py, with little kept for the backward pass.
+"""MMAudio S-16k, 157.28 M parameters: the defaults of base.py, without a loop over the layers.
 
     python run.py --config=configs/s_16k.py --workdir=DIR
 

@@ -225,8 +225,9 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(q k) v `[B, N, H, K]` in the dtype of `v`.
+    """softmax(q k) v `[B, N, H, K]` in the dtype of `v`: Σ_m exp(l_nm − max_m l_nm) v_m over the sum of the exponentials.
 
+    What the backward pass needs of `[B, H, N, M]` are the exponentials, kept in the dtype of `v`: a block's largest array.
     The gradient takes Σ_m w_nm ∂w_nm as the product of the result and its gradient, over K instead of over M, so that that of
     the logits is made where ∂w is. It multiplies in the dtype of `q`: float32 by bfloat16 is as slow as float32.
     """
@@ -236,18 +237,27 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 def _attend_forward(q, k, v):
     logits = jnp.einsum('BNHK,BMHK->BHNM', q, k, preferred_element_type=jnp.float32)
     raised = jnp.exp(logits - logits.max(-1, keepdims=True))
-    weights = (raised * (1 / raised.sum(-1, keepdims=True))).astype(v.dtype)  # the largest array of a block, kept so
-    mixed = jnp.einsum('BHNM,BMHK->BNHK', weights, v)
-    return mixed, (q, k, v, weights, mixed)
+    inverse = 1 / raised.sum(-1)  # [B, H, N]
+    raised = raised.astype(v.dtype)
+    mixed = jnp.einsum('BHNM,BMHK->BNHK', raised, v, preferred_element_type=jnp.float32)
+    mixed = (mixed * _by_token(inverse)).astype(v.dtype)
+    return mixed, (q, k, v, raised, inverse, mixed)
 
 
 def _attend_backward(residual, gradient):
-    q, k, v, weights, mixed = residual
+    q, k, v, raised, inverse, mixed = residual
     shared = jnp.einsum('BNHK,BNHK->BHN', gradient, mixed, preferred_element_type=jnp.float32)[..., None]
+    weights = raised.astype(jnp.float32) * inverse[..., None]
     logits = jnp.einsum('BNHK,BMHK->BHNM', gradient, v, preferred_element_type=jnp.float32) - shared
-    logits = (weights.astype(jnp.float32) * logits).astype(q.dtype)
+    logits = (weights * logits).astype(q.dtype)
+    scaled = (gradient * _by_token(inverse)).astype(v.dtype)
     return (jnp.einsum('BHNM,BMHK->BNHK', logits, k), jnp.einsum('BHNM,BNHK->BMHK', logits, q),
-            jnp.einsum('BHNM,BNHK->BMHK', weights, gradient))
+            jnp.einsum('BHNM,BNHK->BMHK', raised, scaled))
+
+
+def _by_token(numbers: jax.Array) -> jax.Array:
+    """`[B, H, N]` to `[B, N, H, 1]`."""
+    return numbers.swapaxes(1, 2)[..., None]
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
