@@ -40,9 +40,9 @@ FREE_FIELDS = (
     'extract.executor', 'extract.ray_address', 'extract.ray_actors', 'extract.ray_cpus', 'extract.ray_resources',
     'input.validation', 'input.validation_batch_size', 'input.validation_examples', 'input.workers', 'input.prefetch',
     'weights.variants', 'weights.folder', 'weights.cache', 'weights.offline', 'weights.verify', 'weights.export',
-    'weights.export_format',
-    'model.convolution', 'model.remat', 'model.scan_layers', 'ema.snapshot_every', 'ema.synthesis_sigma_rel', 'mesh', 'sharding',
-    'hosts', 'train', 'sampling', 'generate', 'evaluate', 'score', 'compile', 'ablations')
+    'weights.export_format', 'model.convolution', 'model.remat', 'model.scan_layers', 'ema.snapshot_every',
+    'ema.synthesis_sigma_rel', 'mesh', 'sharding', 'hosts', 'train', 'sampling', 'generate', 'evaluate', 'score', 'compile',
+    'ablations')
 
 
 class CheckpointError(ValueError):

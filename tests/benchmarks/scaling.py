@@ -31,7 +31,6 @@ H100S = (2, 8, 64)
 H100_UTILISATION = 0.4  # assumed
 FSDP = {'L': 16, 'M': 16, 'S': 8}  # chips over which the state is split, where there are so many
 AT_ONCE = {'L': 16, 'M': 32, 'S': 64}  # clips at once for every 16 GiB of a chip's memory
-MOST_AT_ONCE = 64  # with 128 the compiler puts the batch into the lanes, and copies attention's arrays to and fro
 GROWTH = [('narrow', name) for name in ('v5e-8', 'v5e-64', 'v5e-256')]
 NARROW = {'hidden_size': 128, 'num_heads': 2, 'joint_blocks': 2, 'fused_blocks': 2,
           'scan_layers': True}  # its bytes grow as those of any other
@@ -42,7 +41,7 @@ def candidates(model: str, name: str) -> list[dict[str, Any]]:
     """Meshes, microbatches and remat policies worth compiling, the likeliest first."""
     devices = len(chips.devices_of(SLICES[name]))
     clips = BATCH // devices
-    at_once = min(MOST_AT_ONCE, AT_ONCE[model] * round(chips.CHIPS[name.split('-')[0]].memory_bytes / 2**34))
+    at_once = AT_ONCE[model] * round(chips.CHIPS[name.split('-')[0]].memory_bytes / 2**34)
     microbatches = 2**max(0, math.ceil(math.log2(clips / at_once)))
     return [{'data': -1, 'fsdp': min(FSDP[model], devices), 'microbatches': microbatches, 'remat': 'none'}]
 
