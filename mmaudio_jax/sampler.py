@@ -129,7 +129,7 @@ def make_sampler(model: MMAudio | partitioning.OnMesh, settings: SamplerSettings
         its constants (the codec's weights) must be on the mesh.
     """
     guided = settings.guidance > 1
-    model = model.clone(scan_layers=True)  # a loop costs no time where nothing is kept for a backward pass
+    model = model.clone(scan_layers=True)  # compiles sooner, and costs little without a backward pass
 
     def conditions_of(params, latent_length, clip, sync, text, negative_text):
         features = (clip, sync, text)

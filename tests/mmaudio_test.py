@@ -129,34 +129,36 @@ def tiny_velocity(**fields):
     return velocity, gradient
 
 
-@pytest.mark.parametrize('remat', ['blocks', 'dots'])
-def test_remat_changes_memory_and_not_the_gradient(remat):
-    velocity, gradient = tiny_velocity()
-    other, other_gradient = tiny_velocity(remat=remat)
+def assert_changes_no_number(fields, **changes):
+    """The tiny network with and without `changes`: velocity and gradient."""
+    velocity, gradient = tiny_velocity(**fields)
+    other, other_gradient = tiny_velocity(**fields, **changes)
     np.testing.assert_allclose(other, velocity, atol=1e-6)
     for one, two in zip(jax.tree.leaves(gradient), jax.tree.leaves(other_gradient), strict=True):
         np.testing.assert_allclose(two, one, atol=2e-5 * max(1e-3, float(np.abs(one).max())))
-    model = build('small_16k', **TINY, remat=remat)
+
+
+def tiny_program(**fields):
+    """The tiny network's apply with its inputs: fn(params), and the shapes of the parameters."""
+    model = build('small_16k', **{**TINY, **fields})
     features = tiny_features()
     inputs = (features['x0'], jnp.zeros(2), features['clip'], features['sync'], features['text'])
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
-    traced = jax.make_jaxpr(lambda p: model.apply(p, *inputs))(shapes)
-    assert 'remat' in str(traced)  # it is really on
+    return lambda params: model.apply(params, *inputs), jax.eval_shape(model.init, jax.random.key(0), *inputs)
+
+
+@pytest.mark.parametrize('remat', ['blocks', 'dots'])
+def test_remat_changes_memory_and_not_the_gradient(remat):
+    assert_changes_no_number({}, remat=remat)
+    program, shapes = tiny_program(remat=remat)
+    assert 'remat' in str(jax.make_jaxpr(program)(shapes))  # it is really on
 
 
 def test_layers_without_a_loop_compute_the_same():
     fields = {'remat': 'dots', 'joint_blocks': 3, 'fused_blocks': 2}
-    velocity, gradient = tiny_velocity(**fields)
-    other, other_gradient = tiny_velocity(**fields, scan_layers=False)
-    np.testing.assert_allclose(other, velocity, atol=1e-6)
-    for one, two in zip(jax.tree.leaves(gradient), jax.tree.leaves(other_gradient), strict=True):
-        np.testing.assert_allclose(two, one, atol=2e-5 * max(1e-3, float(np.abs(one).max())))
-    features = tiny_features()
-    inputs = (features['x0'], jnp.zeros(2), features['clip'], features['sync'], features['text'])
+    assert_changes_no_number(fields, scan_layers=False)
     for scan_layers in (True, False):
-        model = build('small_16k', **{**TINY, **fields}, scan_layers=scan_layers)
-        shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
-        assert (' while(' in jax.jit(model.apply).lower(shapes, *inputs).as_text('hlo')) == scan_layers
+        program, shapes = tiny_program(**fields, scan_layers=scan_layers)
+        assert (' while(' in jax.jit(program).lower(shapes).as_text('hlo')) == scan_layers
 
 
 def test_bfloat16_computes_near_float32_with_float32_parameters():

@@ -37,7 +37,7 @@ class Network(nn.Module):
     text_length: int = 77
     hidden_size: int = 64
     dtype: Any = jnp.float32
-    scan_layers: bool = True  # it has one
+    scan_layers: bool = True  # set by the sampler; there is one layer
     joint_blocks: int = 1  # from here on: only read by the count of operations, which is not this network's
     fused_blocks: int = 0
     version: int = 1

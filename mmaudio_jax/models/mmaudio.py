@@ -138,7 +138,7 @@ class MMAudio(nn.Module):
     sync_width: int
     text_width: int
     text_length: int
-    scan_layers: bool = True
+    scan_layers: bool = True  # a default, for the configs of runs that were saved before the field was there
 
     def setup(self):
         self._check()

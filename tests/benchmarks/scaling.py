@@ -37,17 +37,17 @@ NARROW = {'hidden_size': 128, 'num_heads': 2, 'joint_blocks': 2, 'fused_blocks':
 PRIMARY = [(model, name) for name in SLICES for model in MODELS]
 
 
-def candidates(model: str, name: str) -> list[dict[str, Any]]:
-    """Meshes, microbatches and remat policies worth compiling, the likeliest first."""
+def choose(model: str, name: str) -> dict[str, Any]:
+    """Mesh, microbatches and remat policy: as few microbatches as the memory allows, nothing recomputed."""
     devices = len(chips.devices_of(SLICES[name]))
     clips = BATCH // devices
     at_once = AT_ONCE[model] * round(chips.CHIPS[name.split('-')[0]].memory_bytes / 2**34)
     microbatches = 2**max(0, math.ceil(math.log2(clips / at_once)))
-    return [{'data': -1, 'fsdp': min(FSDP[model], devices), 'microbatches': microbatches, 'remat': 'none'}]
+    return {'data': -1, 'fsdp': min(FSDP[model], devices), 'microbatches': microbatches, 'remat': 'none'}
 
 
 def configure(model: str, choice: dict[str, Any]) -> Any:
-    """The model's config with a choice of `candidates`."""
+    """The model's config with a choice like that of `choose`."""
     config = importlib.import_module(f'configs.{MODELS[model]}').get_config()
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = choice['data'], choice['fsdp'], 1
     config.train.microbatches, config.model.remat = choice['microbatches'], choice['remat']
@@ -56,16 +56,13 @@ def configure(model: str, choice: dict[str, Any]) -> Any:
 
 
 def measure_row(model: str, name: str) -> dict[str, Any]:
-    """The best of the candidates by estimated time."""
-    best: dict[str, Any] = {}
-    for choice in candidates(model, name):
-        config = configure(model, choice)
-        config.compile.topology = SLICES[name]
-        result = compile_report.measure(compile_report.train, config, chips.devices_of(SLICES[name]))
-        result.pop('costliest', None)
-        if not best or result['fits'] and (not best['fits'] or result['seconds']['all'] < best['seconds']['all']):
-            best = {**choice, **result}
-    return best
+    """The train step as `choose` has it."""
+    choice = choose(model, name)
+    config = configure(model, choice)
+    config.compile.topology = SLICES[name]
+    result = compile_report.measure(compile_report.train, config, chips.devices_of(SLICES[name]))
+    result.pop('costliest', None)
+    return {**choice, **result}
 
 
 def measure_sampler(model: str, kind: str) -> dict[str, Any]:
