@@ -1,13 +1,11 @@
 """The layers against their definitions, written out plainly in NumPy."""
 import math
-import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmaudio_jax import chips
 from mmaudio_jax.models import layers
 
 
@@ -96,16 +94,6 @@ def test_gradient_of_attention(dtype, bound):
     for gradient, wanted in zip(jax.grad(ours, argnums=(0, 1, 2))(q, k, v), expected):
         assert gradient.dtype == dtype
         np.testing.assert_allclose(gradient.astype(jnp.float32), wanted, atol=bound * np.abs(wanted).max())
-
-
-def test_tpus_keep_the_keys_in_the_lanes():
-    """Of 128 clips the compiler puts the clips there, for some of the operations, if nobody says anything."""
-    pytest.importorskip('libtpu')
-    one = jax.sharding.SingleDeviceSharding(chips.devices_of('v5p:2x2x1')[0])
-    heads = jax.ShapeDtypeStruct((128, 391, 7, 64), jnp.bfloat16, sharding=one)
-    loss = lambda *args: jnp.sum(jnp.square(layers.attention(*args).astype(jnp.float32)))
-    program = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(heads, heads, heads).compile().as_text()
-    assert set(re.findall(r'\w+\[128,7,391,391\]{([\d,]*)', program)) == {'3,2,1,0'}
 
 
 def test_attention_logits_are_float32_under_bfloat16():
