@@ -9,7 +9,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
-from jax.experimental import layout
 import jax.numpy as jnp
 import numpy as np
 
@@ -237,7 +236,6 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 def _attend_forward(q, k, v):
     logits = jnp.einsum('BNHK,BMHK->BHNM', q, k, preferred_element_type=jnp.float32)
-    logits = jax.lax.platform_dependent(logits, tpu=_keys_in_lanes, default=lambda array: array)
     raised = jnp.exp(logits - logits.max(-1, keepdims=True))
     inverse = 1 / raised.sum(-1)  # [B, H, N]
     raised = raised.astype(v.dtype)
@@ -255,11 +253,6 @@ def _attend_backward(residual, gradient):
     scaled = (gradient * _by_token(inverse)).astype(v.dtype)
     return (jnp.einsum('BHNM,BMHK->BNHK', logits, k), jnp.einsum('BHNM,BNHK->BMHK', logits, q),
             jnp.einsum('BHNM,BNHK->BMHK', raised, scaled))
-
-
-def _keys_in_lanes(array: jax.Array) -> jax.Array:
-    """`[B, H, N, M]` as it is, M in the lanes: of 128 clips a TPU would put the clips there, and copy the exponentials."""
-    return layout.with_layout_constraint(array, layout.Layout((0, 1, 2, 3)))
 
 
 def _by_token(numbers: jax.Array) -> jax.Array:
