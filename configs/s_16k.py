@@ -13,4 +13,6 @@ def get_config():
     """The run."""
     c = base.get_config()
     c.model.scan_layers = False
+    # More scoped vector memory of a TPU, for attention: a shorter step, a longer compilation (docs/scaling.md).
+    c.train.compiler_options += (('xla_tpu_scoped_vmem_limit_kib', '32768'),)
     return c

@@ -15,5 +15,7 @@ def get_config():
     c.name = 's_44k'
     c.sequence.rate = '44k'
     c.model.scan_layers = False
+    # More scoped vector memory of a TPU, for attention: a shorter step, a longer compilation (docs/scaling.md).
+    c.train.compiler_options += (('xla_tpu_scoped_vmem_limit_kib', '32768'),)
     c.model.variant = 'small_44k'
     return c
