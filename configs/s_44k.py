@@ -6,16 +6,13 @@ Set config.extract.datasets to your clip tables and add --mode=extract for the f
 Cost: 300 000 steps of 512 clips; its authors advise two 80 GB H100s. Not run by us.
 Expected (the paper, VGGSound test): FD PaSST 65.25, FD PANNs 5.55, IS 18.02, IB 32.27, DeSync 0.444.
 """
-from configs import base
+from configs import s_16k
 
 
 def get_config():
     """The run."""
-    c = base.get_config()
+    c = s_16k.get_config()
     c.name = 's_44k'
     c.sequence.rate = '44k'
-    c.model.scan_layers = False
-    # More scoped vector memory of a TPU, for attention: a shorter step, a longer compilation (docs/scaling.md).
-    c.train.compiler_options += (('xla_tpu_scoped_vmem_limit_kib', '32768'),)
     c.model.variant = 'small_44k'
     return c

@@ -111,18 +111,23 @@ def tiny_features(batch: int = 2):
     return {key: synthetic_weights.example_input(key, shape) for key, shape in shapes.items()}
 
 
-@functools.cache
-def tiny_velocity(**fields):
-    """Velocity of a tiny network whose parameters are all random, and the gradient of its mean square."""
+def tiny_program(**fields):
+    """A tiny network's apply with its inputs: fn(variables), and the shapes of the variables."""
     model = build('small_16k', **{**TINY, **fields})
     features = tiny_features()
     inputs = (features['x0'], jnp.array([0.2, 0.7]), features['clip'], features['sync'], features['text'])
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)['params']
+    return lambda variables: model.apply(variables, *inputs), jax.eval_shape(model.init, jax.random.key(0), *inputs)
+
+
+@functools.cache
+def tiny_velocity(**fields):
+    """Velocity of a tiny network whose parameters are all random, and the gradient of its mean square."""
+    program, shapes = tiny_program(**fields)
     random = np.random.RandomState(0)
-    params = jax.tree.map(lambda leaf: (0.1 * random.standard_normal(leaf.shape)).astype(np.float32), shapes)
+    params = jax.tree.map(lambda leaf: (0.1 * random.standard_normal(leaf.shape)).astype(np.float32), shapes['params'])
 
     def mean_square(params):
-        velocity = model.apply({'params': params}, *inputs)
+        velocity = program({'params': params})
         return jnp.mean(jnp.square(velocity)), velocity
 
     gradient, velocity = jax.jit(jax.grad(mean_square, has_aux=True))(params)
@@ -136,14 +141,6 @@ def assert_changes_no_number(fields, **changes):
     np.testing.assert_allclose(other, velocity, atol=1e-6)
     for one, two in zip(jax.tree.leaves(gradient), jax.tree.leaves(other_gradient), strict=True):
         np.testing.assert_allclose(two, one, atol=2e-5 * max(1e-3, float(np.abs(one).max())))
-
-
-def tiny_program(**fields):
-    """The tiny network's apply with its inputs: fn(params), and the shapes of the parameters."""
-    model = build('small_16k', **{**TINY, **fields})
-    features = tiny_features()
-    inputs = (features['x0'], jnp.zeros(2), features['clip'], features['sync'], features['text'])
-    return lambda params: model.apply(params, *inputs), jax.eval_shape(model.init, jax.random.key(0), *inputs)
 
 
 @pytest.mark.parametrize('remat', ['blocks', 'dots'])

@@ -6,6 +6,7 @@ A row takes minutes of a core. Finished rows are in scaling.json beside this fil
 whose program has changed. Without flags the missing ones follow in the order below. The tables are written after every row.
 """
 import argparse
+from collections.abc import Callable
 import importlib
 import json
 import math
@@ -55,24 +56,25 @@ def configure(model: str, choice: dict[str, Any]) -> Any:
     return config
 
 
+def measure(program: Callable, config: Any, topology: str) -> dict[str, Any]:
+    """What is kept of the report on a program."""
+    config.compile.topology = topology
+    result = compile_report.measure(program, config, chips.devices_of(topology))
+    result.pop('costliest', None)
+    return result
+
+
 def measure_row(model: str, name: str) -> dict[str, Any]:
     """The train step as `choose` has it."""
     choice = choose(model, name)
-    config = configure(model, choice)
-    config.compile.topology = SLICES[name]
-    result = compile_report.measure(compile_report.train, config, chips.devices_of(SLICES[name]))
-    result.pop('costliest', None)
-    return {**choice, **result}
+    return {**choice, **measure(compile_report.train, configure(model, choice), SLICES[name])}
 
 
 def measure_sampler(model: str, kind: str) -> dict[str, Any]:
     """Clips a second on the smallest slice: nothing is exchanged, so that a chip of any slice does as many."""
     topology = next(shape for name, shape in reversed(SLICES.items()) if name.startswith(kind) and '16' not in shape)
     config = configure(model, {'data': -1, 'fsdp': 1, 'microbatches': 1, 'remat': 'none'})
-    config.compile.topology = topology
-    result = compile_report.measure(compile_report.sample, config, chips.devices_of(topology))
-    result.pop('costliest', None)
-    return result
+    return measure(compile_report.sample, config, topology)
 
 
 def measure_growth(model: str, name: str) -> dict[str, Any]:
@@ -82,10 +84,7 @@ def measure_growth(model: str, name: str) -> dict[str, Any]:
     config.model.update(NARROW)
     config.sequence.duration_s = 1.0
     config.input.batch_size = len(chips.devices_of(SLICES[name]))
-    config.compile.topology = SLICES[name]
-    result = compile_report.measure(compile_report.train, config, chips.devices_of(SLICES[name]))
-    result.pop('costliest', None)
-    return result
+    return measure(compile_report.train, config, SLICES[name])
 
 
 def largest_batch(results: dict[str, Any], model: str, name: str) -> int | None:
