@@ -21,6 +21,15 @@ from mmaudio_jax.sequence import Sequence
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
+# Options of the TPU compiler for config.train.async_gradients: sums of gradients that go on beside the products of the backward
+# pass. Each is sent by itself, since those that the compiler joins are waited for, and takes more vector memory than the usual.
+ASYNC_GRADIENTS = {
+    'xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter': 'true',
+    'xla_enable_async_reduce_scatter_fusion': 'true',
+    'xla_tpu_ars_combiner_threshold_in_bytes': '1000000',
+    'xla_tpu_scoped_vmem_limit_kib': '24576',
+}
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -245,14 +254,21 @@ def jit_train_step(config, model, tx: optax.GradientTransformation, schedule: op
     """make_train_step compiled for a mesh; the state that goes in is given up for the one that comes out.
 
     Args:
-      config, model, tx, schedule: as for make_train_step; of `config`, `train.compiler_options` too.
+      config, model, tx, schedule: as for make_train_step; of `config`, what compiler_options reads, too.
       mesh: the batch is split over it.
       shardings: of the state, from partitioning.state_sharding.
     """
-    options = dict(config.train.compiler_options) if mesh.devices.flat[0].platform == 'tpu' else None
+    options = compiler_options(config, mesh.devices.flat[0].platform)
     return jax.jit(make_train_step(config, model, tx, schedule), donate_argnums=0, compiler_options=options,
                    in_shardings=(shardings, partitioning.batch_sharding(mesh)),
                    out_shardings=(shardings, partitioning.replicated(mesh)))
+
+
+def compiler_options(config, platform: str) -> dict[str, str] | None:
+    """What a TPU's compiler is told of the step, config.train.compiler_options before async_gradients; None elsewhere."""
+    if platform != 'tpu':
+        return None
+    return (ASYNC_GRADIENTS if config.train.async_gradients else {}) | dict(config.train.compiler_options)
 
 
 def make_validation_step(config, model) -> Callable[[Any, Batch, jax.Array], jax.Array]:

@@ -338,3 +338,14 @@ def test_state_can_be_made_abstractly():
 def test_wrong_constants_are_named(mean, std, text, word):
     with pytest.raises(ValueError, match=word):
         train_step.init_state(toy_config(), Toy(), Sequence('16k', 1.0), (mean, std), text)
+
+
+def test_only_tpus_are_told_how_to_compile():
+    config = base.get_config()
+    given = dict(config.train.compiler_options)
+    assert train_step.compiler_options(config, 'cpu') is None
+    assert train_step.compiler_options(config, 'tpu') == given
+    config.train.async_gradients = True
+    assert train_step.compiler_options(config, 'tpu') == train_step.ASYNC_GRADIENTS | given
+    config.train.compiler_options += (('xla_tpu_scoped_vmem_limit_kib', '32768'),)
+    assert train_step.compiler_options(config, 'tpu')['xla_tpu_scoped_vmem_limit_kib'] == '32768'

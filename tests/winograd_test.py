@@ -15,15 +15,17 @@ def test_matrices_filter_exactly():
             np.testing.assert_allclose(result, [float(place == output + tap) for output in range(4)], atol=1e-15)
 
 
+@pytest.mark.parametrize('taps', [3, 7])
 @pytest.mark.parametrize('length', [1, 4, 5, 64, 250])
-def test_conv_and_its_gradients_are_those_of_the_plain_sum(length):
+def test_conv_and_its_gradients_are_those_of_the_plain_sum(length, taps):
     key = jax.random.split(jax.random.key(0), 3)
-    inputs, kernel = jax.random.normal(key[0], (2, length, 96)), jax.random.normal(key[1], (3, 96, 160)) / np.sqrt(288)
+    inputs = jax.random.normal(key[0], (2, length, 96))
+    kernel = jax.random.normal(key[1], (taps, 96, 160)) / np.sqrt(taps * 96)
     weights = jax.random.normal(key[2], (2, length, 160))
 
     def plain(inputs, kernel):
-        padded = jnp.pad(inputs, ((0, 0), (1, 1), (0, 0)))
-        return sum(padded[:, tap:tap + length] @ kernel[tap] for tap in range(3))
+        padded = jnp.pad(inputs, ((0, 0), (taps // 2, taps // 2), (0, 0)))
+        return sum(padded[:, tap:tap + length] @ kernel[tap] for tap in range(taps))
 
     results = []
     for function in (plain, winograd.conv):

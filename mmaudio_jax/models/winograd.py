@@ -4,6 +4,8 @@ Four neighbouring results are made of six products over the channels instead of 
 d of six inputs and a kernel g of three taps. Source: Lavin & Gray (arXiv 1509.09308); the matrices by the Chinese remainder
 theorem at `POINTS` and infinity. Rounding is about four times that of the plain sum (tests/winograd_test.py).
 """
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,28 +33,80 @@ OUTPUTS, KERNELS, INPUTS = _matrices()
 
 def pays(kernel: jax.Array) -> bool:
     """Whether `conv` takes this kernel `[taps, I, O]`, and takes less time than the plain product on a CPU."""
-    return len(kernel) == TAPS and min(kernel.shape[1:]) >= MIN_WIDTH
+    return len(kernel) in (TAPS, 2 * TAPS + 1) and min(kernel.shape[1:]) >= MIN_WIDTH
 
 
 def conv(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolution along the tokens, zero padded to the same length: `[B, N, I]`, `[3, I, O]` → `[B, N, O]`.
+    """Convolution along the tokens, zero padded to the same length: `[B, N, I]`, `[3 or 7, I, O]` → `[B, N, O]`.
 
-    The gradient is made of the same products; of the forward pass it keeps `inputs` and `kernel` alone.
+    Seven taps are three, one and three.
     """
-    return jax.checkpoint(_conv)(inputs, kernel)
+    if len(kernel) == TAPS:
+        return _three_taps(inputs, kernel, 0)
+    before, middle, after = jnp.split(kernel, (TAPS, TAPS + 1))
+    return _three_taps(inputs, before, -2) + inputs @ middle[0] + _three_taps(inputs, after, 2)
 
 
-def _conv(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _three_taps(inputs: jax.Array, kernel: jax.Array, offset: int) -> jax.Array:
+    """Σ_t inputs[:, n + offset + t − 1] kernel[t] at place n.
+
+    The gradient is made of products with the same transforms; of the forward pass it keeps `inputs` and `kernel` alone.
+    """
+    return _forward(inputs, kernel, offset)[0]
+
+
+def _forward(inputs, kernel, offset):
+    products = [places @ weights for places, weights in zip(_transformed(inputs, offset), _kernels(kernel, inputs))]
+    results = jnp.stack([_combine(row, products) for row in OUTPUTS], axis=2)
+    return results.reshape(len(inputs), -1, kernel.shape[-1])[:, :inputs.shape[1]], (inputs, kernel)
+
+
+def _backward(offset, residual, gradient):
+    inputs, kernel = residual
+    # Behind the barriers: what several products read, which XLA would compute anew for each of them.
+    inputs, gradient = jax.lax.optimization_barrier((inputs, gradient))
     batch, length, width = inputs.shape
     tiles = -(-length // RESULTS)
-    margins = ((0, 0, 0), (TAPS // 2, (tiles + 1) * RESULTS - length - TAPS // 2, 0), (0, 0, 0))
-    padded = jax.lax.pad(inputs, jnp.zeros((), inputs.dtype), margins).reshape(batch, tiles + 1, RESULTS, width)
+    padded = _pad(gradient, 0, tiles * RESULTS).reshape(batch, tiles, RESULTS, -1)
+    gradients = [_combine(column, [padded[:, :, place] for place in range(RESULTS)]) for column in OUTPUTS.T]
+    products = [part @ weights.T for part, weights in zip(gradients, _kernels(kernel, gradient))]
+    products = jax.lax.optimization_barrier(products)
+    places = [_combine(column, products) for column in INPUTS.T]
+    whole = [_pad(place, 0, tiles + 1) for place in places[:RESULTS]]
+    for index, place in enumerate(places[RESULTS:]):
+        whole[index] += _pad(place, 1, tiles + 1)
+    whole = jnp.stack(whole, axis=2)
+    of_inputs = _pad(whole.reshape(batch, -1, width), offset - TAPS // 2, length)
+    of_kernels = [jnp.tensordot(places, part, ((0, 1), (0, 1))) for places, part in zip(_transformed(inputs, offset), gradients)]
+    return of_inputs, jnp.stack([_combine(column, of_kernels) for column in KERNELS.T])
+
+
+_three_taps.defvjp(_forward, _backward)
+
+
+def _transformed(inputs: jax.Array, offset: int) -> list[jax.Array]:
+    """B d of every tile: six arrays `[B, tiles, I]`."""
+    batch, length, width = inputs.shape
+    tiles = -(-length // RESULTS)
+    padded = _pad(inputs, TAPS // 2 - offset, (tiles + 1) * RESULTS).reshape(batch, tiles + 1, RESULTS, width)
     places = [padded[:, place // RESULTS:tiles + place // RESULTS, place % RESULTS] for place in range(RESULTS + TAPS - 1)]
-    # XLA would transform the kernels of all layers at the start, and hold them: this one has to wait for its inputs.
-    kernel = kernel + jnp.where(inputs[0, 0, 0] == jnp.inf, np.finfo(np.float32).tiny, 0)
-    products = [_combine(row, places) @ _combine(weights, kernel) for row, weights in zip(INPUTS, KERNELS)]
-    results = jnp.stack([_combine(row, products) for row in OUTPUTS], axis=2)
-    return results.reshape(batch, tiles * RESULTS, -1)[:, :length]
+    return [_combine(row, places) for row in INPUTS]
+
+
+def _pad(tokens: jax.Array, before: int, length: int) -> jax.Array:
+    """`[B, N, D]` to `[B, length, D]`: `before` zeros, or that many tokens less, and zeros or fewer tokens at the end."""
+    after = length - before - tokens.shape[1]
+    return jax.lax.pad(tokens, jnp.zeros((), tokens.dtype), ((0, 0, 0), (before, after, 0), (0, 0, 0)))
+
+
+def _kernels(kernel: jax.Array, tokens: jax.Array) -> list[jax.Array]:
+    """G g: six matrices `[I, O]`, made when `tokens` `[B, N, D]` are there.
+
+    XLA would transform the kernels of all layers, also for the backward pass, at the start, and hold them.
+    """
+    kernel = kernel + jnp.where(tokens[0, 0].max() == jnp.inf, np.finfo(np.float32).tiny, 0)
+    return [_combine(row, kernel) for row in KERNELS]
 
 
 def _combine(factors: np.ndarray, arrays: list[jax.Array] | jax.Array) -> jax.Array:

@@ -32,6 +32,8 @@ H100S = (2, 8, 64)
 H100_UTILISATION = 0.4  # assumed
 FSDP = {'L': 16, 'M': 16, 'S': 8}  # chips over which the state is split, where there are so many
 AT_ONCE = {'L': 16, 'M': 32, 'S': 64}  # clips at once for every 16 GiB of a chip's memory
+ONE_PART = {'microbatches': 1, 'remat': 'none', 'async_gradients': False}
+ASYNC = [('L', 'v5e-64'), ('M', 'v5e-64')]  # with config.train.async_gradients
 GROWTH = [('narrow', name) for name in ('v5e-8', 'v5e-64', 'v5e-256')]
 NARROW = {'hidden_size': 128, 'num_heads': 2, 'joint_blocks': 2, 'fused_blocks': 2,
           'scan_layers': True}  # its bytes grow as those of any other
@@ -44,7 +46,8 @@ def choose(model: str, name: str) -> dict[str, Any]:
     clips = BATCH // devices
     at_once = AT_ONCE[model] * round(chips.CHIPS[name.split('-')[0]].memory_bytes / 2**34)
     microbatches = 2**max(0, math.ceil(math.log2(clips / at_once)))
-    return {'data': -1, 'fsdp': min(FSDP[model], devices), 'microbatches': microbatches, 'remat': 'none'}
+    return {'data': -1, 'fsdp': min(FSDP[model], devices), 'microbatches': microbatches, 'remat': 'none',
+            'async_gradients': (model, name) in ASYNC}
 
 
 def configure(model: str, choice: dict[str, Any]) -> Any:
@@ -52,6 +55,7 @@ def configure(model: str, choice: dict[str, Any]) -> Any:
     config = importlib.import_module(f'configs.{MODELS[model]}').get_config()
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = choice['data'], choice['fsdp'], 1
     config.train.microbatches, config.model.remat = choice['microbatches'], choice['remat']
+    config.train.async_gradients = choice['async_gradients']
     config.input.batch_size = BATCH
     return config
 
@@ -73,14 +77,14 @@ def measure_row(model: str, name: str) -> dict[str, Any]:
 def measure_sampler(model: str, kind: str) -> dict[str, Any]:
     """Clips a second on the smallest slice: nothing is exchanged, so that a chip of any slice does as many."""
     topology = next(shape for name, shape in reversed(SLICES.items()) if name.startswith(kind) and '16' not in shape)
-    config = configure(model, {'data': -1, 'fsdp': 1, 'microbatches': 1, 'remat': 'none'})
+    config = configure(model, {'data': -1, 'fsdp': 1, **ONE_PART})
     return measure(compile_report.sample, config, topology)
 
 
 def measure_growth(model: str, name: str) -> dict[str, Any]:
     """Data parallel, one clip a chip on every slice: what a chip gives to collectives should not grow."""
     assert model == 'narrow'
-    config = configure('S', {'data': -1, 'fsdp': 1, 'microbatches': 1, 'remat': 'none'})
+    config = configure('S', {'data': -1, 'fsdp': 1, **ONE_PART})
     config.model.update(NARROW)
     config.sequence.duration_s = 1.0
     config.input.batch_size = len(chips.devices_of(SLICES[name]))
@@ -104,20 +108,21 @@ def largest_batch(results: dict[str, Any], model: str, name: str) -> int | None:
 
 def train_table(results: dict[str, Any]) -> str:
     """One line a network and slice."""
-    lines = ['| network | slice | chips | data × fsdp | microbatches | recomputed | memory | largest batch at once | step ms '
-             '| of it collectives | utilisation | days for 300 000 steps |', '|' + '---|' * 12]
+    lines = ['| network | slice | chips | data × fsdp | microbatches | async gradients | memory | largest batch at once '
+             '| step ms | of it collectives | utilisation | days for 300 000 steps |', '|' + '---|' * 12]
     for model in MODELS:
         for name in SLICES:
             row = results.get(f'{model} {name}')
             if row is None:
                 continue
             if not row['fits']:
-                lines.append(f'| {model} | {name} | {row["devices"]} | | {row["microbatches"]} | {row["remat"]} | does not fit '
+                lines.append(f'| {model} | {name} | {row["devices"]} | | {row["microbatches"]} | | does not fit '
                              '| | | | | |')
                 continue
             seconds, size, largest = row['seconds'], row['bytes'], largest_batch(results, model, name)
             lines.append(f'| {model} | {name} | {row["devices"]} | {row["devices"] // row["fsdp"]} × {row["fsdp"]} '
-                         f'| {row["microbatches"]} | {row["remat"]} | {size["peak"] / 2**30:.1f} of '
+                         f'| {row["microbatches"]} | {"yes" if row["async_gradients"] else "no"} '
+                         f'| {size["peak"] / 2**30:.1f} of '
                          f'{size["memory"] / 2**30:.0f} GiB '
                          f'| {largest or ""} | {1e3 * seconds["all"]:.0f} | {1e3 * seconds["collective"]:.0f} '
                          f'| {row["utilisation"]:.0%} | {STEPS * seconds["all"] / 86_400:.1f} |')
