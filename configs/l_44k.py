@@ -4,7 +4,8 @@
 
 Set config.extract.datasets to your clip tables and add --mode=extract for the features first; the official encoders are needed.
 The mesh is for TPU slices of 16 chips and more. On fewer devices set --config.mesh.fsdp to their number, and
---config.train.microbatches so that each has at most 16 clips at once for every 16 GiB of its memory.
+--config.train.microbatches so that each has at most 16 clips at once for every 16 GiB of its memory. With few clips a device,
+--config.train.async_gradients=True makes steps shorter and their compilation longer (docs/scaling.md).
 Cost: 300 000 steps of 512 clips; its authors advise eight 80 GB H100s. Not run by us.
 Expected (the paper, VGGSound test): FD PaSST 60.60, FD PANNs 4.72, IS 17.40, IB 33.22, DeSync 0.442.
 """

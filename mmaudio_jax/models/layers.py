@@ -43,7 +43,8 @@ def conv1d(inputs: jax.Array, kernel: jax.Array, convolution: str) -> jax.Array:
     v5e, where 'matmul' costs half as much again. 'matmul' is one matrix product, on CPUs the faster: the shifts are taken on
     the narrower side, of the inputs before the product or of its results after it. It is written so that the gradient is
     made of the same two forms (slices instead of the split would make it quadratic in the taps). 'winograd' is 'matmul'
-    but for three taps and channels enough for it to pay, and takes half the multiplications there: for CPUs in float32.
+    but for three or seven taps and channels enough for it to pay, and takes about half the multiplications there: for CPUs in
+    float32.
     """
     taps, width, features = kernel.shape
     if taps == 1:

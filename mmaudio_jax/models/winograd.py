@@ -1,4 +1,4 @@
-"""Convolutions of three taps with half the multiplications: Winograd's minimal filtering F(4, 3), for CPUs in float32.
+"""Convolutions with half the multiplications: Winograd's minimal filtering F(4, 3), for CPUs in float32.
 
 Four neighbouring results are made of six products over the channels instead of twelve: output Y = A [(G g) ⊙ (B d)] of a tile
 d of six inputs and a kernel g of three taps. Source: Lavin & Gray (arXiv 1509.09308); the matrices by the Chinese remainder
@@ -64,21 +64,18 @@ def _forward(inputs, kernel, offset):
 
 def _backward(offset, residual, gradient):
     inputs, kernel = residual
-    # Behind the barriers: what several products read, which XLA would compute anew for each of them.
-    inputs, gradient = jax.lax.optimization_barrier((inputs, gradient))
     batch, length, width = inputs.shape
     tiles = -(-length // RESULTS)
     padded = _pad(gradient, 0, tiles * RESULTS).reshape(batch, tiles, RESULTS, -1)
     gradients = [_combine(column, [padded[:, :, place] for place in range(RESULTS)]) for column in OUTPUTS.T]
-    products = [part @ weights.T for part, weights in zip(gradients, _kernels(kernel, gradient))]
-    products = jax.lax.optimization_barrier(products)
+    of_kernels = [jnp.tensordot(part, of_results, ((0, 1), (0, 1)))
+                  for part, of_results in zip(_transformed(inputs, offset), gradients)]
+    products = [of_results @ weights.T for of_results, weights in zip(gradients, _kernels(kernel, gradient))]
     places = [_combine(column, products) for column in INPUTS.T]
-    whole = [_pad(place, 0, tiles + 1) for place in places[:RESULTS]]
-    for index, place in enumerate(places[RESULTS:]):
-        whole[index] += _pad(place, 1, tiles + 1)
-    whole = jnp.stack(whole, axis=2)
-    of_inputs = _pad(whole.reshape(batch, -1, width), offset - TAPS // 2, length)
-    of_kernels = [jnp.tensordot(places, part, ((0, 1), (0, 1))) for places, part in zip(_transformed(inputs, offset), gradients)]
+    sums = [_pad(place, 0, tiles + 1) for place in places[:RESULTS]]
+    for index, place in enumerate(places[RESULTS:]):  # the first inputs of the next tile
+        sums[index] += _pad(place, 1, tiles + 1)
+    of_inputs = _pad(jnp.stack(sums, axis=2).reshape(batch, -1, width), offset - TAPS // 2, length)
     return of_inputs, jnp.stack([_combine(column, of_kernels) for column in KERNELS.T])
 
 
