@@ -6,6 +6,7 @@
     truth                    the true sound: the ceiling of the onset detector (it also hears what is off screen)
 """
 from collections.abc import Mapping
+import concurrent.futures
 import hashlib
 from importlib import metadata
 import json
@@ -69,11 +70,13 @@ def evaluate(config, workdir: pathlib.Path) -> None:
     examples = list(split_sounds.examples(config, data))
     rows = _rows(data / 'media' / config.evaluate.dataset, config.evaluate.split, [example['id'] for example in examples])
     sequence = Sequence(config.sequence.rate, config.sequence.duration_s)
-    latents = split_sounds.sample(config, mmaudio.build(config.model, sequence), params, examples, sequence)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:  # reads the true sounds while latents are sampled
+        reading = pool.submit(_true_sounds, config, data, rows, sequence) if jax.process_index() == 0 else None
+        latents = split_sounds.sample(config, mmaudio.build(config.model, sequence), params, examples, sequence)
     sampled = time.monotonic()
-    if jax.process_index() != 0:
+    if reading is None:
         return
-    sounds = _sounds(config, data, examples, rows, latents, sequence)
+    sounds = {**_decoded(config, data, examples, latents, sequence), 'truth': reading.result()}
     scores, onsets = score(config.evaluate, sounds, [row['onset_times_s'] for row in rows], sequence)
     _save_clips(config, workdir, data, rows, sounds, onsets, sequence)
     report = {
@@ -177,9 +180,16 @@ def _rows(folder: pathlib.Path, split: str, ids: list[str]) -> list[Row]:
     return [by_id[name] for name in ids]
 
 
-def _sounds(config, data: pathlib.Path, examples: list[dict], rows: list[Row], latents: np.ndarray,
-            sequence: Sequence) -> dict[str, list[np.ndarray]]:
-    """One waveform [samples] a clip of each kind, cut to the duration."""
+def _true_sounds(config, data: pathlib.Path, rows: list[Row], sequence: Sequence) -> list[np.ndarray]:
+    """One waveform [samples] a clip, cut to the duration."""
+    folder = data / 'media' / config.evaluate.dataset
+    return [media.read_audio(folder / (row['audio'] or row['video']), sequence.sample_rate_hz, row.get('start_s', 0.0),
+                             sequence.duration_s) for row in rows]
+
+
+def _decoded(config, data: pathlib.Path, examples: list[dict], latents: np.ndarray,
+             sequence: Sequence) -> dict[str, list[np.ndarray]]:
+    """What the codec makes of sampled and of true latents: one waveform [samples] a clip, cut to the duration."""
     decoder = codec.make(config.extract.codec, sequence, data / 'records' / 'codec.npz', store.loader(config.weights))
     samples, size = round(sequence.duration_s * sequence.sample_rate_hz), config.sampling.batch_size
 
@@ -187,14 +197,8 @@ def _sounds(config, data: pathlib.Path, examples: list[dict], rows: list[Row], l
         parts = [decoder.decode(stacked[start:start + size]) for start in range(0, len(stacked), size)]
         return [np.asarray(waveform)[:samples] for part in parts for waveform in part]
 
-    folder = data / 'media' / config.evaluate.dataset
     true_latents = np.stack([np.asarray(example['latent_mean'], np.float32) for example in examples])
-    return {
-        'generated': decode(latents),
-        'codec': decode(true_latents),
-        'truth': [media.read_audio(folder / (row['audio'] or row['video']), sequence.sample_rate_hz, row.get('start_s', 0.0),
-                                   sequence.duration_s) for row in rows],
-    }
+    return {'generated': decode(latents), 'codec': decode(true_latents)}
 
 
 def _save_clips(config, workdir: pathlib.Path, data: pathlib.Path, rows: list[Row], sounds: Mapping[str, list[np.ndarray]],

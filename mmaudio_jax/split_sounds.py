@@ -8,6 +8,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence as Sequence_
+import concurrent.futures
 import functools
 import hashlib
 import itertools
@@ -139,28 +140,42 @@ def write(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
     run: Sampler | None = None
     found: dict[str, pathlib.Path] = {}
     count = made = 0
-    while batch := list(itertools.islice(split, config.sampling.batch_size)):
-        paths = [folder / f'{example["id"]}.flac' for example in batch]
-        found |= {example['id']: path for example, path in zip(batch, paths)}
-        first, count = count, count + len(batch)
-        if not _anywhere(not all(path.is_file() for path in paths)):
-            continue
-        if run is None:
-            run = make_sampler(config, parts.model, parts.params, sequence)
-            decoder = codec.make(parts.config['extract']['codec'], sequence, parts.codec_path, parts.load)
-        latents = run(batch, first)
-        own = slice(jax.process_index(), None, jax.process_count())
-        for path, waveform in zip(paths[own], decoder.decode(latents[own]) if paths[own] else []):
-            samples = round(sequence.duration_s * sequence.sample_rate_hz)
-            media.write_audio(path, np.asarray(waveform)[:samples], sequence.sample_rate_hz)
-        made += len(batch)
-        print(f'score: made the sounds of {count} clips, {time.monotonic() - started:.0f} s', flush=True)
+    writing: list[concurrent.futures.Future] = []
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:  # writes a batch while the next is made
+        while batch := list(itertools.islice(split, config.sampling.batch_size)):
+            paths = [folder / f'{example["id"]}.flac' for example in batch]
+            found |= {example['id']: path for example, path in zip(batch, paths)}
+            first, count = count, count + len(batch)
+            if not _anywhere(not all(path.is_file() for path in paths)):
+                continue
+            if run is None:
+                run = make_sampler(config, parts.model, parts.params, sequence)
+                decoder = codec.make(parts.config['extract']['codec'], sequence, parts.codec_path, parts.load)
+            latents = run(batch, first)
+            own = slice(jax.process_index(), None, jax.process_count())
+            waveforms = list(decoder.decode(latents[own])) if paths[own] else []
+            _wait_for(writing)
+            writing = [pool.submit(_write_sound, path, waveform, sequence) for path, waveform in zip(paths[own], waveforms)]
+            made += len(batch)
+            print(f'score: made the sounds of {count} clips, {time.monotonic() - started:.0f} s', flush=True)
+        _wait_for(writing)
     _anywhere(False)  # nobody reads before all have written
     if len(found) < count:
         raise ValueError(f'{data / "records" / config.evaluate.dataset}: two records of its split {config.evaluate.split} have '
                          'one id; extract it again (--mode=extract)')
     print(f'score: {folder}: {count} sounds, {made} of them new', flush=True)
     return found
+
+
+def _write_sound(path: pathlib.Path, waveform: np.ndarray, sequence: Sequence) -> None:
+    samples = round(sequence.duration_s * sequence.sample_rate_hz)
+    media.write_audio(path, np.asarray(waveform)[:samples], sequence.sample_rate_hz)
+
+
+def _wait_for(writing: list[concurrent.futures.Future]) -> None:
+    """Until all are written; raises what one of them raised."""
+    for future in writing:
+        future.result()
 
 
 def _network(config, workdir: pathlib.Path, sequence: Sequence) -> pretrained.Pretrained:

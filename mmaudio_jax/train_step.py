@@ -21,8 +21,9 @@ from mmaudio_jax.sequence import Sequence
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
-# Options of the TPU compiler for config.train.async_gradients: sums of gradients that go on beside the products of the backward
-# pass. Each is sent by itself, since those that the compiler joins are waited for, and takes more vector memory than the usual.
+# Options of the TPU compiler for config.train.async_gradients: sums of gradients go on beside the products of the backward
+# pass. Two allow it. One keeps sums apart, because the compiler waits for those that it joins. The last: a sum and a product at
+# once need more vector memory than each alone.
 ASYNC_GRADIENTS = {
     'xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter': 'true',
     'xla_enable_async_reduce_scatter_fusion': 'true',
@@ -265,7 +266,7 @@ def jit_train_step(config, model, tx: optax.GradientTransformation, schedule: op
 
 
 def compiler_options(config, platform: str) -> dict[str, str] | None:
-    """What a TPU's compiler is told of the step, config.train.compiler_options before async_gradients; None elsewhere."""
+    """What a TPU's compiler is told of the step, None elsewhere; config.train.compiler_options overrides async_gradients."""
     if platform != 'tpu':
         return None
     return (ASYNC_GRADIENTS if config.train.async_gradients else {}) | dict(config.train.compiler_options)

@@ -52,7 +52,7 @@ def conv1d(inputs: jax.Array, kernel: jax.Array, convolution: str) -> jax.Array:
     if convolution == 'xla':
         padding = [(taps // 2, taps // 2)]
         return jax.lax.conv_general_dilated(inputs, kernel, (1,), padding, dimension_numbers=('NHC', 'HIO', 'NHC'))
-    if convolution == 'winograd' and winograd.pays(kernel):
+    if convolution == 'winograd' and inputs.dtype == jnp.float32 and winograd.pays(kernel):
         return winograd.conv(inputs, kernel)
     offsets = range(-(taps // 2), taps // 2 + 1)
     if width <= features:  # dimensions are not merged here: each may be split over devices

@@ -100,7 +100,8 @@ def _pad(tokens: jax.Array, before: int, length: int) -> jax.Array:
 def _kernels(kernel: jax.Array, tokens: jax.Array) -> list[jax.Array]:
     """G g: six matrices `[I, O]`, made when `tokens` `[B, N, D]` are there.
 
-    XLA would transform the kernels of all layers, also for the backward pass, at the start, and hold them.
+    XLA would transform the kernels of all layers at the start, and hold them; those of the backward pass wait for the gradient.
+    A maximum, because what leads to a single element would be computed again beside every element of the kernel.
     """
     kernel = kernel + jnp.where(tokens[0, 0].max() == jnp.inf, np.finfo(np.float32).tiny, 0)
     return [_combine(row, kernel) for row in KERNELS]
