@@ -5,6 +5,8 @@ import pathlib
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -17,6 +19,7 @@ from tests import tiny_run
 
 DEVICES = 4  # in a mesh of data 2 and fsdp 2, over 1, 2 or 4 processes
 LOST_AFTER_S = 10
+_FIRST_PORT = 65535 - 4096 + 1  # of JAX's ports for jobs of Slurm and Open MPI
 
 
 @pytest.fixture(name='records', scope='module')
@@ -148,7 +151,7 @@ def test_sampling_by_two_processes_is_that_of_one(tmp_path, records):
         run_together(tiny_run.sample, tmp_path, records, count)
     one, two = (np.load(records / f'latents_{count}.npy') for count in (1, 2))
     assert one.shape[0] == 6 and one.std() > 0.1
-    np.testing.assert_allclose(two, one, atol=1e-5)  # measured: below
+    np.testing.assert_allclose(two, one, atol=1e-5)
 
 
 def test_a_process_that_does_not_know_its_place_is_told_so():
@@ -177,6 +180,40 @@ def test_the_coordinator_may_be_in_the_environment(monkeypatch):
     with distributed.joined(base.get_config().hosts, alone=False):
         pass
     assert (given['coordinator_address'], given['num_processes'], given['process_id']) == ('host:1', 4, 3)
+
+
+_JOINED = """
+from configs import base
+from mmaudio_jax import distributed
+with distributed.joined(base.get_config().hosts, alone=False):
+    import jax
+    print(jax.process_index(), jax.process_count(), flush=True)
+"""
+
+
+@pytest.mark.parametrize('launcher', ['slurm', 'open_mpi'])
+def test_processes_of_a_launcher_find_each_other(launcher):
+    """By the variables that srun and mpirun set; neither is here."""
+    job = next(job for job in range(4096) if _is_free(_FIRST_PORT + job))  # JAX makes the port of the job's number
+    processes = []
+    for index in range(2):
+        variables = {
+            'slurm': {'SLURM_JOB_ID': job, 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_NTASKS': 2, 'SLURM_PROCID': index,
+                      'SLURM_LOCALID': index},
+            'open_mpi': {'OMPI_MCA_orte_hnp_uri': f'{job << 12}.0;tcp://127.0.0.1:1', 'OMPI_COMM_WORLD_SIZE': 2,
+                         'OMPI_COMM_WORLD_RANK': index, 'OMPI_COMM_WORLD_LOCAL_RANK': index},
+        }[launcher]
+        processes.append(subprocess.Popen([sys.executable, '-c', _JOINED], cwd=pathlib.Path(__file__).parents[1],
+                                          env=os.environ | {name: str(value) for name, value in variables.items()},
+                                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    told = [process.communicate(timeout=120)[0] for process in processes]
+    for index, text in enumerate(told):
+        assert processes[index].returncode == 0 and f'{index} 2' in text.splitlines(), text
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(('127.0.0.1', port)) != 0
 
 
 def test_processes_that_do_not_meet_are_told_so(monkeypatch):
