@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.scaling [--rows='L v5e-64,S v6e-8'] [--samplers='L v5e'] [--growth='narrow v5e-8'] [--only_write]
 
-A row takes minutes of a core. Finished rows are in scaling.json beside this file, and are not compiled again unless `choose` says
-otherwise by now; delete those whose program has changed. Without flags the missing ones follow in the order below. The tables are written after every row.
+A row takes minutes of a core. Finished rows are in scaling.json beside this file, and are not compiled again unless `choose`
+says otherwise by now; delete those whose program has changed. Without flags the missing ones follow in the order below. The
+tables are written after every row.
 """
 import argparse
 from collections.abc import Callable
