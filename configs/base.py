@@ -102,7 +102,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.rope = 'aligned'  # 'aligned', 'unaligned' or 'none'
     c.model.mlp = 'conv'  # 'conv' or 'linear' (kernel 1)
     c.model.dtype = 'bfloat16'  # compute dtype, 'bfloat16' or 'float32'; parameters are float32
-    # 'xla' (the fastest on TPUs), 'matmul' (on CPUs), 'winograd' (on CPUs in float32), or 'auto': by device and dtype
+    # 'xla' (the fastest on TPUs), 'xla_taps' (there with few clips a device, docs/scaling.md), 'matmul' (on CPUs),
+    # 'winograd' (on CPUs in float32), or 'auto': by device and dtype
     c.model.convolution = 'auto'
     c.model.remat = 'none'  # 'none', 'blocks' or 'dots'; with mesh.fsdp above 1, 'none' also keeps every gathered parameter
     c.model.scan_layers = True  # False compiles every block: slower to compile, faster to run

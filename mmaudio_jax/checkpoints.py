@@ -26,6 +26,7 @@ import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 
+from mmaudio_jax import distributed
 from mmaudio_jax import ema
 from mmaudio_jax import partitioning
 
@@ -254,7 +255,7 @@ class Checkpointer:
         try:
             yield
         except Exception as error:
-            if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+            if jax.process_count() > 1 and (isinstance(error, jax.errors.JaxRuntimeError) or distributed.is_lost(error)):
                 raise  # another process is lost: nothing is wrong with the folder
             whole = sorted(int(entry.name) for entry in self._directory.iterdir() if entry.name.isdigit())
             kept = f'the checkpoint of step {whole[-1]} is intact' if whole else 'there is no earlier one'

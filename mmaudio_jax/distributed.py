@@ -40,7 +40,7 @@ def joined(hosts: Any, alone: bool) -> Iterator[None]:
         if count == 1:
             raise
         print(f'error: {explain(error)}', file=sys.stderr, flush=True)
-        if not isinstance(error, (ValueError, OSError)) and not _is_lost(error):
+        if not isinstance(error, (ValueError, OSError)) and not is_lost(error):
             traceback.print_exc()
         sys.stdout.flush()
         os._exit(1)
@@ -50,18 +50,20 @@ def explain(error: Exception) -> str:
     """One line for an error in one of several processes."""
     import jax
     place = f'process {jax.process_index()} of {jax.process_count()}'
-    if not _is_lost(error):
+    if not is_lost(error):
         return f'{place}: {error}'
     reason = str(error).strip().splitlines()[0][:200]
     return (f'{place}: the exchange with the other processes broke off ({reason}). One of them has ended: see its output. '
             'The same command continues from the last checkpoint, also with another number of processes')
 
 
-def _is_lost(error: Exception) -> bool:
+def is_lost(error: Exception) -> bool:
     """Whether another process is the cause: XLA's exchange failed, or the coordinator said so."""
     import jax
     words = ('gloo', 'collective', 'coordination', 'heartbeat', 'connection', 'barrier', 'unavailable', 'peer')
-    return isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error).lower() for word in words)
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return any(word in str(error).lower() for word in words)
+    return isinstance(error, ValueError) and 'Gloo' in str(error)  # as JAX raises it where arrays are made
 
 
 def _start(hosts: Any) -> int:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -98,21 +99,22 @@ def test_several_processes_compute_what_one_does(tmp_path, records, cache, alone
 
 
 @pytest.mark.slow  # 30 s
-@pytest.mark.parametrize('killed', [0, 1])
-def test_a_killed_process_ends_the_others_and_fewer_go_on(tmp_path, records, cache, alone, killed):
+@pytest.mark.parametrize('count, killed, left', [(2, 0, 1), (2, 1, 1), (4, 2, 2)])
+def test_a_killed_process_ends_the_others_and_fewer_go_on(tmp_path, records, cache, alone, count, killed, left):
     workdir = resume_test.new_workdir(tmp_path, records, 'run')
-    runs = start(workdir, cache, 2, pause_s=0.3)
+    runs = start(workdir, cache, count, pause_s=0.3)
     runs[0].wait_for('step 5/')
     runs[killed].kill()
     died = time.monotonic()
-    other = runs[1 - killed]
-    other.process.join(10 * LOST_AFTER_S)
-    print(f'ended {time.monotonic() - died:.1f} s later:', other.output()[-400:])
-    assert other.process.exitcode not in (0, None) and time.monotonic() - died < 2 * LOST_AFTER_S
-    assert re.search('error: process . of 2: the exchange with the other processes broke off|another task died', other.output())
+    for other in runs[:killed] + runs[killed + 1:]:
+        other.process.join(10 * LOST_AFTER_S)
+        print(f'ended {time.monotonic() - died:.1f} s later:', other.output()[-400:])
+        assert other.process.exitcode not in (0, None) and time.monotonic() - died < 2 * LOST_AFTER_S
+        assert re.search(f'error: process . of {count}: the exchange with the other processes broke off|another task died',
+                         other.output())
     step = max(int(folder.name) for folder in (workdir / 'checkpoints').iterdir() if folder.name.isdigit())
     assert 3 <= step < resume_test.STEPS
-    resumed = start(workdir, cache, 1)[0].finish()
+    resumed = [run.finish() for run in start(workdir, cache, left)][0]
     assert f'from step {step}:' in resumed
     assert_same_end(workdir, alone)
 
@@ -215,6 +217,12 @@ def test_processes_of_a_launcher_find_each_other(launcher):
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(('127.0.0.1', port)) != 0
+
+
+def test_a_lost_process_is_told_from_other_errors():
+    text = 'UNKNOWN: Gloo AllGather failed: [pair.cc:547] Connection closed by peer [127.0.0.1]:31106'
+    assert distributed.is_lost(ValueError(text)) and distributed.is_lost(jax.errors.JaxRuntimeError(text))
+    assert not distributed.is_lost(ValueError('config.mesh.data is 0')) and not distributed.is_lost(OSError('disk full'))
 
 
 def test_processes_that_do_not_meet_are_told_so(monkeypatch):

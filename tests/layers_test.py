@@ -13,17 +13,21 @@ def normal(*shape, seed=0):
     return np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
 
 
-@pytest.mark.parametrize('convolution', ['matmul', 'xla'])
+@pytest.mark.parametrize('convolution', ['matmul', 'xla', 'xla_taps'])
 @pytest.mark.parametrize('taps, width, features', [(1, 3, 5), (3, 4, 6), (7, 6, 4)])
-def test_conv1d_is_the_zero_padded_sum_and_so_is_its_gradient(taps, width, features, convolution):
+def test_conv1d_is_the_zero_padded_sum_and_so_are_its_gradients(taps, width, features, convolution):
     inputs, kernel = normal(2, 9, width), normal(taps, width, features, seed=1)
     padded = np.pad(inputs, ((0, 0), (taps // 2, taps // 2), (0, 0))).astype(np.float64)
     expected = sum(padded[:, tap:tap + 9] @ kernel[tap] for tap in range(taps))
     np.testing.assert_allclose(layers.conv1d(inputs, kernel, convolution), expected, atol=1e-5)  # measured 1.1e-6
     weights = normal(2, 9, features, seed=2)
-    gradient = jax.grad(lambda k: jnp.sum(layers.conv1d(inputs, k, convolution) * weights))(kernel)
+    loss = lambda inputs, kernel: jnp.sum(layers.conv1d(inputs, kernel, convolution) * weights)
+    of_inputs, of_kernel = jax.grad(loss, (0, 1))(inputs, kernel)
     by_tap = np.stack([np.einsum('BNI,BNO->IO', padded[:, tap:tap + 9], weights) for tap in range(taps)])
-    np.testing.assert_allclose(gradient, by_tap, atol=2e-5)  # measured 1.3e-6
+    np.testing.assert_allclose(of_kernel, by_tap, atol=2e-5)  # measured 1.3e-6
+    padded = np.pad(weights, ((0, 0), (taps // 2, taps // 2), (0, 0))).astype(np.float64)
+    expected = sum(padded[:, tap:tap + 9] @ kernel[taps - 1 - tap].T for tap in range(taps))
+    np.testing.assert_allclose(of_inputs, expected, atol=1e-5)  # measured 9.5e-7
 
 
 @pytest.mark.parametrize('width, hidden', [(448, 1280), (896, 2560), (128, 512), (64, 256), (96, 256), (97, 512)])

@@ -39,7 +39,7 @@ _CHOICES = {
     'sync_fusion': ('modulate', 'sum_with_visual', 'none'),
     'rope': ('aligned', 'unaligned', 'none'),
     'mlp': ('conv', 'linear'),
-    'convolution': ('xla', 'matmul', 'winograd'),
+    'convolution': ('xla', 'xla_taps', 'matmul', 'winograd'),
     'remat': ('none', 'blocks', 'dots'),
 }
 
@@ -114,7 +114,7 @@ class MMAudio(nn.Module):
       rope: 'aligned' (equal times have equal angles), 'unaligned' or 'none'.
       mlp: 'conv', or 'linear' with matrices in place of the convolutions of every ConvMLP.
       dtype: compute dtype; parameters, norms, softmax, rotations and time embedding are float32.
-      convolution: 'xla', 'matmul' or 'winograd', see layers.conv1d.
+      convolution: 'xla', 'xla_taps', 'matmul' or 'winograd', see layers.conv1d.
       remat: 'none', 'blocks' or 'dots', see mmdit.repeat.
       clip_width, sync_width, text_width: widths of the features. text_length: T.
       scan_layers: one program for all blocks of a kind, see mmdit.repeat.

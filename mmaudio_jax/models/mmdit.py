@@ -21,7 +21,7 @@ class Stream(nn.Module):
       projection_taps: 3 for a convolution after the attention, 1 for a matrix.
       mlp_taps: 3 for ConvMLP, 1 for the plain gated MLP.
       ends_here: the stream supplies q, k, v only, and its tokens end in this block.
-      convolution: 'xla', 'matmul' or 'winograd', see layers.conv1d.
+      convolution: 'xla', 'xla_taps', 'matmul' or 'winograd', see layers.conv1d.
     """
     hidden_size: int
     num_heads: int

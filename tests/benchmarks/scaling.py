@@ -32,9 +32,11 @@ BATCH, STEPS = 512, 300_000
 H100S = (2, 8, 64)
 H100_UTILISATION = 0.4  # assumed
 FSDP = {'L': 16, 'M': 16, 'S': 8}  # chips over which the state is split, where there are so many
+FEW_CLIPS = {'fsdp': 32, 'async_gradients': True, 'convolution': 'xla_taps'}  # 2 a chip: L and M gain by all three
 AT_ONCE = {'L': 16, 'M': 32, 'S': 64}  # clips at once for every 16 GiB of a chip's memory
-ONE_PART = {'microbatches': 1, 'remat': 'none', 'async_gradients': False}
-ASYNC = [('L', 'v5e-64'), ('M', 'v5e-64')]  # with config.train.async_gradients
+ONE_PART = {'microbatches': 1, 'remat': 'none', 'async_gradients': False, 'convolution': 'xla'}
+BETTER = {('L', 'v5e-64'): {'async_gradients': True}, ('M', 'v5e-64'): {'async_gradients': True},
+          ('L', 'v5e-256'): FEW_CLIPS, ('M', 'v5e-256'): FEW_CLIPS}
 GROWTH = [('narrow', name) for name in ('v5e-8', 'v5e-64', 'v5e-256')]
 NARROW = {'hidden_size': 128, 'num_heads': 2, 'joint_blocks': 2, 'fused_blocks': 2,
           'scan_layers': True}  # its bytes grow as those of any other
@@ -47,8 +49,8 @@ def choose(model: str, name: str) -> dict[str, Any]:
     clips = BATCH // devices
     at_once = AT_ONCE[model] * round(chips.CHIPS[name.split('-')[0]].memory_bytes / 2**34)
     microbatches = 2**max(0, math.ceil(math.log2(clips / at_once)))
-    return {'data': -1, 'fsdp': min(FSDP[model], devices), 'microbatches': microbatches, 'remat': 'none',
-            'async_gradients': (model, name) in ASYNC}
+    return {'data': -1, 'fsdp': min(FSDP[model], devices), **ONE_PART, 'microbatches': microbatches,
+            **BETTER.get((model, name), {})}
 
 
 def configure(model: str, choice: dict[str, Any]) -> Any:
@@ -56,7 +58,7 @@ def configure(model: str, choice: dict[str, Any]) -> Any:
     config = importlib.import_module(f'configs.{MODELS[model]}').get_config()
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = choice['data'], choice['fsdp'], 1
     config.train.microbatches, config.model.remat = choice['microbatches'], choice['remat']
-    config.train.async_gradients = choice['async_gradients']
+    config.train.async_gradients, config.model.convolution = choice['async_gradients'], choice['convolution']
     config.input.batch_size = BATCH
     return config
 
@@ -107,9 +109,14 @@ def largest_batch(results: dict[str, Any], model: str, name: str) -> int | None:
     return int(at_once) * row['devices']
 
 
+def options(row: dict[str, Any]) -> list[str]:
+    """Those of a row that differ from what the configs have."""
+    return ['async_gradients'] * row['async_gradients'] + [row['convolution']] * (row['convolution'] != 'xla')
+
+
 def train_table(results: dict[str, Any]) -> str:
     """One line a network and slice."""
-    lines = ['| network | slice | chips | data × fsdp | microbatches | async gradients | memory | largest batch at once '
+    lines = ['| network | slice | chips | data × fsdp | microbatches | options | memory | largest batch at once '
              '| step ms | of it collectives | utilisation | days for 300 000 steps |', '|' + '---|' * 12]
     for model in MODELS:
         for name in SLICES:
@@ -122,7 +129,7 @@ def train_table(results: dict[str, Any]) -> str:
                 continue
             seconds, size, largest = row['seconds'], row['bytes'], largest_batch(results, model, name)
             lines.append(f'| {model} | {name} | {row["devices"]} | {row["devices"] // row["fsdp"]} × {row["fsdp"]} '
-                         f'| {row["microbatches"]} | {"yes" if row["async_gradients"] else "no"} '
+                         f'| {row["microbatches"]} | {", ".join(options(row))} '
                          f'| {size["peak"] / 2**30:.1f} of '
                          f'{size["memory"] / 2**30:.0f} GiB '
                          f'| {largest or ""} | {1e3 * seconds["all"]:.0f} | {1e3 * seconds["collective"]:.0f} '
