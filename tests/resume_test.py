@@ -84,6 +84,15 @@ def test_stop_and_go_on_equals_one_run(tmp_path, records, cache, undisturbed):
     assert_equal_ends(undisturbed, workdir)
 
 
+def test_profiled_steps_leave_a_profile(tmp_path, records, cache, undisturbed):
+    workdir = new_workdir(tmp_path, records, 'run')
+    tiny_run.Run(workdir, cache, profile_steps=(3, 4)).finish()
+    (profile,) = (workdir / 'profile').rglob('*.xplane.pb')
+    lines = [line for plane in jax.profiler.ProfileData.from_file(str(profile)).planes for line in plane.lines]
+    assert any('train_step' in event.name for line in lines for event in line.events)
+    assert_equal_ends(undisturbed, workdir)
+
+
 def run_with_kills(workdir: pathlib.Path, cache: pathlib.Path, kills: int, **train_fields) -> list[int | None]:
     """Kills the run that often: in the preparation, while it steps, or while it writes; then lets it end. Where each began."""
     rng, began = random.Random(kills), []
