@@ -1,6 +1,7 @@
 """The tables of docs/scaling.md: what the TPU compiler says of the train step and the sampler on slices of every kind.
 
-    python -m tests.benchmarks.scaling [--rows='L v5e-64,S v6e-8'] [--samplers='L v5e'] [--growth='narrow v5e-8'] [--only_write]
+    python -m tests.benchmarks.scaling [--rows='L v5e-64,S v6e-8'] [--samplers='L v5e'] [--encoders='frames v5e']
+        [--growth='narrow v5e-8'] [--only_write]
 
 A row takes minutes of a core. Finished rows are in scaling.json beside this file, and are not compiled again unless `choose`
 says otherwise by now; delete those whose program has changed. Without flags the missing ones follow in the order below. The
@@ -37,6 +38,7 @@ AT_ONCE = {'L': 16, 'M': 32, 'S': 64}  # clips at once for every 16 GiB of a chi
 ONE_PART = {'microbatches': 1, 'remat': 'none', 'async_gradients': False, 'convolution': 'xla'}
 BETTER = {('L', 'v5e-64'): {'async_gradients': True}, ('M', 'v5e-64'): {'async_gradients': True},
           ('L', 'v5e-256'): FEW_CLIPS, ('M', 'v5e-256'): FEW_CLIPS}
+ENCODERS = ('frames', 'segments')  # of compile_report.PROGRAMS
 GROWTH = [('narrow', name) for name in ('v5e-8', 'v5e-64', 'v5e-256')]
 NARROW = {'hidden_size': 128, 'num_heads': 2, 'joint_blocks': 2, 'fused_blocks': 2,
           'scan_layers': True}  # its bytes grow as those of any other
@@ -63,6 +65,11 @@ def configure(model: str, choice: dict[str, Any]) -> Any:
     return config
 
 
+def smallest(kind: str) -> str:
+    """The topology of the smallest slice of these chips."""
+    return next(shape for name, shape in reversed(SLICES.items()) if name.startswith(kind) and '16' not in shape)
+
+
 def measure(program: Callable, config: Any, topology: str) -> dict[str, Any]:
     """What is kept of the report on a program."""
     config.compile.topology = topology
@@ -79,9 +86,13 @@ def measure_row(model: str, name: str) -> dict[str, Any]:
 
 def measure_sampler(model: str, kind: str) -> dict[str, Any]:
     """Clips a second on the smallest slice: nothing is exchanged, so that a chip of any slice does as many."""
-    topology = next(shape for name, shape in reversed(SLICES.items()) if name.startswith(kind) and '16' not in shape)
     config = configure(model, {'data': -1, 'fsdp': 1, **ONE_PART})
-    return measure(compile_report.sample, config, topology)
+    return measure(compile_report.sample, config, smallest(kind))
+
+
+def measure_encoder(program: str, kind: str) -> dict[str, Any]:
+    """One call of an image encoder, on one chip."""
+    return measure(compile_report.PROGRAMS[program], configure('L', {'data': -1, 'fsdp': 1, **ONE_PART}), smallest(kind))
 
 
 def measure_growth(model: str, name: str) -> dict[str, Any]:
@@ -155,6 +166,18 @@ def sampler_table(results: dict[str, Any]) -> str:
     return '\n'.join(lines)
 
 
+def encoder_table(results: dict[str, Any]) -> str:
+    """One line an encoder and chip."""
+    lines = ['| in one call | chip | memory | ms | utilisation |', '|' + '---|' * 5]
+    for program in ENCODERS:
+        for key in sorted(key for key in results if key.startswith(f'encoder {program} ')):
+            row = results[key]
+            size = row['bytes']
+            lines.append(f'| {row["what"]} | {key.split()[-1]} | {size["peak"] / 2**30:.1f} of {size["memory"] / 2**30:.0f} GiB '
+                         f'| {1e3 * row["seconds"]["all"]:.1f} | {row["utilisation"]:.0%} |')
+    return '\n'.join(lines)
+
+
 def growth_table(results: dict[str, Any]) -> str:
     """One line a slice."""
     lines = ['| slice | chips | given to collectives a chip | sent by a chip, as a ring does it |', '|' + '---|' * 4]
@@ -183,7 +206,7 @@ def write_page(results: dict[str, Any]) -> None:
     """Puts the tables between the page's marks."""
     text = PAGE.read_text()
     for name, table in (('train', train_table(results)), ('sampler', sampler_table(results)),
-                        ('growth', growth_table(results)), ('h100', h100_table())):
+                        ('encoder', encoder_table(results)), ('growth', growth_table(results)), ('h100', h100_table())):
         start, end = f'<!-- {name} -->\n', f'<!-- end of {name} -->'
         before, rest = text.split(start)
         text = before + start + table + '\n' + end + rest.split(end)[1]
@@ -194,6 +217,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--rows', help='e.g. "L v5e-64,S v6e-8"; without it all')
     parser.add_argument('--samplers', help='e.g. "L v5e"; without it all')
+    parser.add_argument('--encoders', help='e.g. "frames v5e"; without it all')
     parser.add_argument('--growth', help='e.g. "narrow v5e-8"; without it all')
     parser.add_argument('--only_write', action='store_true', help='compile nothing')
     flags = parser.parse_args()
@@ -203,6 +227,8 @@ def main() -> None:
     kinds = [(model, kind) for kind in chips.CHIPS for model in MODELS]
     work = [(f'{model} {name}', measure_row, model, name) for model, name in chosen(flags.rows, PRIMARY)]
     work += [(f'sampler {model} {kind}', measure_sampler, model, kind) for model, kind in chosen(flags.samplers, kinds)]
+    encoders = [(program, kind) for kind in chips.CHIPS for program in ENCODERS]
+    work += [(f'encoder {program} {kind}', measure_encoder, program, kind) for program, kind in chosen(flags.encoders, encoders)]
     work += [(f'growth {model} {name}', measure_growth, model, name) for model, name in chosen(flags.growth, GROWTH)]
     for key, function, model, place in [] if flags.only_write else work:
         row = finished().get(key)
