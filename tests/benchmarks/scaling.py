@@ -171,9 +171,9 @@ def encoder_table(results: dict[str, Any]) -> str:
     lines = ['| in one call | chip | memory | ms | utilisation |', '|' + '---|' * 5]
     for program in ENCODERS:
         for key in sorted(key for key in results if key.startswith(f'encoder {program} ')):
-            row = results[key]
+            row, chip = results[key], key.split()[-1]
             size = row['bytes']
-            lines.append(f'| {row["what"]} | {key.split()[-1]} | {size["peak"] / 2**30:.1f} of {size["memory"] / 2**30:.0f} GiB '
+            lines.append(f'| {row["what"]} | {chip} | {size["peak"] / 2**30:.1f} of {size["memory"] / 2**30:.0f} GiB '
                          f'| {1e3 * row["seconds"]["all"]:.1f} | {row["utilisation"]:.0%} |')
     return '\n'.join(lines)
 
@@ -227,8 +227,8 @@ def main() -> None:
     kinds = [(model, kind) for kind in chips.CHIPS for model in MODELS]
     work = [(f'{model} {name}', measure_row, model, name) for model, name in chosen(flags.rows, PRIMARY)]
     work += [(f'sampler {model} {kind}', measure_sampler, model, kind) for model, kind in chosen(flags.samplers, kinds)]
-    encoders = [(program, kind) for kind in chips.CHIPS for program in ENCODERS]
-    work += [(f'encoder {program} {kind}', measure_encoder, program, kind) for program, kind in chosen(flags.encoders, encoders)]
+    encoders = chosen(flags.encoders, [(program, kind) for kind in chips.CHIPS for program in ENCODERS])
+    work += [(f'encoder {program} {kind}', measure_encoder, program, kind) for program, kind in encoders]
     work += [(f'growth {model} {name}', measure_growth, model, name) for model, name in chosen(flags.growth, GROWTH)]
     for key, function, model, place in [] if flags.only_write else work:
         row = finished().get(key)
