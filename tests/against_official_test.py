@@ -41,3 +41,9 @@ def test_a_side_that_fails_leaves_its_reason():
     line = against_official.compare('flow', {'error': 'no torch'}, figures([0], 1, 1))
     assert line['skipped'] == {'official': 'no torch'}
     assert 'no torch' in against_official.line(line)
+
+
+def test_our_side_is_measured_alone():
+    line = against_official.compare('flow', None, {**figures([0], 1.0, 5.0), 'first_s': 2.0})
+    assert against_official.line(line) == '| flow | 1.00 | 2.0 | 5.00 |'
+    assert 'no weights' in against_official.line(against_official.compare('flow', None, {'error': 'no weights'}))

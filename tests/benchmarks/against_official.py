@@ -1,9 +1,10 @@
 """Our models and the official PyTorch modules on this CPU: time, memory, and how far the results are apart.
 
-    python -m tests.benchmarks.against_official --official PATH [--rows flow,vae_16k] [--seconds 8] [--json FILE]
+    python -m tests.benchmarks.against_official [--official PATH] [--rows flow,vae_16k] [--seconds 8] [--json FILE]
 
-PATH is a checkout of the official code (github.com/hkchengrex/MMAudio). Needs Linux, `pip install -e '.[official]'`, and what
-the official modules of the chosen rows import: einops, omegaconf, timm, torchdiffeq, nitrous-ema, open_clip_torch.
+PATH is a checkout of the official code (github.com/hkchengrex/MMAudio); without it only our side runs. Needs Linux, and for the
+official side `pip install -e '.[official]'` and what the official modules of the chosen rows import: einops, omegaconf, timm,
+torchdiffeq, nitrous-ema, open_clip_torch.
 
 Each side of each row is a process of its own with the same file of synthetic weights (tests/golden/synthetic_weights.py in the
 official form; ours is converted beforehand, as --mode=import does), the same inputs and number of threads, float32, and large
@@ -65,8 +66,10 @@ def run_side(args: argparse.Namespace, row: str, side: str, folder: pathlib.Path
     """Figures and result of one side in a process of its own."""
     path = folder / f'{row}_{side}.npz'
     command = [sys.executable, '-m', 'tests.benchmarks.against_official', '--side', side, '--row', row, '--result', str(path),
-               '--weights', str(args.weights or folder), '--official', str(args.official), '--seconds', str(args.seconds),
-               '--repeats', str(args.repeats), '--threads', str(args.threads)]
+               '--weights', str(args.weights or folder), '--seconds', str(args.seconds), '--repeats', str(args.repeats),
+               '--threads', str(args.threads)]
+    if args.official:
+        command += ['--official', str(args.official)]
     variables = {'OMP_NUM_THREADS': str(args.threads), 'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
     process = subprocess.run(command, cwd=ROOT, env=os.environ | variables,
                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
@@ -79,8 +82,11 @@ def run_side(args: argparse.Namespace, row: str, side: str, folder: pathlib.Path
         return {name: data[name] if name == 'result' else float(data[name]) for name in data.files}
 
 
-def compare(row: str, official: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
-    """The line of a row; a side that failed leaves its reason."""
+def compare(row: str, official: dict[str, Any] | None, ours: dict[str, Any]) -> dict[str, Any]:
+    """The line of a row; a side that failed leaves its reason. `official` is None when only our side ran."""
+    if official is None:
+        ours.pop('result', None)
+        return {'row': row, 'skipped': ours} if 'error' in ours else {'row': row, 'ours': ours}
     errors = {side: figures['error'] for side, figures in zip(SIDES, (official, ours)) if 'error' in figures}
     if errors:
         return {'row': row, 'skipped': errors}
@@ -95,6 +101,9 @@ def line(figures: dict[str, Any]) -> str:
     """A row of the printed table."""
     if 'skipped' in figures:
         return f'| {figures["row"]} | skipped: {figures["skipped"]} |'
+    if 'official' not in figures:
+        ours = figures['ours']
+        return f'| {figures["row"]} | {ours["median_s"]:.2f} | {ours["first_s"]:.1f} | {ours["peak_gb"]:.2f} |'
     official, ours = figures['official'], figures['ours']
     return (f'| {figures["row"]} | {official["median_s"]:.2f} | {ours["median_s"]:.2f} | {figures["time_ratio"]:.2f} | '
             f'{figures["time_ratio_wanted"]:.1f} | {official["first_s"]:.1f} | {ours["first_s"]:.1f} | '
@@ -103,7 +112,7 @@ def line(figures: dict[str, Any]) -> str:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--official', type=pathlib.Path, required=True, help='checkout of the official code')
+    parser.add_argument('--official', type=pathlib.Path, help='checkout of the official code')
     parser.add_argument('--rows', default=','.join(rows.ROWS), help='comma separated')
     parser.add_argument('--seconds', type=float, default=8.0, help='of sound, for VAE and vocoder')
     parser.add_argument('--repeats', type=int, default=3, help='calls after the first one')
@@ -120,15 +129,19 @@ def main() -> None:
     args = arguments()
     if args.side:
         return measure(args)
-    print('| row | official s | our s | ratio | wanted | first result s | ours | official GB | our GB | ratio | error |')
-    print('|---|---|---|---|---|---|---|---|---|---|---|', flush=True)
+    if args.official:
+        print('| row | official s | our s | ratio | wanted | first result s | ours | official GB | our GB | ratio | error |')
+        print('|---|---|---|---|---|---|---|---|---|---|---|', flush=True)
+    else:
+        print('| row | our s | first result s | our GB |\n|---|---|---|---|', flush=True)
     table = []
     with tempfile.TemporaryDirectory() as folder:
         for row in args.rows.split(','):
             prepared = run_side(args, row, 'prepare', pathlib.Path(folder))
             if prepared:
                 sys.exit(f'error: the synthetic weights of {row} could not be written: {prepared["error"]}')
-            table.append(compare(row, *(run_side(args, row, side, pathlib.Path(folder)) for side in SIDES)))
+            official = run_side(args, row, 'official', pathlib.Path(folder)) if args.official else None
+            table.append(compare(row, official, run_side(args, row, 'ours', pathlib.Path(folder))))
             print(line(table[-1]), flush=True)
     if args.json:
         args.json.write_text(json.dumps(table, indent=1))
