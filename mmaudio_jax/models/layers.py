@@ -85,7 +85,7 @@ def _by_taps_backward(residuals, cotangent):
     _, pull = jax.vjp(lambda inputs: _convolve(inputs, kernel), inputs)
     half = kernel.shape[0] // 2
     shifted = [_shift(inputs, offset) for offset in range(-half, half + 1)]
-    return *pull(cotangent), jnp.stack([jnp.einsum('bni,bno->io', tokens, cotangent) for tokens in shifted])
+    return *pull(cotangent), jnp.stack([jnp.einsum('BNI,BNO->IO', tokens, cotangent) for tokens in shifted])
 
 
 _convolve_by_taps.defvjp(_by_taps_forward, _by_taps_backward)
