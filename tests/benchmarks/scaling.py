@@ -36,6 +36,7 @@ FSDP = {'L': 16, 'M': 16, 'S': 8}  # chips over which the state is split, where 
 FEW_CLIPS = {'fsdp': 32, 'convolution': 'xla_taps'}  # 2 a chip: L and M gain by both
 AT_ONCE = {'L': 16, 'M': 32, 'S': 64}  # clips at once for every 16 GiB of a chip's memory
 ONE_PART = {'microbatches': 1, 'remat': 'none', 'async_gradients': False, 'convolution': 'xla'}
+DATA_PARALLEL = {'data': -1, 'fsdp': 1, **ONE_PART}
 BETTER = {('L', 'v5e-64'): {'async_gradients': True}, ('M', 'v5e-64'): {'async_gradients': True},
           ('L', 'v5e-256'): FEW_CLIPS, ('M', 'v5e-256'): FEW_CLIPS}
 ENCODERS = ('frames', 'segments')  # of compile_report.PROGRAMS
@@ -65,6 +66,11 @@ def configure(model: str, choice: dict[str, Any]) -> Any:
     return config
 
 
+def memory(row: dict[str, Any]) -> str:
+    """'7.6 of 16 GiB': the peak of a chip, and what it has."""
+    return f'{row["bytes"]["peak"] / 2**30:.1f} of {row["bytes"]["memory"] / 2**30:.0f} GiB'
+
+
 def smallest(kind: str) -> str:
     """The topology of the smallest slice of these chips."""
     return next(shape for name, shape in reversed(SLICES.items()) if name.startswith(kind) and '16' not in shape)
@@ -86,19 +92,19 @@ def measure_row(model: str, name: str) -> dict[str, Any]:
 
 def measure_sampler(model: str, kind: str) -> dict[str, Any]:
     """Clips a second on the smallest slice: nothing is exchanged, so that a chip of any slice does as many."""
-    config = configure(model, {'data': -1, 'fsdp': 1, **ONE_PART})
+    config = configure(model, DATA_PARALLEL)
     return measure(compile_report.sample, config, smallest(kind))
 
 
 def measure_encoder(program: str, kind: str) -> dict[str, Any]:
     """One call of an image encoder, on one chip."""
-    return measure(compile_report.PROGRAMS[program], configure('L', {'data': -1, 'fsdp': 1, **ONE_PART}), smallest(kind))
+    return measure(compile_report.PROGRAMS[program], configure('L', DATA_PARALLEL), smallest(kind))
 
 
 def measure_growth(model: str, name: str) -> dict[str, Any]:
     """Data parallel, one clip a chip on every slice: what a chip gives to collectives should not grow."""
     assert model == 'narrow'
-    config = configure('S', {'data': -1, 'fsdp': 1, **ONE_PART})
+    config = configure('S', DATA_PARALLEL)
     config.model.update(NARROW)
     config.sequence.duration_s = 1.0
     config.input.batch_size = len(chips.devices_of(SLICES[name]))
@@ -138,11 +144,9 @@ def train_table(results: dict[str, Any]) -> str:
                 lines.append(f'| {model} | {name} | {row["devices"]} | | {row["microbatches"]} | | does not fit '
                              '| | | | | |')
                 continue
-            seconds, size, largest = row['seconds'], row['bytes'], largest_batch(results, model, name)
+            seconds, largest = row['seconds'], largest_batch(results, model, name)
             lines.append(f'| {model} | {name} | {row["devices"]} | {row["devices"] // row["fsdp"]} × {row["fsdp"]} '
-                         f'| {row["microbatches"]} | {", ".join(options(row))} '
-                         f'| {size["peak"] / 2**30:.1f} of '
-                         f'{size["memory"] / 2**30:.0f} GiB '
+                         f'| {row["microbatches"]} | {", ".join(options(row))} | {memory(row)} '
                          f'| {largest or ""} | {1e3 * seconds["all"]:.0f} | {1e3 * seconds["collective"]:.0f} '
                          f'| {row["utilisation"]:.0%} | {STEPS * seconds["all"] / 86_400:.1f} |')
     return '\n'.join(lines)
@@ -159,9 +163,8 @@ def sampler_table(results: dict[str, Any]) -> str:
         if not row['fits']:
             lines.append(f'| {model} | {kind} | {row["clips"] // row["devices"]} | does not fit | | |')
             continue
-        size = row['bytes']
-        lines.append(f'| {model} | {kind} | {row["clips"] // row["devices"]} | {size["peak"] / 2**30:.1f} of '
-                     f'{size["memory"] / 2**30:.0f} GiB | {row["clips"] / row["devices"] / row["seconds"]["all"]:.2f} '
+        lines.append(f'| {model} | {kind} | {row["clips"] // row["devices"]} | {memory(row)} '
+                     f'| {row["clips"] / row["devices"] / row["seconds"]["all"]:.2f} '
                      f'| {row["utilisation"]:.0%} |')
     return '\n'.join(lines)
 
@@ -171,9 +174,8 @@ def encoder_table(results: dict[str, Any]) -> str:
     lines = ['| in one call | chip | memory | ms | utilisation |', '|' + '---|' * 5]
     for program in ENCODERS:
         for key in sorted(key for key in results if key.startswith(f'encoder {program} ')):
-            row, chip = results[key], key.split()[-1]
-            size = row['bytes']
-            lines.append(f'| {row["what"]} | {chip} | {size["peak"] / 2**30:.1f} of {size["memory"] / 2**30:.0f} GiB '
+            row = results[key]
+            lines.append(f'| {row["what"]} | {key.split()[-1]} | {memory(row)} '
                          f'| {1e3 * row["seconds"]["all"]:.1f} | {row["utilisation"]:.0%} |')
     return '\n'.join(lines)
 
