@@ -56,12 +56,11 @@ def conv1d(inputs: jax.Array, kernel: jax.Array, convolution: str) -> jax.Array:
         return _convolve_by_taps(inputs, kernel)
     if convolution == 'winograd' and inputs.dtype == jnp.float32 and winograd.pays(kernel):
         return winograd.conv(inputs, kernel)
-    offsets = range(-(taps // 2), taps // 2 + 1)
     if width <= features:  # dimensions are not merged here: each may be split over devices
-        shifted = jnp.stack([_shift(inputs, offset) for offset in offsets], axis=2)
+        shifted = jnp.stack([_shift(inputs, offset) for offset in _offsets(taps)], axis=2)
         return jnp.tensordot(shifted, kernel, 2)
     products = jnp.tensordot(inputs, kernel, ((2,), (1,)))
-    first, *others = [_shift(products[:, :, tap], offset) for tap, offset in enumerate(offsets)]
+    first, *others = [_shift(products[:, :, tap], offset) for tap, offset in enumerate(_offsets(taps))]
     return sum(others, first)
 
 
@@ -83,12 +82,16 @@ def _by_taps_forward(inputs, kernel):
 def _by_taps_backward(residuals, cotangent):
     inputs, kernel = residuals
     _, pull = jax.vjp(lambda inputs: _convolve(inputs, kernel), inputs)
-    half = kernel.shape[0] // 2
-    shifted = [_shift(inputs, offset) for offset in range(-half, half + 1)]
+    shifted = [_shift(inputs, offset) for offset in _offsets(len(kernel))]
     return *pull(cotangent), jnp.stack([jnp.einsum('BNI,BNO->IO', tokens, cotangent) for tokens in shifted])
 
 
 _convolve_by_taps.defvjp(_by_taps_forward, _by_taps_backward)
+
+
+def _offsets(taps: int) -> range:
+    """Where each tap of an odd number of them reads, from the token of the result."""
+    return range(-(taps // 2), taps // 2 + 1)
 
 
 def _shift(tokens: jax.Array, offset: int) -> jax.Array:
