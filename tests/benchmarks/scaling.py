@@ -35,10 +35,12 @@ H100_UTILISATION = 0.4  # assumed
 FSDP = {'L': 16, 'M': 16, 'S': 8}  # chips over which the state is split, where there are so many
 FEW_CLIPS = {'fsdp': 32, 'convolution': 'xla_taps'}  # 2 a chip: L and M gain by both
 AT_ONCE = {'L': 16, 'M': 32, 'S': 64}  # clips at once for every 16 GiB of a chip's memory
-ONE_PART = {'microbatches': 1, 'remat': 'none', 'async_gradients': False, 'convolution': 'xla'}
+LOOP = {'scan_layers': True, 'remat': 'dots'}  # where the compiler needs more time or memory for a program without one
+ONE_PART = {'microbatches': 1, 'remat': 'none', 'scan_layers': False, 'async_gradients': False, 'convolution': 'xla'}
 DATA_PARALLEL = {'data': -1, 'fsdp': 1, **ONE_PART}
 BETTER = {('L', 'v5e-64'): {'async_gradients': True}, ('M', 'v5e-64'): {'async_gradients': True},
-          ('L', 'v5e-256'): FEW_CLIPS, ('M', 'v5e-256'): FEW_CLIPS}
+          ('L', 'v5e-256'): FEW_CLIPS, ('M', 'v5e-256'): FEW_CLIPS,
+          ('L', 'v6e-8'): LOOP, ('M', 'v6e-8'): LOOP, ('L', 'v4-32'): LOOP}
 ENCODERS = ('frames', 'segments')  # of compile_report.PROGRAMS
 GROWTH = [('narrow', name) for name in ('v5e-8', 'v5e-64', 'v5e-256')]
 NARROW = {'hidden_size': 128, 'num_heads': 2, 'joint_blocks': 2, 'fused_blocks': 2,
@@ -61,6 +63,7 @@ def configure(model: str, choice: dict[str, Any]) -> Any:
     config = importlib.import_module(f'configs.{MODELS[model]}').get_config()
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = choice['data'], choice['fsdp'], 1
     config.train.microbatches, config.model.remat = choice['microbatches'], choice['remat']
+    config.model.scan_layers = choice['scan_layers']
     config.train.async_gradients, config.model.convolution = choice['async_gradients'], choice['convolution']
     config.input.batch_size = BATCH
     return config
@@ -128,7 +131,8 @@ def largest_batch(results: dict[str, Any], model: str, name: str) -> int | None:
 
 def options(row: dict[str, Any]) -> list[str]:
     """Those of a row that differ from what the configs have."""
-    return ['async_gradients'] * row['async_gradients'] + [row['convolution']] * (row['convolution'] != 'xla')
+    changed = [name for name in ('async_gradients', 'scan_layers') if row[name]]
+    return changed + [row[name] for name in ('convolution', 'remat') if row[name] != ONE_PART[name]]
 
 
 def train_table(results: dict[str, Any]) -> str:
