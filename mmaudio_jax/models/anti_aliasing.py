@@ -89,7 +89,7 @@ def _groups_first(x, groups):
 
 @functools.cache
 def _row_places(steps):
-    """Which tap weighs which sample of the row before, a row's own and the one after: `[rows, S, 2 S]` up, `[rows, 2 S, S]` down."""
+    """`places` (folded.kernel_of_rows) of both filters: `[rows, S, 2 S]` up, `[rows, 2 S, S]` down."""
     rows = -(-_EDGE // steps)
     row, place, out = np.ogrid[-rows:rows + 1, :steps, :2 * steps]
     up = out + 5 - 2 * (row * steps + place)

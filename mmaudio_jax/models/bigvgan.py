@@ -60,7 +60,7 @@ class BigVGAN(nn.Module):
     def reach(self) -> int:
         """How many mel frames before and after its own a sample of the waveform depends on, rounded up."""
         widest = (max(_KERNELS) - 1) // 2
-        block = sum(2 * anti_aliasing.REACH + widest * (dilation + 1) for dilation in _DILATIONS)  # steps at the rate of a stage
+        block = sum(2 * anti_aliasing.REACH + widest * (dilation + 1) for dilation in _DILATIONS)  # steps of a stage
         frames, steps = 3.0, 1  # conv_pre; steps a frame
         for rate in self.rates:
             frames += 1.5 / steps  # the transposed convolution
@@ -195,7 +195,8 @@ def _block(x, activations, kernels, biases):
         index, activation, kernel, bias = step
         activation, bias = _materialized((activation, bias))
         second = index % 2 == 1
-        h = lax.switch(jnp.where(second, 0, index // 2), convolutions, anti_aliasing.activation(h, activation), kernel) + bias
+        h = anti_aliasing.activation(h, activation)
+        h = lax.switch(jnp.where(second, 0, index // 2), convolutions, h, kernel) + bias
         return lax.cond(second, lambda: (total + h, total + h), lambda: (total, h)), None
 
     return lax.scan(pair, (x, x), (jnp.arange(len(kernels)), activations, kernels, biases))[0][0]

@@ -14,7 +14,7 @@ _CHANNELS_LAST = ('NHC', 'HIO', 'NHC')
 
 
 def steps_a_row(width: int, length: int) -> int:
-    """S for a signal `[B, length, width]`: the largest power of two that divides the length and fills at most one row of lanes."""
+    """S for a signal `[B, length, width]`: the largest power of two that divides the length and fits into the lanes."""
     steps = 1
     while 2 * steps * width <= LANES and length % (2 * steps) == 0:
         steps *= 2
@@ -71,7 +71,8 @@ def kernel_of_rows(taps: jax.Array, places: np.ndarray) -> jax.Array:
 
     Args:
       taps: `[taps, D, O]`.
-      places: int `[rows, S, P]`, the tap from place s of a row to place p of the result; `taps` itself for none.
+      places: int `[rows, S, P]`, the tap from place s of a row to place p of the result, or their number for none. The middle
+        row is the result's own.
 
     Returns:
       `[rows, S · D, P · O]`.
@@ -83,7 +84,6 @@ def kernel_of_rows(taps: jax.Array, places: np.ndarray) -> jax.Array:
 
 @functools.cache
 def _conv_places(taps: int, dilation: int, steps: int) -> np.ndarray:
-    """`places` of a convolution; the middle row is the result's own."""
     reach = dilation * (taps // 2)
     rows = -(-reach // steps)
     row, place, out = np.ogrid[-rows:rows + 1, :steps, :steps]
