@@ -177,7 +177,7 @@ def _folded_activation(x, parameters):
 
 
 def _block_conv(x, kernel, dilation):
-    """folded.conv; on CPU in Fourier tiles where that is faster, for which the steps must outweigh the kernel's own transform."""
+    """folded.conv; on CPU in Fourier tiles where that is faster: the steps must outweigh the transform of the kernel."""
     direct = functools.partial(folded.conv, dilation=dilation)
     taps, width, _ = kernel.shape
     if taps not in _TILED_TAPS or width < _TILED_WIDTH or x.shape[0] * x.shape[1] < width or x.dtype != jnp.float32:
