@@ -4,10 +4,11 @@ official: mel VAE and BigVGAN (official_codec.py).
 pca, which needs no weights and is fitted to a dataset: two neighbouring log-mel frames → principal components → latents;
 back by the inverse, the pseudo-inverse of the mel filters and Griffin-Lim.
 """
+from collections.abc import Callable
 import functools
 import os
 import pathlib
-from typing import Iterable, Protocol
+from typing import Any, Iterable, Protocol
 import zipfile
 
 import jax
@@ -38,6 +39,9 @@ class Codec(Protocol):
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """`[B, N, C]`, any N → float32 `[B, N · 2 · hop]` within ±1."""
 
+    def program(self) -> tuple[Any, Callable[[Any, jax.Array], jax.Array]]:
+        """(parameters, function): function(parameters, latents) is `decode` as part of a jitted program."""
+
 
 class PCACodec:
     """Principal components of log-mel frames; made by `make('pca', ...)`."""
@@ -53,12 +57,20 @@ class PCACodec:
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """See Codec."""
-        latents = np.asarray(latents, np.float32)
-        batch, length, _ = latents.shape
-        frames = latents @ self._components + self._mean
-        frames = frames.reshape(batch, LATENT_DOWNSAMPLING * length, self._sequence.audio.mel_bins)
-        magnitude = mel.mel_to_linear(frames, self._sequence.rate)
-        return np.clip(np.asarray(griffin_lim(magnitude, self._sequence.rate)), -1, 1)
+        parameters, decode = self.program()
+        return np.asarray(decode(parameters, jnp.asarray(latents, jnp.float32)))
+
+    def program(self) -> tuple[Any, Callable[[Any, jax.Array], jax.Array]]:
+        """See Codec."""
+        return (self._mean, self._components), functools.partial(_decode_pca, rate=self._sequence.rate)
+
+
+@functools.partial(jax.jit, static_argnames='rate')
+def _decode_pca(parameters, latents, rate):
+    (mean, components), (batch, length, _) = parameters, latents.shape
+    frames = jnp.matmul(latents, components, precision='highest') + mean
+    magnitude = mel.mel_to_linear(frames.reshape(batch, LATENT_DOWNSAMPLING * length, -1), rate)
+    return jnp.clip(griffin_lim(magnitude, rate), -1, 1)
 
 
 def _overlap_add(frames: jax.Array, hop: int) -> jax.Array:

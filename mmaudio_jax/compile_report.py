@@ -21,6 +21,7 @@ import numpy as np
 from mmaudio_jax import chips
 from mmaudio_jax import flops
 from mmaudio_jax import hlo_cost
+from mmaudio_jax import official_codec
 from mmaudio_jax import official_encoder
 from mmaudio_jax import optimizer
 from mmaudio_jax import partitioning
@@ -195,14 +196,12 @@ def sample(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:
     settings = sampler.SamplerSettings(config.sampling.solver, config.sampling.num_steps, config.sampling.guidance,
                                        config.sampling.schedule)
     decoder, vocoder = vae.build(sequence.rate), bigvgan.build(sequence.rate)
-
+    decode = partitioning.on_parts(functools.partial(official_codec.waveforms, decoder, vocoder,
+                                                     official_codec.ACCELERATOR_FRAMES_A_CALL), mesh)
     placed = partitioning.OnMesh(model, mesh, rules, config.sharding.exchange_dtype)
 
     def run(params, codec, *inputs):
-        def decode(latents):
-            mel = decoder.apply({'params': codec['vae']}, latents, method='decode')
-            return vocoder.apply({'params': codec['vocoder']}, mel)
-        return sampler.make_sampler(placed, settings, mesh, decode)(params, *inputs)
+        return sampler.make_sampler(placed, settings, mesh, functools.partial(decode, codec))(params, *inputs)
 
     shape = lambda *sizes: jax.ShapeDtypeStruct((size, *sizes), jnp.float32)
     inputs = (shape(sequence.latent_length, sequence.latent_channels), shape(sequence.clip_length, model.clip_width),

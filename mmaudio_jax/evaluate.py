@@ -70,13 +70,16 @@ def evaluate(config, workdir: pathlib.Path) -> None:
     examples = list(split_sounds.examples(config, data))
     rows = _rows(data / 'media' / config.evaluate.dataset, config.evaluate.split, [example['id'] for example in examples])
     sequence = Sequence(config.sequence.rate, config.sequence.duration_s)
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:  # reads the true sounds while latents are sampled
+    decoder = codec.make(config.extract.codec, sequence, data / 'records' / 'codec.npz', store.loader(config.weights))
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:  # reads the true sounds while others are sampled
         reading = pool.submit(_true_sounds, config, data, rows, sequence) if jax.process_index() == 0 else None
-        latents = split_sounds.sample(config, mmaudio.build(config.model, sequence), params, examples, sequence)
+        generated = split_sounds.sample(config, mmaudio.build(config.model, sequence), params, examples, sequence, decoder)
     sampled = time.monotonic()
     if reading is None:
         return
-    sounds = {**_decoded(config, data, examples, latents, sequence), 'truth': reading.result()}
+    samples = round(sequence.duration_s * sequence.sample_rate_hz)
+    sounds = {name: [waveform[:samples] for waveform in waveforms] for name, waveforms in (
+        ('generated', generated), ('codec', _decoded_truth(config, decoder, examples)), ('truth', reading.result()))}
     scores, onsets = score(config.evaluate, sounds, [row['onset_times_s'] for row in rows], sequence)
     _save_clips(config, workdir, data, rows, sounds, onsets, sequence)
     report = {
@@ -187,18 +190,11 @@ def _true_sounds(config, data: pathlib.Path, rows: list[Row], sequence: Sequence
                              sequence.duration_s) for row in rows]
 
 
-def _decoded(config, data: pathlib.Path, examples: list[dict], latents: np.ndarray,
-             sequence: Sequence) -> dict[str, list[np.ndarray]]:
-    """What the codec makes of sampled and of true latents: one waveform [samples] a clip, cut to the duration."""
-    decoder = codec.make(config.extract.codec, sequence, data / 'records' / 'codec.npz', store.loader(config.weights))
-    samples, size = round(sequence.duration_s * sequence.sample_rate_hz), config.sampling.batch_size
-
-    def decode(stacked):
-        parts = [decoder.decode(stacked[start:start + size]) for start in range(0, len(stacked), size)]
-        return [np.asarray(waveform)[:samples] for part in parts for waveform in part]
-
-    true_latents = np.stack([np.asarray(example['latent_mean'], np.float32) for example in examples])
-    return {'generated': decode(latents), 'codec': decode(true_latents)}
+def _decoded_truth(config, decoder: codec.Codec, examples: list[dict]) -> np.ndarray:
+    """What the codec makes of the true latents: waveforms `[clips, samples]`."""
+    latents = np.stack([np.asarray(example['latent_mean'], np.float32) for example in examples])
+    size = config.sampling.batch_size
+    return np.concatenate([decoder.decode(latents[start:start + size]) for start in range(0, len(latents), size)])
 
 
 def _save_clips(config, workdir: pathlib.Path, data: pathlib.Path, rows: list[Row], sounds: Mapping[str, list[np.ndarray]],

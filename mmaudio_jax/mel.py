@@ -75,7 +75,7 @@ def log_mel(waveform: jax.Array, rate: str) -> jax.Array:
     return jnp.log10(mel) if settings.log == 'log10' else jnp.log(mel)
 
 
-def mel_to_linear(mel: np.ndarray, rate: str) -> np.ndarray:
+def mel_to_linear(mel: jax.Array, rate: str) -> jax.Array:
     """Linear magnitudes of log-mel frames by the pseudo-inverse of the filters.
 
     Args:
@@ -85,9 +85,8 @@ def mel_to_linear(mel: np.ndarray, rate: str) -> np.ndarray:
     Returns:
       float32 `[..., frames, n_fft / 2 + 1]`, not negative.
     """
-    mel = np.asarray(mel, np.float32)
-    magnitude = np.power(10, mel) if SETTINGS[rate].log == 'log10' else np.exp(mel)
-    return np.maximum((magnitude - FLOOR) @ _inverse_filters(rate).T, 0)
+    magnitude = jnp.power(10, mel) if SETTINGS[rate].log == 'log10' else jnp.exp(mel)
+    return jnp.maximum(jnp.matmul(magnitude - FLOOR, _inverse_filters(rate).T, precision='highest'), 0)
 
 
 @functools.cache

@@ -1,4 +1,5 @@
 """Where every tensor lives: the mesh, and rules from parameter names to shardings. The only file that names mesh axes."""
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import functools
@@ -268,6 +269,12 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def on_parts(function: Callable[[Any, jax.Array], jax.Array], mesh: Mesh) -> Callable[[Any, jax.Array], jax.Array]:
+    """function(whole, batch) on every device with its part of the batch, when examples do not depend on each other."""
+    batch = PartitionSpec(BATCH_AXES)
+    return jax.shard_map(function, mesh=mesh, in_specs=(PartitionSpec(), batch), out_specs=batch, check_vma=False)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Sharding of a value that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
@@ -310,6 +317,15 @@ def to_host(array: Any) -> np.ndarray:
     if isinstance(array, jax.Array) and not array.is_fully_addressable and not array.is_fully_replicated:
         return multihost_utils.process_allgather(array, tiled=True)
     return np.asarray(array)
+
+
+def own_rows(array: jax.Array) -> dict[int, np.ndarray]:
+    """Row → its values, of those rows of a global array that are this process's; every row is of one process."""
+    rows: dict[int, np.ndarray] = {}
+    for shard in array.addressable_shards:
+        if shard.replica_id == 0:
+            rows |= enumerate(np.asarray(shard.data), shard.index[0].start or 0)
+    return rows
 
 
 def tensor_name(path: tuple) -> str:

@@ -38,7 +38,7 @@ from mmaudio_jax.weights import store
 
 _FIELDS = ('clip_features', 'sync_features', 'text_features', 'video_exists', 'text_exists')
 Example = Mapping[str, Any]
-Sampler = Callable[[Sequence_[Example], int], np.ndarray]
+Sampler = Callable[[Sequence_[Example], int], jax.Array]
 
 
 def examples(config, data: pathlib.Path) -> Iterator[dict[str, Any]]:
@@ -78,9 +78,11 @@ class SyncFeatures(Mapping):
         return len(self._places)
 
 
-def make_sampler(config, model: mmaudio.MMAudio, params: Any, sequence: Sequence) -> Sampler:
-    """(a batch, the number of its first example) → its latents, float32 `[len(batch), N, C]`, on every process.
+def make_sampler(config, model: mmaudio.MMAudio, params: Any, sequence: Sequence,
+                 decoder: codec.Codec | None = None) -> Sampler:
+    """(a batch, the number of its first example) → its latents `[size, N, C]` or, with a decoder, waveforms `[size, samples]`.
 
+    Float32, split over all devices; one program makes them from the features. Rows after those of the batch fill it up.
     At most config.sampling.batch_size examples, split over all devices. Example i has the noise of (config.sampling.seed, i),
     whatever the batch size and the number of devices.
     """
@@ -92,29 +94,39 @@ def make_sampler(config, model: mmaudio.MMAudio, params: Any, sequence: Sequence
     rules = partitioning.rules_of(config)
     placed = partitioning.OnMesh(model, mesh, rules, config.sharding.exchange_dtype)
     sharding = partitioning.batch_sharding(mesh)
-    run = sampler.make_sampler(placed, settings, mesh)
+    weights, decode = (None, None) if decoder is None else decoder.program()
+    weights = partitioning.spread(weights, partitioning.replicated(mesh))
+
+    @jax.jit
+    def run(params, weights, *arrays):
+        part = None if decode is None else functools.partial(partitioning.on_parts(decode, mesh), weights)
+        return sampler.make_sampler(placed, settings, mesh, part)(params, *arrays)
+
     conditions_of = jax.jit(functools.partial(pipeline.with_empty_features, placed), out_shardings=sharding)
     params = partitioning.spread(params, partitioning.state_sharding(mesh, params, rules, config.sharding.whole_params))
     encoder = None
     if config.sampling.negative_prompt:
         encoder = encoders.make(config.extract.encoder, sequence, store.loader(config.weights, config.weights.dtype))
 
-    def latents_of(batch: Sequence_[Example], first: int) -> np.ndarray:
+    def sample_batch(batch: Sequence_[Example], first: int) -> jax.Array:
         places = np.minimum(np.arange(size), len(batch) - 1)  # the last batch is filled up
         fields = {name: np.stack([np.asarray(batch[place][name]) for place in places]) for name in _FIELDS}
         negative = None if encoder is None else encoder.encode_text([config.sampling.negative_prompt] * size)
         noise = sampler.noise(config.sampling.seed, (first + places).tolist(), sequence.latent_length, sequence.latent_channels)
         noise, negative = partitioning.spread((noise, negative), sharding)
         conditions = conditions_of(params, partitioning.spread(fields, sharding))
-        return partitioning.to_host(run(params, noise, *conditions, negative))[:len(batch)]
-    return latents_of
+        # Ended before another is begun: on CPUs, programs that exchange between processes can block each other.
+        return jax.block_until_ready(run(params, weights, noise, *conditions, negative))
+    return sample_batch
 
 
-def sample(config, model: mmaudio.MMAudio, params: Any, split: Sequence_[Example], sequence: Sequence) -> np.ndarray:
-    """Latents of all examples, float32 `[len(split), N, C]`, by `make_sampler`."""
-    run, size, done = make_sampler(config, model, params, sequence), config.sampling.batch_size, []
+def sample(config, model: mmaudio.MMAudio, params: Any, split: Sequence_[Example], sequence: Sequence,
+           decoder: codec.Codec | None = None) -> np.ndarray:
+    """Latents or waveforms of all examples, float32 `[len(split), …]` on every process, by `make_sampler`."""
+    run, size, done = make_sampler(config, model, params, sequence, decoder), config.sampling.batch_size, []
     for start in range(0, len(split), size):
-        done.append(run(split[start:start + size], start))
+        batch = split[start:start + size]
+        done.append(partitioning.to_host(run(batch, start))[:len(batch)])
         print(f'evaluate: sampled {min(start + size, len(split))} of {len(split)} clips', flush=True)
     return np.concatenate(done)
 
@@ -122,8 +134,8 @@ def sample(config, model: mmaudio.MMAudio, params: Any, split: Sequence_[Example
 def write(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
     """Makes what is missing of the sounds of config.evaluate.dataset's split.
 
-    The network is config.generate.pretrained, or that of workdir. Batches are split over all devices; every process decodes
-    and writes its share, and all must see the same workdir. Memory does not grow with the split.
+    The network is config.generate.pretrained, or that of workdir. Batches are split over all devices; every process writes
+    what its devices make, and all must see the same workdir. Memory does not grow with the split.
 
     Returns:
       Id → sound, in the order of the records. The folder may hold others, of a larger config.evaluate.max_clips.
@@ -149,13 +161,12 @@ def write(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
             if not _anywhere(not all(path.is_file() for path in paths)):
                 continue
             if run is None:
-                run = make_sampler(config, parts.model, parts.params, sequence)
                 decoder = codec.make(parts.config['extract']['codec'], sequence, parts.codec_path, parts.load)
-            latents = run(batch, first)
-            own = slice(jax.process_index(), None, jax.process_count())
-            waveforms = list(decoder.decode(latents[own])) if paths[own] else []
+                run = make_sampler(config, parts.model, parts.params, sequence, decoder)
+            waveforms = run(batch, first)
             _wait_for(writing)
-            writing = [pool.submit(_write_sound, path, waveform, sequence) for path, waveform in zip(paths[own], waveforms)]
+            writing = [pool.submit(_write_sound, paths[row], waveform, sequence)
+                       for row, waveform in partitioning.own_rows(waveforms).items() if row < len(batch)]
             made += len(batch)
             print(f'score: made the sounds of {count} clips, {time.monotonic() - started:.0f} s', flush=True)
         _wait_for(writing)

@@ -156,6 +156,10 @@ def test_sampling_by_two_processes_is_that_of_one(tmp_path, records):
     one, two = (np.load(records / f'latents_{count}.npy') for count in (1, 2))
     assert one.shape[0] == 6 and one.std() > 0.1
     np.testing.assert_allclose(two, one, atol=1e-5)
+    rows = [dict(np.load(records / f'rows_2_{index}.npz')) for index in range(2)]
+    assert len(rows[0]) == len(rows[1]) == 2
+    for row, waveform in {**rows[0], **rows[1]}.items():
+        np.testing.assert_allclose(waveform, 2 * one[int(row), :, 0], atol=2e-5)
 
 
 def test_a_process_that_does_not_know_its_place_is_told_so():

@@ -57,6 +57,14 @@ def test_it_is_mel_vae_and_vocoder(rate, monkeypatch):
     expected = np.repeat(np.repeat(6 * latents[..., 0], 2, axis=1), sequence.audio.hop_length, axis=1)
     np.testing.assert_allclose(made.decode(latents), expected, rtol=1e-6)
     np.testing.assert_allclose(made.decode(latents[:5, :300]), expected[:5, :expected.shape[1] // 2], rtol=1e-6)  # calls of 3
+    parameters, decode = made.program()
+    loops = []
+    for clips, length in ((7, 600), (5, 300), (2, 300)):  # seven calls of one, two of three, one of two
+        part = latents[:clips, :length]
+        traced = jax.jit(decode).lower(parameters, part)
+        loops.append('stablehlo.while' in traced.as_text())
+        np.testing.assert_allclose(traced.compile()(parameters, part), made.decode(part), rtol=1e-6)
+    assert loops == [True, True, False]
     codec.make('official', Sequence(rate, 1.0), load=load).decode(latents[:1])
     names = {'16k': ['vae_16k', 'vae_16k', 'bigvgan_16k'], '44k': ['vae_44k', 'vae_44k', 'bigvgan_v2_44k']}
     assert asked == names[rate]  # the VAE's encoder, its decoder, the vocoder: once each, whatever the length of the clips

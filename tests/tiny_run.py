@@ -149,8 +149,18 @@ def read_epoch(folder: str, hosts: dict) -> None:
         (pathlib.Path(folder) / f'epoch_{hosts["index"]}.json').write_text(json.dumps(seen))
 
 
+class TwiceTheFirstChannel:
+    """In place of a codec."""
+
+    def program(self):
+        return np.float32(2), lambda gain, latents: gain * latents[..., 0]
+
+
 def sample(folder: str, hosts: dict) -> None:
-    """One of several processes samples the validation split with random weights; the first writes folder/latents.npy."""
+    """One of several processes samples the validation split with random weights.
+
+    The first writes the latents, and each one those waveforms of the first batch that are its own.
+    """
     config = make_config()
     config.hosts.update(hosts)
     config.mesh.update(data=-1, fsdp=2)
@@ -166,6 +176,10 @@ def sample(folder: str, hosts: dict) -> None:
         latents = split_sounds.sample(config, model, params, examples, sequence)
         if jax.process_index() == 0:
             np.save(pathlib.Path(folder) / f'latents_{hosts["count"]}.npy', latents)
+        run = split_sounds.make_sampler(config, model, params, sequence, TwiceTheFirstChannel())
+        rows = partitioning.own_rows(run(examples[:4], 0))
+        np.savez(pathlib.Path(folder) / f'rows_{hosts["count"]}_{jax.process_index()}.npz',
+                 **{str(row): waveform for row, waveform in rows.items()})
 
 
 def _train(workdir: str, fields: dict, cache: str, hosts: dict, devices: int, pause_s: float) -> None:
