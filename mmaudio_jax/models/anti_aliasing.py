@@ -18,7 +18,7 @@ from mmaudio_jax.models import folded
 TAPS = 12  # of the filters
 REACH = 6  # steps that an activation looks back and ahead
 _EDGE = 3  # steps that one of its two filters does
-_END = 8  # steps next to an end that `folded_activation` computes apart: at least REACH, and whole rows
+_END = folded.MOST_STEPS  # steps next to an end that `folded_activation` computes apart: at least REACH, and whole rows
 
 
 class Parameters(struct.PyTreeNode):
@@ -62,7 +62,7 @@ def folded_activation(x: jax.Array, parameters: Parameters, steps: int) -> jax.A
     """
     batch, rows, channels = x.shape
     width = channels // steps
-    if rows * steps < 2 * _END or _END % steps:
+    if rows * steps < 2 * _END:
         return folded.fold(_short_activation(folded.unfold(x, steps), parameters), steps)
     groups = width // folded.LANES if width % folded.LANES == 0 else 1
     diagonal = jnp.eye(width // groups, dtype=x.dtype)

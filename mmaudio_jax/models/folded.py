@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 LANES = 128  # of a TPU
+MOST_STEPS = 8  # of a row
 _CHANNELS_LAST = ('NHC', 'HIO', 'NHC')
 
 
 def steps_a_row(width: int, length: int) -> int:
-    """S for a signal `[B, length, width]`: the largest power of two that divides the length and fits into the lanes."""
+    """S for a signal `[B, length, width]`: the largest power of two to 8 that divides the length and fits into the lanes."""
     steps = 1
-    while 2 * steps * width <= LANES and length % (2 * steps) == 0:
+    while steps < MOST_STEPS and 2 * steps * width <= LANES and length % (2 * steps) == 0:
         steps *= 2
     return steps
 
