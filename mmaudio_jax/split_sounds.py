@@ -98,11 +98,11 @@ def make_sampler(config, model: mmaudio.MMAudio, params: Any, sequence: Sequence
     weights = partitioning.spread(weights, partitioning.replicated(mesh))
 
     @jax.jit
-    def run(params, weights, *arrays):
+    def run(params, weights, noise, fields, negative):
+        conditions = pipeline.with_empty_features(placed, params, fields)
         part = None if decode is None else functools.partial(partitioning.on_parts(decode, mesh), weights)
-        return sampler.make_sampler(placed, settings, mesh, part)(params, *arrays)
+        return sampler.make_sampler(placed, settings, mesh, part)(params, noise, *conditions, negative)
 
-    conditions_of = jax.jit(functools.partial(pipeline.with_empty_features, placed), out_shardings=sharding)
     params = partitioning.spread(params, partitioning.state_sharding(mesh, params, rules, config.sharding.whole_params))
     encoder = None
     if config.sampling.negative_prompt:
@@ -113,10 +113,8 @@ def make_sampler(config, model: mmaudio.MMAudio, params: Any, sequence: Sequence
         fields = {name: np.stack([np.asarray(batch[place][name]) for place in places]) for name in _FIELDS}
         negative = None if encoder is None else encoder.encode_text([config.sampling.negative_prompt] * size)
         noise = sampler.noise(config.sampling.seed, (first + places).tolist(), sequence.latent_length, sequence.latent_channels)
-        noise, negative = partitioning.spread((noise, negative), sharding)
-        conditions = conditions_of(params, partitioning.spread(fields, sharding))
         # Ended before another is begun: on CPUs, programs that exchange between processes can block each other.
-        return jax.block_until_ready(run(params, weights, noise, *conditions, negative))
+        return jax.block_until_ready(run(params, weights, *partitioning.spread((noise, fields, negative), sharding)))
     return sample_batch
 
 
