@@ -126,12 +126,12 @@ def test_folded_forms_are_the_plain_ones(steps, width):
     kernel = jnp.asarray(rng.standard_normal((5, width, 4), np.float32))
     rows = folded.fold(x, steps)
     activated = folded.unfold(jax.jit(anti_aliasing.folded_activation, static_argnums=2)(rows, parameters, steps), steps)
-    np.testing.assert_allclose(activated, anti_aliasing.activation(x, parameters), atol=1e-4)
+    np.testing.assert_allclose(activated, anti_aliasing.activation(x, parameters), atol=1e-4, rtol=1e-5)
     for dilation in (1, 3):
         convolved = folded.unfold(folded.conv(rows, kernel, dilation, steps), steps)
-        np.testing.assert_allclose(convolved, folded.conv(x, kernel, dilation), atol=1e-4)
+        np.testing.assert_allclose(convolved, folded.conv(x, kernel, dilation), atol=1e-4, rtol=1e-5)
     taps = jnp.asarray(rng.standard_normal((2, width, 4 * 5), np.float32))
-    np.testing.assert_allclose(bigvgan._folded_upsample(x, taps, 4), bigvgan._upsample(x, taps, 4), atol=1e-4)
+    np.testing.assert_allclose(bigvgan._folded_upsample(x, taps, 4), bigvgan._upsample(x, taps, 4), atol=1e-4, rtol=1e-5)
 
 
 def error_against_golden(rate, checkpoint):
