@@ -109,3 +109,12 @@ def test_a_causal_block_does_not_see_what_comes():
     after = np.asarray(block.apply(params, x)[0])
     np.testing.assert_array_equal(after[0, :4], before[0, :4])
     assert np.abs(after[0, 4:] - before[0, 4:]).max(axis=1).min() > 1e-4
+
+
+def test_heads_as_on_tpus(monkeypatch):
+    x, kernel, bias = (np.random.default_rng(0).standard_normal(shape, np.float32) for shape in ((2, 5, 12), (12, 36), (36,)))
+    plain = transformer.heads(x, kernel, bias, 3)
+    monkeypatch.setattr(jax.lax, 'platform_dependent', lambda *args, default, tpu: tpu(*args))
+    for part, expected in zip(transformer.heads(x, kernel, bias, 3), plain, strict=True):
+        assert part.shape == (2, 5, 3, 4)
+        np.testing.assert_allclose(part, expected, atol=1e-5)

@@ -63,6 +63,18 @@ def split_heads(qkv: jax.Array, num_heads: int) -> list[jax.Array]:
     return jnp.split(qkv.reshape(*qkv.shape[:2], 3 * num_heads, -1), 3, axis=2)
 
 
+def heads(x: jax.Array, kernel: jax.Array, bias: jax.Array, num_heads: int) -> list[jax.Array]:
+    """q, k, v `[B, N, H, K]` of x `[B, N, D]` by kernel `[D, 3 · D]` and bias; on TPUs head by head, not copied into place."""
+    def at_once(x, kernel, bias):
+        return split_heads(x @ kernel + bias, num_heads)
+
+    def by_head(x, kernel, bias):
+        kernels, biases = kernel.reshape(len(kernel), 3, num_heads, -1), bias.reshape(3, num_heads, 1, -1)
+        return [(jnp.einsum('BND,DHK->BHNK', x, kernels[:, part]) + biases[part]).swapaxes(1, 2) for part in range(3)]
+
+    return jax.lax.platform_dependent(x, kernel, bias, tpu=by_head, default=at_once)
+
+
 def quick_gelu(x: jax.Array) -> jax.Array:
     """x · sigmoid(1.702 x)."""
     return x * jax.nn.sigmoid(1.702 * x)
@@ -82,29 +94,33 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: np.ndarray | jax.A
     arrays = [q, k.swapaxes(-2, -3), v.swapaxes(-2, -3)]
     if mask is not None:
         arrays.append(jnp.broadcast_to(mask, (*q.shape[:-1], k.shape[-3])))
-    # One flat axis of products: with several, XLA on CPU takes up to four times as long.
-    flat = [array.reshape(-1, *array.shape[-2:]) for array in arrays]
+    flat = [array.reshape(-1, *array.shape[-3:]) for array in arrays]
     return jax.lax.platform_dependent(*flat, cpu=_in_parts, default=_mix).reshape(q.shape).swapaxes(-2, -3)
 
 
 def _mix(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Attention of scaled queries `[X, N, K]` over `[X, M, K]`; the sum of the weights is divided out at the end."""
-    logits = jnp.einsum('XNK,XMK->XNM', q, k, preferred_element_type=jnp.float32)
+    """Attention of scaled queries `[..., N, K]` over `[..., M, K]`; the sum of the weights is divided out at the end."""
+    logits = jnp.einsum('...NK,...MK->...NM', q, k, preferred_element_type=jnp.float32)
     if mask is not None:
         logits = jnp.where(mask, logits, -jnp.inf)
     weights = jnp.exp(logits - logits.max(-1, keepdims=True))
-    mixed = jnp.einsum('XNM,XMK->XNK', weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    mixed = jnp.einsum('...NM,...MK->...NK', weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     return (mixed / weights.sum(-1, keepdims=True)).astype(v.dtype)
 
 
-def _in_parts(q: jax.Array, k: jax.Array, *others: jax.Array) -> jax.Array:
-    """_mix part after part, so that the logits of a part stay in the cache: on CPU a tenth of CLIP's time."""
-    most = max(1, _CACHED_LOGITS // (q.shape[1] * k.shape[1]))
-    part = max(size for size in range(1, min(most, len(q)) + 1) if len(q) % size == 0)
-    if part == len(q):
-        return _mix(q, k, *others)
-    parts = tuple(array.reshape(-1, part, *array.shape[1:]) for array in (q, k, *others))
-    return jax.lax.map(lambda arrays: _mix(*arrays), parts).reshape(q.shape)
+def _in_parts(*arrays: jax.Array) -> jax.Array:
+    """_mix part after part, so that the logits of a part stay in the cache: on CPU a tenth of CLIP's time.
+
+    One flat axis of products: with several, XLA on CPU takes up to four times as long.
+    """
+    shape, keys = arrays[0].shape, arrays[1].shape[-2]
+    flat = [array.reshape(-1, *array.shape[-2:]) for array in arrays]
+    most = max(1, _CACHED_LOGITS // (shape[-2] * keys))
+    part = max(size for size in range(1, min(most, len(flat[0])) + 1) if len(flat[0]) % size == 0)
+    if part == len(flat[0]):
+        return _mix(*flat).reshape(shape)
+    parts = tuple(array.reshape(-1, part, *array.shape[1:]) for array in flat)
+    return jax.lax.map(lambda some: _mix(*some), parts).reshape(shape)
 
 
 def attention_of_one(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -141,7 +157,7 @@ class Block(nn.Module):
                 raise ValueError('a block with an extra key computes all tokens: first_only must be False')
             mixed, x = _first_mixed(normed, *qkv.weights(width), self.num_heads), x[:, :1]
         else:
-            q, k, v = split_heads(qkv(normed), self.num_heads)
+            q, k, v = heads(normed, *qkv.weights(width), self.num_heads)
             if self.extra_key:
                 k, v = (self._with_extra(part, name) for part, name in ((k, 'bias_k'), (v, 'bias_v')))
             mixed = attention(q, k, v, np.tri(length, dtype=bool) if self.causal else None).reshape(x.shape)
