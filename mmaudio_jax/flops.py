@@ -89,7 +89,8 @@ def _mlp(tokens: int, taps: int, width: int) -> float:
 
 
 def traced(jaxpr: Any, times: int = 1) -> float:
-    """The matrix products and convolutions that a trace (jax.make_jaxpr) holds; those in a scan as often as it runs.
+    """The matrix products and convolutions that a trace (jax.make_jaxpr) holds: those in a scan as often as it runs; of
+    alternatives those of the most.
 
     For the networks without a formula here; a trace of a gradient has what is recomputed too.
     """
@@ -103,6 +104,8 @@ def traced(jaxpr: Any, times: int = 1) -> float:
             outputs = kernel.shape[equation.params['dimension_numbers'].rhs_spec[0]]
             total += times * 2 * equation.outvars[0].aval.size * kernel.size / outputs
         repeats = equation.params['length'] if equation.primitive.name == 'scan' else 1
+        if equation.primitive.name == 'cond':
+            total += max(traced(branch.jaxpr, times) for branch in equation.params['branches'])
         for value in equation.params.values():
             if isinstance(value, (jax.extend.core.ClosedJaxpr, jax.extend.core.Jaxpr)):
                 total += traced(getattr(value, 'jaxpr', value), times * repeats)

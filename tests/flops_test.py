@@ -68,3 +68,9 @@ def test_large_44k():
 def test_peaks_go_by_the_name_of_the_device():
     assert flops.peak('TPU v5 lite') == 197e12 and flops.peak('TPU v5p') == 459e12 and flops.peak('cpu') is None
     assert flops.peak('NVIDIA H100 80GB HBM3') == 989e12
+
+
+def test_of_alternatives_the_larger_counts():
+    x = jnp.ones((3, 4))
+    choose = lambda x: jax.lax.cond(x.sum() > 0, lambda: x @ jnp.ones((4, 5)), lambda: x @ jnp.ones((4, 2)) @ jnp.ones((2, 5)))
+    assert flops.traced(jax.make_jaxpr(choose)(x).jaxpr) == 2 * 3 * 4 * 5

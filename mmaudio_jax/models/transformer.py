@@ -103,9 +103,9 @@ def _mix(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None
     logits = jnp.einsum('...NK,...MK->...NM', q, k, preferred_element_type=jnp.float32)
     if mask is not None:
         logits = jnp.where(mask, logits, -jnp.inf)
-    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
-    mixed = jnp.einsum('...NM,...MK->...NK', weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return (mixed / weights.sum(-1, keepdims=True)).astype(v.dtype)
+    weights = jnp.exp(logits - logits.max(-1, keepdims=True)).astype(v.dtype)
+    mixed = jnp.einsum('...NM,...MK->...NK', weights, v, preferred_element_type=jnp.float32)
+    return (mixed / weights.sum(-1, keepdims=True, dtype=jnp.float32)).astype(v.dtype)
 
 
 def _in_parts(*arrays: jax.Array) -> jax.Array:
