@@ -78,8 +78,8 @@ def evaluate(config, workdir: pathlib.Path) -> None:
     if reading is None:
         return
     samples = round(sequence.duration_s * sequence.sample_rate_hz)
-    sounds = {name: [waveform[:samples] for waveform in waveforms] for name, waveforms in (
-        ('generated', generated), ('codec', _decoded_truth(config, decoder, examples)), ('truth', reading.result()))}
+    sounds = {'generated': list(generated[:, :samples]),
+              'codec': list(_decoded_truth(config, decoder, examples)[:, :samples]), 'truth': reading.result()}
     scores, onsets = score(config.evaluate, sounds, [row['onset_times_s'] for row in rows], sequence)
     _save_clips(config, workdir, data, rows, sounds, onsets, sequence)
     report = {

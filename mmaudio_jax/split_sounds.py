@@ -83,8 +83,8 @@ def make_sampler(config, model: mmaudio.MMAudio, params: Any, sequence: Sequence
     """(a batch, the number of its first example) → its latents `[size, N, C]` or, with a decoder, waveforms `[size, samples]`.
 
     Float32, split over all devices; one program makes them from the features. Rows after those of the batch fill it up.
-    At most config.sampling.batch_size examples, split over all devices. Example i has the noise of (config.sampling.seed, i),
-    whatever the batch size and the number of devices.
+    A batch has at most config.sampling.batch_size examples. Example i has the noise of (config.sampling.seed, i), whatever the
+    batch size and the number of devices.
     """
     mesh = partitioning.make_mesh(config.mesh, config.sharding.slice_axis)
     size = config.sampling.batch_size

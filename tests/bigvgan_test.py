@@ -8,6 +8,7 @@ from mmaudio_jax.models import bigvgan
 from mmaudio_jax.models import folded
 from mmaudio_jax.weights import bigvgan as bigvgan_weights
 from tests.conftest import GOLDEN
+from tests.conftest import take_form_of_tpus
 from tests.golden import synthetic_weights
 
 TINY = bigvgan.BigVGAN(mel_bins=6, width=16, rates=(4, 2), tanh=True)
@@ -101,11 +102,6 @@ def test_a_mel_frame_is_a_hop_of_samples(params, length):
 def test_unknown_rate_names_the_known_ones():
     with pytest.raises(ValueError, match="rate '48k' has no vocoder; choose one of 16k, 44k"):
         bigvgan.build('48k')
-
-
-def take_form_of_tpus(monkeypatch):
-    """What is traced from here on is what TPUs compute, in this machine's float32."""
-    monkeypatch.setattr(jax.lax, 'platform_dependent', lambda *args, default, tpu=None, cpu=None: (tpu or default)(*args))
 
 
 @pytest.mark.parametrize('length', [1, 9])

@@ -8,3 +8,8 @@ if '--xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', '
 os.environ.setdefault('JAX_DEFAULT_MATMUL_PRECISION', 'highest')
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
+
+
+def take_form_of_tpus(monkeypatch):
+    """What is traced from here on is what TPUs compute, in this machine's float32."""
+    monkeypatch.setattr('jax.lax.platform_dependent', lambda *args, default, tpu=None, cpu=None: (tpu or default)(*args))

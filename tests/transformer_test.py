@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mmaudio_jax.models import transformer
+from tests.conftest import take_form_of_tpus
 
 
 def test_a_patch_is_a_box_of_the_video():
@@ -114,7 +115,7 @@ def test_a_causal_block_does_not_see_what_comes():
 def test_heads_as_on_tpus(monkeypatch):
     x, kernel, bias = (np.random.default_rng(0).standard_normal(shape, np.float32) for shape in ((2, 5, 12), (12, 36), (36,)))
     plain = transformer.heads(x, kernel, bias, 3)
-    monkeypatch.setattr(jax.lax, 'platform_dependent', lambda *args, default, tpu: tpu(*args))
+    take_form_of_tpus(monkeypatch)
     for part, expected in zip(transformer.heads(x, kernel, bias, 3), plain, strict=True):
         assert part.shape == (2, 5, 3, 4)
         np.testing.assert_allclose(part, expected, atol=1e-5)

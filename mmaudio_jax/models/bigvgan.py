@@ -116,8 +116,8 @@ class Conv(nn.Module):
 class Upsample(nn.Module):
     """Transposed convolution of twice as many taps as its rate, `[B, T, D]` → `[B, T · rate, out]`.
 
-    Output n is the sum of x[i] · tap[n + rate/2 - rate · i]. Two taps meet each output, so that all phases are one product
-    of (x[t], x[t-1]) with the kernel `[2, D, rate · out]`: tap rate · s + q at `[s, :, q · out:(q + 1) · out]`.
+    Output n is the sum of x[i] · tap[n + rate/2 - rate · i]; the kernel `[2, D, rate · out]` has tap rate · s + q at
+    `[s, :, q · out:(q + 1) · out]`.
     """
     out: int
     rate: int
@@ -146,6 +146,7 @@ def _materialized(tree):
 
 
 def _upsample(x, kernel, rate):
+    """Two taps meet each output, so that all phases are one product of (x[t], x[t-1]) with the kernel."""
     batch, length, channels = x.shape
     padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))
     pairs = jnp.concatenate([padded[:, 1:], padded[:, :-1]], axis=-1)
@@ -154,26 +155,17 @@ def _upsample(x, kernel, rate):
     return phases.reshape(batch, (length + 1) * rate, -1)[:, start:start + length * rate]
 
 
-def _folded(x):
-    """x `[B, T, D]` with so many steps a row as fill a TPU's lanes, and these."""
-    steps = folded.steps_a_row(x.shape[2], x.shape[1])
-    return folded.fold(x, steps), steps
-
-
 def _folded_upsample(x, kernel, rate):
     taps = kernel.reshape(2, x.shape[2], rate, -1).swapaxes(1, 2).reshape(2 * rate, x.shape[2], -1)
-    x, steps = _folded(x)
-    return folded.unfold(folded.upsample(x, taps, rate, steps), steps * rate)
+    return folded.on_rows(x, lambda rows, steps: folded.upsample(rows, taps, rate, steps), rate)
 
 
 def _folded_conv(x, kernel):
-    x, steps = _folded(x)
-    return folded.unfold(folded.conv(x, kernel, 1, steps), steps)
+    return folded.on_rows(x, lambda rows, steps: folded.conv(rows, kernel, 1, steps))
 
 
 def _folded_activation(x, parameters):
-    x, steps = _folded(x)
-    return folded.unfold(anti_aliasing.folded_activation(x, parameters, steps), steps)
+    return folded.on_rows(x, lambda rows, steps: anti_aliasing.folded_activation(rows, parameters, steps))
 
 
 def _block_conv(x, kernel, dilation):
@@ -204,12 +196,13 @@ def _block(x, activations, kernels, biases):
 
 def _folded_block(x, activations, kernels, biases):
     """The six pairs as convolutions of about as many channels as a TPU has lanes, without a loop: it would copy the signal."""
-    x, steps = _folded(x)
-
-    def pair(h, layer, dilation):
+    def pair(h, layer, dilation, steps):
         h = anti_aliasing.folded_activation(h, jax.tree.map(lambda leaf: leaf[layer], activations), steps)
         return folded.conv(h, kernels[layer], dilation, steps) + jnp.tile(biases[layer], steps)
 
-    for block, dilation in enumerate(_DILATIONS):
-        x += pair(pair(x, 2 * block, dilation), 2 * block + 1, 1)
-    return folded.unfold(x, steps)
+    def pairs(x, steps):
+        for block, dilation in enumerate(_DILATIONS):
+            x += pair(pair(x, 2 * block, dilation, steps), 2 * block + 1, 1, steps)
+        return x
+
+    return folded.on_rows(x, pairs)

@@ -2,6 +2,7 @@
 
 A TPU takes as long for 24 channels as for 128. Reading in order, a fold changes nothing: step t is row t // S, place t % S.
 """
+from collections.abc import Callable
 import functools
 
 import jax
@@ -32,6 +33,12 @@ def unfold(x: jax.Array, steps: int) -> jax.Array:
     """`[B, T / steps, steps · D]` → `[B, T, D]`."""
     batch, rows, channels = x.shape
     return x.reshape(batch, rows * steps, channels // steps)
+
+
+def on_rows(x: jax.Array, function: Callable[[jax.Array, int], jax.Array], rate: int = 1) -> jax.Array:
+    """function(x folded to fill a TPU's lanes, its steps a row), unfolded: `[B, T, D]` → `[B, T · rate, O]`."""
+    steps = steps_a_row(x.shape[2], x.shape[1])
+    return unfold(function(fold(x, steps), steps), steps * rate)
 
 
 def conv(x: jax.Array, kernel: jax.Array, dilation: int = 1, steps: int = 1) -> jax.Array:
