@@ -88,9 +88,13 @@ def summary(tensors, patches):
                                                                  norm(tensors, f'{prefix}.norm2', x)))))[0]
 
 
-def test_encoder_is_its_definition(tensors, params):
+@pytest.mark.parametrize('places', [3, 9])
+def test_encoder_is_its_definition(monkeypatch, tensors, params, places):
+    """Also with all places of a time step, or some of them, in one product of attention over time."""
+    monkeypatch.setattr(synchformer, '_PLACES_TOGETHER', places)
+    apply = jax.jit(lambda params, segments: TINY.apply({'params': params}, segments))
     segments = np.random.default_rng(0).standard_normal((2, 6, 12, 12, 3)).astype(np.float32)
-    ours = apply(TINY, params, segments)
+    ours = apply(params, segments)
     assert ours.shape == (2, 3, 8) and ours.dtype == jnp.float32
     double = {name.removeprefix('vfeat_extractor.'): tensor.astype(np.float64) for name, tensor in tensors.items()}
     for segment, features in zip(segments, ours):

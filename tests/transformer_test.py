@@ -74,19 +74,22 @@ def test_parts_of_the_heads_make_the_whole(monkeypatch, most, part):
     sizes = []
     mix = transformer._mix
     monkeypatch.setattr(transformer, '_CACHED_LOGITS', most)
-    monkeypatch.setattr(transformer, '_mix', lambda q, *others: sizes.append(len(q)) or mix(q, *others))
+    monkeypatch.setattr(transformer, '_mix', lambda arrays: sizes.append(len(arrays['q'])) or mix(arrays))
     ours = transformer.attention(*(jnp.asarray(array, jnp.float32) for array in (q, k, v)), mask)
     assert part in sizes
     for batch in range(2):
         np.testing.assert_allclose(ours[batch], loop_attention(q[batch], k[batch], v[batch], mask), atol=1e-5)
 
 
-def test_attention_of_one():
+def test_an_extra_token_is_seen_by_all():
+    """Also where its logit is far above or below all others."""
     q, k, v = np.random.default_rng(0).standard_normal((3, 2, 7, 3, 4))
-    ours = transformer.attention_of_one(*(jnp.asarray(part, jnp.float32) for part in (q[:, :1], k, v)))
-    assert ours.shape == (2, 1, 3, 4)
+    k[:, -1] *= np.array([1, 100, -100])[:, None]
+    mask = np.concatenate([np.tri(7, 6, dtype=bool), np.ones((7, 1), bool)], axis=1)
+    extra = [jnp.asarray(part[:, -1], jnp.float32) for part in (k, v)]
+    ours = transformer.attention(*(jnp.asarray(part, jnp.float32) for part in (q, k[:, :-1], v[:, :-1])), mask[:, :-1], extra)
     for batch in range(2):
-        np.testing.assert_allclose(ours[batch], loop_attention(q[batch, :1], k[batch], v[batch], np.ones((1, 7))), atol=1e-5)
+        np.testing.assert_allclose(ours[batch], loop_attention(q[batch], k[batch], v[batch], mask), atol=1e-5)
 
 
 def test_first_only_is_the_first_of_all():

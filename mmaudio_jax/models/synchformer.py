@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmaudio_jax.models import transformer
 
@@ -16,6 +17,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 LAYER_NORM_EPS = 1e-6
 MLP_RATIO = 4
+_PLACES_TOGETHER = 14  # at most so many are one product of attention over time
+Tokens = tuple[jax.Array, ...]  # patches [B, T, P, D] and class token [B, D], apart: one token more would be uneven
 
 
 def build(variant: str, dtype: Any) -> 'VisualEncoder':
@@ -59,12 +62,12 @@ class VisualEncoder(nn.Module):
         class_token = self.param('class_token', transformer.INIT, (self.width,))
         spatial = self.param('spatial_positions', transformer.INIT, (1 + places, self.width))
         temporal = self.param('temporal_positions', transformer.INIT, (steps, self.width))
-        positions = (temporal[:, None] + spatial[1:]).reshape(steps * places, self.width)
-        first = jnp.broadcast_to((class_token + spatial[0]).astype(self.dtype), (len(x), 1, self.width))
-        x = jnp.concatenate([first, x + positions.astype(self.dtype)], axis=1)
-        blocks = transformer.repeat(DividedBlock, self.depth)(steps, self.num_heads, self.dtype, name='blocks')
-        x, _ = blocks(x)
-        x = transformer.LayerNorm(LAYER_NORM_EPS, self.dtype, name='norm')(x[:, 1:])
+        positions = (temporal[:, None] + spatial[1:]).astype(self.dtype)
+        x = x.reshape(len(x), steps, places, self.width) + positions
+        first = jnp.broadcast_to((class_token + spatial[0]).astype(self.dtype), (len(x), self.width))
+        blocks = transformer.repeat(DividedBlock, self.depth)(self.num_heads, self.dtype, name='blocks')
+        (x, _), _ = blocks((x, first))
+        x = transformer.LayerNorm(LAYER_NORM_EPS, self.dtype, name='norm')(x)
         return self._summarize(x.reshape(-1, places, self.width)).reshape(-1, steps, self.width)
 
     def _summarize(self, x: jax.Array) -> jax.Array:
@@ -77,53 +80,50 @@ class VisualEncoder(nn.Module):
 
 
 class DividedBlock(nn.Module):
-    """Attention over time, attention over space, MLP, each on the LayerNorm of the sum so far: `[B, 1 + T · P, D]`."""
-    steps: int
+    """Attention over time, attention over space, MLP, each on the LayerNorm of the sum so far: of patches and class token."""
     num_heads: int
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
-        width = x.shape[-1]
-
-        def norm(name):
-            return transformer.LayerNorm(LAYER_NORM_EPS, self.dtype, name=name)
-
-        x = x + DividedAttention(self.steps, 'time', self.num_heads, self.dtype, name='time')(norm('norm_time')(x))
-        x = x + DividedAttention(self.steps, 'space', self.num_heads, self.dtype, name='space')(norm('norm_space')(x))
-        hidden = transformer.gelu(transformer.Linear(MLP_RATIO * width, self.dtype, name='fc1')(norm('norm_mlp')(x)))
-        return x + transformer.Linear(width, self.dtype, name='fc2')(hidden), None
+    def __call__(self, tokens: Tokens) -> tuple[Tokens, None]:
+        for axis in ('time', 'space'):
+            norm = transformer.LayerNorm(LAYER_NORM_EPS, self.dtype, name=f'norm_{axis}')
+            mixed = DividedAttention(axis, self.num_heads, self.dtype, name=axis)(tuple(norm(x) for x in tokens))
+            tokens = tuple(x + more for x, more in zip(tokens, mixed))
+        width = tokens[0].shape[-1]
+        norm = transformer.LayerNorm(LAYER_NORM_EPS, self.dtype, name='norm_mlp')
+        fc1 = transformer.Linear(MLP_RATIO * width, self.dtype, name='fc1')
+        fc2 = transformer.Linear(width, self.dtype, name='fc2')
+        return tuple(x + fc2(transformer.gelu(fc1(norm(x)))) for x in tokens), None
 
 
 class DividedAttention(nn.Module):
     """The class token sees all tokens; a patch sees the class token and its own place over time, or its own time step.
 
-    `[B, 1 + T · P, D]` → `[B, 1 + T · P, D]`; axis is 'time' or 'space'.
+    Patches `[B, T, P, D]` and class token `[B, D]` → the same; axis is 'time' or 'space'. Over time, several places are one
+    product of which a mask leaves each place its own: eight tokens alone would be small for a matrix unit.
     """
-    steps: int
     axis: str
     num_heads: int
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        batch, length, width = x.shape
-        q, k, v = transformer.split_heads(transformer.Linear(3 * width, self.dtype, name='qkv')(x), self.num_heads)
-        whole = transformer.attention_of_one(q[:, :1], k, v)
-        mixed = transformer.attention(self._groups(q), self._keys(k), self._keys(v))
+    def __call__(self, tokens: Tokens) -> Tokens:
+        x, first = tokens
+        batch, steps, places, width = x.shape
+        kernel, bias = transformer.Linear(3 * width, self.dtype, name='qkv').weights(width)
+        proj = transformer.Linear(width, self.dtype, name='proj')
         if self.axis == 'time':
-            mixed = mixed.swapaxes(1, 2)
-        mixed = jnp.concatenate([whole.reshape(batch, 1, width), mixed.reshape(batch, length - 1, width)], axis=1)
-        return transformer.Linear(width, self.dtype, name='proj')(mixed)
-
-    def _groups(self, part: jax.Array) -> jax.Array:
-        """The patches of `[B, 1 + T · P, H, K]` by those that see each other: `[B, T, P, H, K]`, or `[B, P, T, H, K]`."""
-        batch, length, heads, channels = part.shape
-        grid = part[:, 1:].reshape(batch, self.steps, (length - 1) // self.steps, heads, channels)
-        return grid.swapaxes(1, 2) if self.axis == 'time' else grid
-
-    def _keys(self, part: jax.Array) -> jax.Array:
-        """The groups with the class token before each."""
-        groups = self._groups(part)
-        first = jnp.broadcast_to(part[:, None, :1], (*groups.shape[:2], 1, *part.shape[2:]))
-        return jnp.concatenate([first, groups], axis=2)
+            together = max(size for size in range(1, _PLACES_TOGETHER + 1) if places % size == 0)
+            groups = x.swapaxes(1, 2).reshape(-1, together * steps, width)
+            mask = np.kron(np.eye(together), np.ones((steps, steps))) > 0
+        else:
+            groups, mask = x.reshape(-1, places, width), None
+        q, k, v = transformer.heads(groups, kernel, bias, self.num_heads)
+        _, *first_kv = transformer.split_heads((first @ kernel + bias)[:, None], self.num_heads)
+        extra = [part[:, 0].repeat(len(groups) // batch, axis=0) for part in first_kv]
+        mixed = proj(transformer.attention(q, k, v, mask, extra).reshape(groups.shape))
+        if self.axis == 'time':
+            mixed = mixed.reshape(batch, places, steps, width).swapaxes(1, 2)
+        whole = transformer.read(first, x.reshape(batch, -1, width), kernel, bias, self.num_heads)
+        return mixed.reshape(x.shape), proj(whole)

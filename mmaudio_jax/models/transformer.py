@@ -3,6 +3,7 @@
 Letters: B batch, N (M) tokens, D width, H heads, K channels of a head. Parameters keep the dtype they are given; LayerNorm,
 logits and softmax compute in float32, matrices in the field `dtype`. Source: Vision Transformer (arXiv 2010.11929).
 """
+from collections.abc import Iterable
 import math
 from typing import Any
 
@@ -85,49 +86,55 @@ def gelu(x: jax.Array) -> jax.Array:
     return x * (0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5)))
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: np.ndarray | jax.Array | None = None) -> jax.Array:
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: np.ndarray | jax.Array | None = None,
+              extra: Iterable[jax.Array] | None = None) -> jax.Array:
     """Softmax attention `[..., N, H, K]`, `[..., M, H, K]`, `[..., M, H, K]` → `[..., N, H, K]`.
 
-    `mask`, which broadcasts to `[..., H, N, M]`, is True where a query may look; None: everywhere.
+    `mask`, which broadcasts to `[..., H, N, M]`, is True where a query may look; None: everywhere. `extra`: key and value
+    `[..., H, K]` of one token more, which every query sees; apart from the others, because one more would make them uneven.
     """
     q = (q * np.asarray(q.shape[-1]**-0.5, q.dtype)).swapaxes(-2, -3)
-    arrays = [q, k.swapaxes(-2, -3), v.swapaxes(-2, -3)]
+    arrays = {'q': q, 'k': k.swapaxes(-2, -3), 'v': v.swapaxes(-2, -3)}
     if mask is not None:
-        arrays.append(jnp.broadcast_to(mask, (*q.shape[:-1], k.shape[-3])))
-    flat = [array.reshape(-1, *array.shape[-3:]) for array in arrays]
-    return jax.lax.platform_dependent(*flat, cpu=_in_parts, default=_mix).reshape(q.shape).swapaxes(-2, -3)
+        arrays['mask'] = jnp.broadcast_to(mask, (*q.shape[:-1], k.shape[-3]))
+    if extra is not None:
+        arrays |= zip(('extra_k', 'extra_v'), (part[..., None, :] for part in extra))
+    flat = {name: array.reshape(-1, *array.shape[-3:]) for name, array in arrays.items()}
+    return jax.lax.platform_dependent(flat, cpu=_in_parts, default=_mix).reshape(q.shape).swapaxes(-2, -3)
 
 
-def _mix(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+def _mix(arrays: dict[str, jax.Array]) -> jax.Array:
     """Attention of scaled queries `[..., N, K]` over `[..., M, K]`; the sum of the weights is divided out at the end."""
-    logits = jnp.einsum('...NK,...MK->...NM', q, k, preferred_element_type=jnp.float32)
-    if mask is not None:
-        logits = jnp.where(mask, logits, -jnp.inf)
-    weights = jnp.exp(logits - logits.max(-1, keepdims=True)).astype(v.dtype)
+    q, v = arrays['q'], arrays['v']
+    logits = jnp.einsum('...NK,...MK->...NM', q, arrays['k'], preferred_element_type=jnp.float32)
+    if 'mask' in arrays:
+        logits = jnp.where(arrays['mask'], logits, -jnp.inf)
+    highest = logits.max(-1, keepdims=True)
+    weights = jnp.exp(logits - highest).astype(v.dtype)
     mixed = jnp.einsum('...NM,...MK->...NK', weights, v, preferred_element_type=jnp.float32)
-    return (mixed / weights.sum(-1, keepdims=True, dtype=jnp.float32)).astype(v.dtype)
+    total = weights.sum(-1, keepdims=True, dtype=jnp.float32)
+    if 'extra_k' in arrays:
+        logit = jnp.einsum('...NK,...MK->...NM', q, arrays['extra_k'], preferred_element_type=jnp.float32)
+        top = jnp.maximum(highest, logit)
+        share, weight = jnp.exp(highest - top), jnp.exp(logit - top)
+        mixed, total = mixed * share + weight * arrays['extra_v'].astype(jnp.float32), total * share + weight
+    return (mixed / total).astype(v.dtype)
 
 
-def _in_parts(*arrays: jax.Array) -> jax.Array:
+def _in_parts(arrays: dict[str, jax.Array]) -> jax.Array:
     """_mix part after part, so that the logits of a part stay in the cache: on CPU a tenth of CLIP's time.
 
     One flat axis of products: with several, XLA on CPU takes up to four times as long.
     """
-    shape, keys = arrays[0].shape, arrays[1].shape[-2]
-    flat = [array.reshape(-1, *array.shape[-2:]) for array in arrays]
+    shape, keys = arrays['q'].shape, arrays['k'].shape[-2]
+    flat = {name: array.reshape(-1, *array.shape[-2:]) for name, array in arrays.items()}
+    number = len(flat['q'])
     most = max(1, _CACHED_LOGITS // (shape[-2] * keys))
-    part = max(size for size in range(1, min(most, len(flat[0])) + 1) if len(flat[0]) % size == 0)
-    if part == len(flat[0]):
-        return _mix(*flat).reshape(shape)
-    parts = tuple(array.reshape(-1, part, *array.shape[1:]) for array in flat)
-    return jax.lax.map(lambda some: _mix(*some), parts).reshape(shape)
-
-
-def attention_of_one(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """attention for one query, `[B, 1, H, K]` over `[B, M, H, K]`, without turning k and v over."""
-    logits = jnp.sum(q * np.asarray(q.shape[-1]**-0.5, q.dtype) * k, axis=-1, dtype=jnp.float32)
-    weights = jax.nn.softmax(logits, axis=1).astype(v.dtype)
-    return jnp.sum(weights[..., None] * v, axis=1, keepdims=True, dtype=jnp.float32).astype(v.dtype)
+    part = max(size for size in range(1, min(most, number) + 1) if number % size == 0)
+    if part == number:
+        return _mix(flat).reshape(shape)
+    parts = {name: array.reshape(-1, part, *array.shape[1:]) for name, array in flat.items()}
+    return jax.lax.map(_mix, parts).reshape(shape)
 
 
 class Block(nn.Module):
@@ -155,35 +162,39 @@ class Block(nn.Module):
         if self.first_only:
             if self.extra_key:
                 raise ValueError('a block with an extra key computes all tokens: first_only must be False')
-            mixed, x = _first_mixed(normed, *qkv.weights(width), self.num_heads), x[:, :1]
+            mixed = read(normed[:, 0], normed[:, 1:], *qkv.weights(width), self.num_heads)[:, None]
+            x = x[:, :1]
         else:
             q, k, v = heads(normed, *qkv.weights(width), self.num_heads)
-            if self.extra_key:
-                k, v = (self._with_extra(part, name) for part, name in ((k, 'bias_k'), (v, 'bias_v')))
-            mixed = attention(q, k, v, np.tri(length, dtype=bool) if self.causal else None).reshape(x.shape)
+            extra = [self._extra(q, name) for name in ('bias_k', 'bias_v')] if self.extra_key else None
+            mixed = attention(q, k, v, np.tri(length, dtype=bool) if self.causal else None, extra).reshape(x.shape)
         x = x + Linear(width, self.dtype, name='proj')(mixed)
         hidden = Linear(self.hidden, self.dtype, name='fc1')(LayerNorm(self.eps, self.dtype, name='norm2')(x))
         return x + Linear(width, self.dtype, name='fc2')(self.activation(hidden)), None
 
-    def _with_extra(self, part: jax.Array, name: str) -> jax.Array:
-        """Keys or values `[B, M, H, K]` and the learned one after them."""
-        extra = self.param(name, INIT, (1, 1, *part.shape[2:])).astype(part.dtype)
-        return jnp.concatenate([part, jnp.broadcast_to(extra, (len(part), *extra.shape[1:]))], axis=1)
+    def _extra(self, q: jax.Array, name: str) -> jax.Array:
+        """The learned key or value for queries `[B, N, H, K]`: `[B, H, K]`."""
+        extra = self.param(name, INIT, (1, 1, *q.shape[2:])).astype(q.dtype)
+        return jnp.broadcast_to(extra[0], (len(q), *q.shape[2:]))
 
 
-def _first_mixed(x: jax.Array, kernel: jax.Array, bias: jax.Array, num_heads: int) -> jax.Array:
-    """What the first token of x `[B, M, D]` reads from all: `[B, 1, D]`, without k and v of every token.
+def read(token: jax.Array, x: jax.Array, kernel: jax.Array, bias: jax.Array, num_heads: int) -> jax.Array:
+    """What a token `[B, D]` reads from itself and from others `[B, M, D]` by attention: `[B, D]`, without their k and v.
 
     q · (x Wk + bk) = (Wk q) · x + q · bk, of which the last term is the same for all and softmax does not see it; and the
     weights add up to one, so that the mean of x Wv + bv is (mean of x) Wv + bv.
     """
-    width = x.shape[-1]
-    wq, wk, wv = jnp.split(kernel.reshape(width, 3 * num_heads, -1), 3, axis=1)
+    wq, wk, wv = jnp.split(kernel.reshape(len(kernel), 3 * num_heads, -1), 3, axis=1)
     bq, _, bv = jnp.split(bias.reshape(3 * num_heads, -1), 3)
-    q = (jnp.einsum('BD,DHK->BHK', x[:, 0], wq) + bq) * np.asarray(bq.shape[-1]**-0.5, x.dtype)
-    logits = jnp.einsum('BHD,BMD->BHM', jnp.einsum('BHK,DHK->BHD', q, wk), x, preferred_element_type=jnp.float32)
-    means = jnp.einsum('BHM,BMD->BHD', jax.nn.softmax(logits, axis=-1).astype(x.dtype), x)
-    return (jnp.einsum('BHD,DHK->BHK', means, wv) + bv).reshape(len(x), 1, width)
+    q = (jnp.einsum('BD,DHK->BHK', token, wq) + bq) * np.asarray(bq.shape[-1]**-0.5, x.dtype)
+    q = jnp.einsum('BHK,DHK->BHD', q, wk)
+    own = jnp.einsum('BHD,BD->BH', q, token, preferred_element_type=jnp.float32)[..., None]
+    logits = jnp.einsum('BHD,BMD->BHM', q, x, preferred_element_type=jnp.float32)
+    top = jnp.maximum(logits.max(-1, keepdims=True), own)
+    weights, own = jnp.exp(logits - top).astype(x.dtype), jnp.exp(own - top).astype(x.dtype)
+    mixed = jnp.einsum('BHM,BMD->BHD', weights, x, preferred_element_type=jnp.float32) + own * token[:, None]
+    means = (mixed / (weights.sum(-1, keepdims=True, dtype=jnp.float32) + own)).astype(x.dtype)
+    return (jnp.einsum('BHD,DHK->BHK', means, wv) + bv).reshape(token.shape)
 
 
 def repeat(block: type[nn.Module], depth: int) -> type[nn.Module]:
