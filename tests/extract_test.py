@@ -185,6 +185,24 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != '.png'}
 
 
+def test_a_second_set_is_extracted_with_the_codec_of_the_first(tmp_path):
+    """A folder has one codec: it serves sets that are extracted later, and is not fitted anew while a set needs it."""
+    extract.extract(sounds_config(), sounds_workdir(tmp_path, 4))
+    shutil.copytree(tmp_path / 'media' / 'sounds', tmp_path / 'media' / 'other')
+    table = tmp_path / 'media' / 'other' / 'train.jsonl'
+    table.write_text(table.read_text().replace('thing', 'other'))
+    before = (tmp_path / 'records' / 'codec.npz').read_bytes()
+    other = (('other', 'media/other'),)
+    with pytest.raises(ValueError, match=r"records/sounds: .* fitted to 'sounds' .*codec.npz to 'other' .*codec_fit_dataset"):
+        extract.extract(make_config(datasets=other, codec_fit_dataset='other'), tmp_path)
+    assert (tmp_path / 'records' / 'codec.npz').read_bytes() == before
+    extract.extract(make_config(datasets=other, codec_fit_dataset='sounds'), tmp_path)
+    made = [records.read_metadata(tmp_path / 'records' / name)['made_with']['codec_fitted_to'] for name in ('sounds', 'other')]
+    assert made[0] == made[1] and (tmp_path / 'records' / 'codec.npz').read_bytes() == before
+    with pytest.raises(ValueError, match="codec_fit_dataset is 'clips', .*datasets: other; nor was .*codec.npz fitted to it"):
+        extract.extract(make_config(datasets=other), tmp_path)
+
+
 def test_two_rates_are_made_in_one_pass(tmp_path, monkeypatch):
     sounds_workdir(tmp_path, 5)
     calls = []
