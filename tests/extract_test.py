@@ -180,6 +180,23 @@ def sounds_config(**changes):
     return make_config(datasets=(('sounds', 'media/sounds'),), codec_fit_dataset='sounds', **changes)
 
 
+def test_a_split_without_usable_clips_costs_no_shard_of_the_others(tmp_path):
+    sounds_workdir(tmp_path, 5)
+    folder, partials = tmp_path / 'media' / 'sounds', [tmp_path / part / 'records' / '.sounds.partial' for part in ('', '44k')]
+    row = {'id': 'a', 'video': None, 'audio': 'a.wav', 'caption': '', 'split': 'test'}
+    (folder / 'test.jsonl').write_text(json.dumps(row))
+    media.write_audio(folder / 'a.wav', np.zeros(20_000), 16_000)
+    config = sounds_config(rates=('16k', '44k'))
+    with pytest.raises(ValueError, match='no clip of sounds, split test, can be used; the first: .*a.wav: silent'):
+        extract.extract(config, tmp_path)
+    before = {path: path.stat().st_ino for partial in partials for path in partial.glob('sounds-*')}
+    assert sorted(path.name for path in before) == sorted(2 * [f'sounds-train.array_record-0000{i}-of-00002' for i in (0, 1)])
+    media.write_audio(folder / 'a.wav', np.sin(np.arange(20_000) / 9), 16_000)
+    extract.extract(config, tmp_path)
+    assert all(path.parents[1].joinpath('sounds', path.name).stat().st_ino == inode for path, inode in before.items())
+    assert len(load(tmp_path, 'sounds', 'test')) == 1
+
+
 def contents(folder: pathlib.Path) -> dict[str, bytes]:
     """Every file of a set but its picture, by name."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != '.png'}
