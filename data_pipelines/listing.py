@@ -3,7 +3,9 @@
     DATA_DIR/media/<name>/<split>.jsonl      the tables; the media stay where they are
     DATA_DIR/media/<name>/clips_report.json  what was listed, found, missing, left out, and the ids of each
 """
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import pathlib
@@ -34,6 +36,7 @@ LAYOUTS: dict[str, Callable[[pathlib.Path, layouts.Media, layouts.Report], Itera
 }
 BLACKLIST_KEYS = {'audioset_sl': 'AudioSet', 'freesound': 'FreeSound'}  # of WavCaps's id lists
 SHORT = ('reject', 'silence', 'repeat')
+LOCK_FILE = '.lock'
 
 
 def make_tables(config, root: pathlib.Path) -> None:
@@ -65,8 +68,20 @@ def make_tables(config, root: pathlib.Path) -> None:
                          'short': settings.short, 'validation_clips': settings.validation_clips,
                          'exclude': {str(path): _digest(path) for path in excluded}}
             folder = root / 'media' / name
-            if not _is_done(folder, made_with):
-                _Listing(name, made_with, workers).write(folder)
+            if _is_done(folder, made_with):
+                continue
+            with _locked(folder):
+                if not _is_done(folder, made_with):  # else another process has listed it meanwhile
+                    _Listing(name, made_with, workers).write(folder)
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path) -> Iterator[None]:
+    """One process at a time writes the tables in `folder`, which is made; the system drops the lock when its holder dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK_FILE, 'w', encoding='utf-8') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _digest(path: pathlib.Path) -> str:
@@ -107,11 +122,11 @@ class _Listing:
         splits = {split: [row for row in rows if row['split'] == split] for split in clips_lib.SPLITS}
         if not splits['validation']:
             _hold_out(splits, self._made_with['validation_clips'])
-        folder.mkdir(parents=True, exist_ok=True)
         for split, table in splits.items():
-            (folder / f'{split}.jsonl').unlink(missing_ok=True)
             if table:
                 clips_lib.write_table(folder / f'{split}.jsonl', table)
+            else:
+                (folder / f'{split}.jsonl').unlink(missing_ok=True)
         counts = {split: len(table) for split, table in splits.items() if table}
         used = {row['video'] or row['audio'] for row in rows}
         self._write_report(folder, len(entries), counts, found.count - len(used))

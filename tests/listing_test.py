@@ -1,5 +1,7 @@
 """Every published layout, a few entries of it: the tables, and what the report says of the rest."""
+import concurrent.futures
 import json
+import time
 
 import pytest
 
@@ -213,6 +215,40 @@ def test_a_part_is_held_out_for_validation(tmp_path):
     config.clips.validation_clips = 4
     with pytest.raises(ValueError, match='made with validation_clips = 5, the configuration says 4'):
         listing.make_tables(config, tmp_path)
+
+
+def test_processes_that_start_together_list_a_dataset_once(tmp_path, monkeypatch):
+    write_sound(tmp_path / 'source' / 'bell.wav', 1.2)
+    config = base.get_config()
+    config.sequence.duration_s, config.extract.workers = 1.0, 1
+    config.clips.datasets = (('set', 'folder_csv', str(tmp_path / 'source')),)
+    writes, write_table = [], listing.clips_lib.write_table
+
+    def slow(path, rows):
+        writes.append(path.name)
+        time.sleep(0.3)
+        write_table(path, rows)
+
+    monkeypatch.setattr(listing.clips_lib, 'write_table', slow)
+    with concurrent.futures.ThreadPoolExecutor(3) as threads:  # locks of one file in several threads exclude each other, too
+        list(threads.map(lambda _: listing.make_tables(config, tmp_path), range(3)))
+    assert writes == ['train.jsonl'] and (tmp_path / 'media' / 'set' / 'train.jsonl').is_file()
+
+
+def test_tables_are_there_while_they_are_written_anew(tmp_path, monkeypatch):
+    write(tmp_path / 'source' / 'list.csv', 'file,caption,split\na.mp4,a,train\na.mp4,a,test\n')
+    write(tmp_path / 'source' / 'a.mp4')
+    folder, write_table = tmp_path / 'media' / 'set', listing.clips_lib.write_table
+    write(folder / 'test.jsonl', 'of a run that was killed')
+    write(folder / 'train.jsonl', 'of a run that was killed')
+
+    def checked(path, rows):
+        assert path.is_file()
+        write_table(path, rows)
+
+    monkeypatch.setattr(listing.clips_lib, 'write_table', checked)
+    tables, _ = make(tmp_path, 'folder_csv')
+    assert list(tables) == ['test'] and tables['test'][0]['id'] == 'a'  # what is tested on is not trained on
 
 
 def test_a_csv_whose_header_is_quoted(tmp_path):
