@@ -87,7 +87,7 @@ class Report:
 
     def __init__(self) -> None:
         self.lists: dict[str, list[str]] = {kind: [] for kind in (
-            'missing_files', 'duplicate_ids', 'empty_captions', 'unknown_columns', 'unusable_rows', 'unreadable_files',
+            'missing_files', 'duplicate_ids', 'renamed_ids', 'empty_captions', 'unknown_columns', 'unusable_rows', 'unreadable_files',
             'too_short', 'also_in_test')}
         self.excluded: dict[str, list[str]] = {}  # by id list
 

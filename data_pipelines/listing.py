@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
+import itertools
 import json
 import pathlib
 from typing import Any, Callable, Iterable, Iterator, Sequence
@@ -107,6 +108,7 @@ class _Listing:
     def __init__(self, name: str, made_with: dict[str, Any], workers: processes.Workers):
         self._name, self._made_with, self._workers = name, made_with, workers
         self._report = layouts.Report()
+        self._ids: set[tuple[str, str]] = set()  # (split, id) of the rows so far
 
     def write(self, folder: pathlib.Path) -> None:
         """Lists, checks, cuts, and writes tables and report; prints what was found."""
@@ -193,12 +195,22 @@ class _Listing:
         count = max(len(starts_s), len(entry.captions)) if starts_s else 0
         for i in range(count):
             start_s = starts_s[i % len(starts_s)]
-            row = {'id': entry.id if count == 1 else f'{entry.id}_{i}', 'video': entry.file if entry.video else None,
-                   'audio': None if entry.video else entry.file, 'caption': entry.captions[i % len(entry.captions)],
-                   'split': entry.split, 'start_s': start_s, 'label': entry.label, 'fill': fill}
+            row = {'id': self._own_id(entry.split, entry.id if count == 1 else f'{entry.id}_{i}'),
+                   'video': entry.file if entry.video else None, 'audio': None if entry.video else entry.file,
+                   'caption': entry.captions[i % len(entry.captions)], 'split': entry.split, 'start_s': start_s,
+                   'label': entry.label, 'fill': fill}
             if entry.describe is not None:
                 row.update(entry.describe(start_s, self._made_with['duration_s']))
             yield row
+
+    def _own_id(self, split: str, wanted: str) -> str:
+        """An id that no row of the split has: 'rain_1.wav' beside windows of 'rain.wav' is renamed to rain_1_0, and listed."""
+        numbered = (f'{wanted}_{i}' for i in itertools.count())
+        found = next(name for name in itertools.chain([wanted], numbered) if (split, name) not in self._ids)
+        if found != wanted:
+            self._report.add('renamed_ids', f'{wanted}: is {found}')
+        self._ids.add((split, found))
+        return found
 
     def _write_report(self, folder: pathlib.Path, listed: int, counts: dict[str, int], unused: int) -> None:
         """clips_report.json, last: with it the tables are complete."""

@@ -1,11 +1,13 @@
 """Every published layout, a few entries of it: the tables, and what the report says of the rest."""
 import concurrent.futures
 import json
+import pathlib
 import time
 
 import pytest
 
 from configs import base
+from data_pipelines import clips
 from data_pipelines import listing
 from tests.layouts_test import write_sound
 
@@ -198,6 +200,17 @@ def test_a_folder_whose_names_are_the_captions(tmp_path):
         ('bell', 'bell', 'bell', 'repeat'), ('wolf/GrowlLoud-02', 'wolf growl loud', 'wolf', 'repeat'),
         ('wolf/wolf_howl.flac', 'wolf howl', 'wolf', 'repeat'), ('wolf/wolf_howl.wav', 'wolf howl', 'wolf', 'repeat')]
     assert not any(report['counts'].values())
+
+
+def test_a_file_that_is_named_as_a_window_of_another_is_renamed(tmp_path):
+    for name, seconds in (('heavy', 3.4), ('heavy_1', 1.2), ('heavy_1_0', 1.2), ('heavy_2', 2.4)):
+        write_sound(tmp_path / 'source' / 'rain' / f'{name}.wav', seconds)
+    tables, report = make(tmp_path, 'folder_csv')
+    files = [(row['id'].removeprefix('rain/'), pathlib.Path(row['audio']).stem) for row in tables['train']]
+    assert files == [('heavy_0', 'heavy'), ('heavy_1', 'heavy'), ('heavy_2', 'heavy'), ('heavy_1_0', 'heavy_1'),
+                     ('heavy_1_0_0', 'heavy_1_0'), ('heavy_2_0', 'heavy_2'), ('heavy_2_1', 'heavy_2')]
+    assert report['lists']['renamed_ids'] == ['rain/heavy_1: is rain/heavy_1_0', 'rain/heavy_1_0: is rain/heavy_1_0_0']
+    assert len(clips.read_table(tmp_path / 'media' / 'set' / 'train.jsonl')) == 7
 
 
 def test_a_part_is_held_out_for_validation(tmp_path):
