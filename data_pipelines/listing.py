@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import itertools
 import json
+import os
 import pathlib
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
@@ -67,7 +68,7 @@ def make_tables(config, root: pathlib.Path) -> None:
             excluded = [pathlib.Path(path) for other, path in settings.exclude if other == name]
             made_with = {'layout': layout, 'source': str(source), 'duration_s': config.sequence.duration_s,
                          'short': settings.short, 'validation_clips': settings.validation_clips,
-                         'exclude': {str(path): _digest(path) for path in excluded}}
+                         'exclude': {str(path): layouts.digest(path) if path.is_file() else '' for path in excluded}}
             folder = root / 'media' / name
             if _is_done(folder, made_with):
                 continue
@@ -85,12 +86,8 @@ def _locked(folder: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def _digest(path: pathlib.Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ''
-
-
 def _is_done(folder: pathlib.Path, made_with: dict[str, Any]) -> bool:
-    """Whether the tables are there; ValueError when they are, but were made with other settings."""
+    """Whether the tables are there; ValueError when they are, but were made with other settings or listings."""
     report = folder / layouts.REPORT
     if not report.is_file():
         return False
@@ -99,6 +96,9 @@ def _is_done(folder: pathlib.Path, made_with: dict[str, Any]) -> bool:
         if stored.get(field) != value:
             raise ValueError(f'{folder}: its tables were made with {field} = {stored.get(field)!r}, the configuration says '
                              f'{value!r}; delete {report} to list the clips again')
+    for listing, digest in stored.get('listings', {}).items():
+        if os.path.isfile(listing) and layouts.digest(pathlib.Path(listing)) != digest:  # else the dataset was put away
+            raise ValueError(f'{listing}: was changed since {folder} was made of it; delete {report} to list the clips again')
     return True
 
 
@@ -214,7 +214,7 @@ class _Listing:
 
     def _write_report(self, folder: pathlib.Path, listed: int, counts: dict[str, int], unused: int) -> None:
         """clips_report.json, last: with it the tables are complete."""
-        text = json.dumps({'made_with': self._made_with, 'listed': listed, 'clips': counts, 'unused_files': unused,
+        text = json.dumps({'made_with': {**self._made_with, 'listings': self._report.listings}, 'listed': listed, 'clips': counts, 'unused_files': unused,
                            'counts': {kind: len(found) for kind, found in self._report.lists.items()},
                            'excluded': {name: len(found) for name, found in self._report.excluded.items()},
                            'lists': self._report.lists, 'excluded_ids': self._report.excluded}, indent=1)

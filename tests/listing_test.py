@@ -179,7 +179,8 @@ def test_greatest_hits(tmp_path):
 def test_any_folder_with_a_csv(tmp_path):
     source = tmp_path / 'source'
     write(source / 'list.csv', 'file,caption,split,start_s,label,mood\na.mp4,a film,val,,x,1\nsub/b.wav,long,,,y,1\n'
-          'sub/b.wav,from there,test,0.5,y,1\nc.wav,,train,,y,1\nd.wav,d,dev,,y,1\nd.wav,d,,soon,y,1\n')
+          'sub/b.wav,from there,test,0.5,y,1\nc.wav,,train,,y,1\nd.wav,d,dev,,y,1\nd.wav,d,,soon,y,1\n'
+          'd.wav,d,,nan,y,1\nd.wav,d,,-3,y,1\n')
     write(source / 'a.mp4')
     write_sound(source / 'sub' / 'b.wav', 3.4)
     write_sound(source / 'c.wav', 2)
@@ -189,7 +190,8 @@ def test_any_folder_with_a_csv(tmp_path):
     assert 'train' not in tables  # b.wav is tested on, c.wav has no caption
     assert report['lists']['also_in_test'] == ['sub/b'] and report['lists']['empty_captions'] == ['c']
     assert report['lists']['unusable_rows'] == ["list.csv, row 6: split is 'dev'; it must be train, validation or test",
-                                                "list.csv, row 7: start_s is 'soon', not a time in seconds"]
+                                                *(f"list.csv, row {row}: start_s is '{start}', not a time in seconds from 0 on"
+                                                  for row, start in ((7, 'soon'), (8, 'nan'), (9, '-3')))]
 
 
 def test_a_folder_whose_names_are_the_captions(tmp_path):
@@ -262,6 +264,25 @@ def test_tables_are_there_while_they_are_written_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(listing.clips_lib, 'write_table', checked)
     tables, _ = make(tmp_path, 'folder_csv')
     assert list(tables) == ['test'] and tables['test'][0]['id'] == 'a'  # what is tested on is not trained on
+
+
+@pytest.mark.parametrize('layout, name, text', [
+    ('folder_csv', 'list.csv', 'file,caption\n12.wav,a bell\n'), ('vggsound', 'vggsound.csv', f'{IDS[0]},30,bell,train\n'),
+    ('audioset_sl', 'as_final.json', '{"data": [{"id": "12", "caption": "bell"}]}'),
+    ('moviegen', '12.jsonl', '{"audio_prompt": "bell"}'), ('greatest_hits', '12_times.txt', '0.25 metal hit static')])
+def test_a_listing_that_was_changed_is_noticed(tmp_path, layout, name, text):
+    source = tmp_path / 'source'
+    for media in ('12.wav', f'{IDS[0]}_000030.mp4'):
+        write_sound(source / 'x.wav', 1.2).rename(source / media)
+    write(source / 'train.txt', '12')
+    write(source / name, text)
+    before = make(tmp_path, layout)
+    assert str(source / name) in before[1]['made_with']['listings'] and make(tmp_path, layout) == before
+    write(source / name, f'{text} ')
+    with pytest.raises(ValueError, match=f'{name}: was changed since .*media/set was made of it; delete .*clips_report.json'):
+        make(tmp_path, layout)
+    source.rename(tmp_path / 'put away')
+    assert make(tmp_path, layout) == before
 
 
 def test_a_csv_whose_header_is_quoted(tmp_path):
