@@ -53,6 +53,8 @@ def extract(config, workdir: pathlib.Path) -> None:
       OSError: disk full.
     """
     settings, root = config.extract, pathlib.Path(config.data_dir or workdir).absolute()
+    clips_lib.check_entries('extract.datasets', settings.datasets, 'record set', 'folder of clip tables')
+    clips_lib.check_entries('extract.memmaps', settings.memmaps, 'record set', 'split', 'folder of memory maps')
     if config.clips.datasets:
         listing.make_tables(config, root)
     imported = memmaps.import_sets(config, root, *_place(settings)) if settings.memmaps else []
@@ -76,8 +78,9 @@ def extract(config, workdir: pathlib.Path) -> None:
     if not jobs:
         print(f'extract: {", ".join(folders)} are in {root / "records"}, nothing to extract', flush=True)
     with processes.Workers(settings.workers) as workers:
-        for rate, place in places.items() if jobs and fitted_to else ():
-            _fit_codec(workers, config, folders, {**fitted_to, **_clip_form(config, rate)}, place)
+        for rate, place in places.items():
+            if jobs and fitted_to:
+                _fit_codec(workers, config, folders, {**fitted_to, **_clip_form(config, rate)}, place)
         for name, missing in jobs.items():
             targets = tuple(shards_lib.Target(_schema(config, rate), place / f'.{name}.partial', place / 'codec.npz')
                             for rate, place in missing.items())

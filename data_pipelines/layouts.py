@@ -88,8 +88,8 @@ class Report:
 
     def __init__(self) -> None:
         self.lists: dict[str, list[str]] = {kind: [] for kind in (
-            'missing_files', 'duplicate_ids', 'renamed_ids', 'empty_captions', 'unknown_columns', 'unusable_rows', 'unreadable_files',
-            'too_short', 'also_in_test')}
+            'missing_files', 'duplicate_ids', 'renamed_ids', 'empty_captions', 'unknown_columns', 'unusable_rows',
+            'unreadable_files', 'too_short', 'also_in_test')}
         self.excluded: dict[str, list[str]] = {}  # by id list
         self.listings: dict[str, str] = {}  # files that were read → their digests
 
@@ -150,8 +150,8 @@ def csv_rows(path: pathlib.Path, text: str, delimiter: str = ',') -> Iterator[tu
             yield line, row
             line = reader.line_num + 1
     except csv.Error as error:
-        raise ValueError(f'{path}, line {line}: the row that starts there cannot be read ({error}); close its quotes, and write '
-                         'those within a cell twice') from error
+        raise ValueError(f'{path}, line {line}: the row that starts there cannot be read ({error}); close its quotes, and '
+                         'write those within a cell twice') from error
 
 
 def digest(path: pathlib.Path) -> str:

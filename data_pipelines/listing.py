@@ -57,6 +57,8 @@ def make_tables(config, root: pathlib.Path) -> None:
     settings = config.clips
     if settings.short not in SHORT:
         raise ValueError(f'config.clips.short is {settings.short!r}; it must be one of {", ".join(SHORT)}')
+    clips_lib.check_entries('clips.datasets', settings.datasets, 'record set', 'layout', 'folder')
+    clips_lib.check_entries('clips.exclude', settings.exclude, 'record set', 'file of ids')
     names = [name for name, _, _ in settings.datasets]
     unknown = sorted({name for name, _ in settings.exclude} - set(names))
     if unknown:
@@ -214,7 +216,8 @@ class _Listing:
 
     def _write_report(self, folder: pathlib.Path, listed: int, counts: dict[str, int], unused: int) -> None:
         """clips_report.json, last: with it the tables are complete."""
-        text = json.dumps({'made_with': {**self._made_with, 'listings': self._report.listings}, 'listed': listed, 'clips': counts, 'unused_files': unused,
+        made_with = {**self._made_with, 'listings': self._report.listings}
+        text = json.dumps({'made_with': made_with, 'listed': listed, 'clips': counts, 'unused_files': unused,
                            'counts': {kind: len(found) for kind, found in self._report.lists.items()},
                            'excluded': {name: len(found) for name, found in self._report.excluded.items()},
                            'lists': self._report.lists, 'excluded_ids': self._report.excluded}, indent=1)

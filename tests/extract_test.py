@@ -132,6 +132,10 @@ def test_statistics_can_be_taken(workdir):
                                             ({'codec_fit_dataset': 'sounds'}, 'codec_fit_dataset'),
                                             ({'codec_fit_dataset': ''}, 'codec_fit_dataset'),
                                             ({'datasets': ()}, 'datasets is empty'),
+                                            ({'datasets': ('clips', 'media/clips')}, r"extract.datasets is \('clips', 'media.*"
+                                             r"""must be .*, also a single one: '\(\("record set", "folder of.*"\),\)'"""),
+                                            ({'datasets': ('ab', 'cd')}, 'config.extract.datasets is '),
+                                            ({'memmaps': (('clips', 'train'),)}, 'config.extract.memmaps is '),
                                             ({'encoder': 'none'}, 'config.extract.encoder'),
                                             ({'datasets': (('clips', 'media/none'), )}, 'media/none/train.jsonl')])
 def test_other_settings_are_refused(workdir, changes, field):

@@ -304,6 +304,15 @@ def test_windows_of_one_file_are_not_in_two_splits(tmp_path):
     assert len(held) == 6 and len(trained) == 18 and not set(held) & set(trained)
 
 
+@pytest.mark.parametrize('field, value', [('datasets', ('set', 'folder_csv', 'x')), ('datasets', (('set', 'folder_csv'),)),
+                                          ('exclude', ('set', 'ids.txt'))])
+def test_entries_without_their_inner_comma_are_explained(tmp_path, field, value):
+    config = base.get_config()
+    config.clips[field] = value
+    with pytest.raises(ValueError, match=rf"config.clips.{field} is \(.*it must be a tuple of \(record set, .*'\(\(.*\),\)'"):
+        listing.make_tables(config, tmp_path)
+
+
 @pytest.mark.parametrize('layout, message', [('vggsound', 'holds neither vggsound.csv nor lists'),
                                              ('audiocaps', 'holds none of train.csv'),
                                              ('clotho', 'holds none of clotho_captions'), ('bbc', 'holds no bbc_final.json'),
