@@ -98,7 +98,10 @@ def write_video(source: Path | Frames, waveform: np.ndarray, sample_rate_hz: int
         _copy_file(source, sound, length, out_path, kept is not None)
     except _Refused as reason:
         warnings.warn(f'{os.fspath(out_path)}: {reason}: encoded anew', MediaWarning, stacklevel=2)
-        _encode_file(source, [sound] if kept is None else [sound, kept], length, out_path)
+        try:
+            _encode_file(source, [sound] if kept is None else [sound, kept], length, out_path)
+        except _Refused as again:
+            raise MediaError(out_path, f'cannot be written: {again}, not even encoded anew') from again
 
 
 def mixed(sound: Sound, other: Sound, other_db: float) -> Sound:
@@ -153,16 +156,24 @@ def _copy_file(source: Path, sound: Sound, length: Fraction, out_path: Path, kee
 
 
 def _encode_file(source: Path, sounds: list[Sound], length: Fraction, out_path: Path) -> None:
-    """Encodes the pictures of a file anew, with the timestamps that they have."""
+    """Encodes the pictures of a file anew, with the timestamps that they have.
+
+    Some files (H.264 in AVI, MPEG program streams) repeat a timestamp or step back: what is not later is left out, because
+    encoders and containers take each time once.
+    """
     with media.opened(source) as container, _output(out_path) as out:
         stream = media.video_stream(container, source)
         start = media.time_zero(container, source)
 
         def pictures() -> Iterator[tuple[Fraction, av.VideoFrame]]:
+            last = None
             with media.explained(source):
                 for time, frame in media.decode(container, stream, start):
                     if time >= start + length:
                         return
+                    if last is not None and time <= last:
+                        continue
+                    last = time
                     upright = av.VideoFrame.from_image(media.upright(frame)) if frame.rotation else frame
                     yield time - start, upright
 
