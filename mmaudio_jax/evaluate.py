@@ -20,6 +20,7 @@ import numpy as np
 
 from mmaudio_jax import checkpoints
 from mmaudio_jax import codec
+from mmaudio_jax import fingerprints
 from mmaudio_jax import media
 from mmaudio_jax import metrics
 from mmaudio_jax import mux
@@ -44,7 +45,7 @@ def evaluate(config, workdir: pathlib.Path) -> None:
     """Samples config.evaluate.dataset's split, scores it, prints the table and writes workdir/report.json.
 
     The batches are split over all devices; every process samples, the first one decodes, scores and writes. Clips to look at
-    are in workdir/generated/<split>. A report of the same config and weights is left as it is; any other is replaced.
+    are in workdir/generated/<split>. A report of the same config, weights and data is left as it is; any other is replaced.
 
     Args:
       config: the whole configuration, of the run in workdir but for what training does not depend on.
@@ -60,10 +61,10 @@ def evaluate(config, workdir: pathlib.Path) -> None:
     started = time.monotonic()
     data = pathlib.Path(config.data_dir or workdir)
     step = checkpoints.latest_snapshot(workdir)
-    identity = _identity(config, step)
+    identity = _identity(config, workdir, data, step)
     path = workdir / 'report.json'
     if _matches(path, identity):
-        print(f'evaluate: {path} is of step {step} and this config, nothing to do', flush=True)
+        print(f'evaluate: {path} is of step {step}, this config and these data, nothing to do', flush=True)
         return
     params, trained = checkpoints.load_params(workdir, config.ema.synthesis_sigma_rel, step)
     checkpoints.check_config(trained, checkpoints.to_json(config), workdir / 'ema')
@@ -148,12 +149,17 @@ def table(report: Mapping[str, Any]) -> str:
     return '\n'.join(lines)
 
 
-def _identity(config, step: int) -> dict[str, Any]:
-    """What a report depends on."""
+def _identity(config, workdir: pathlib.Path, data: pathlib.Path, step: int) -> dict[str, Any]:
+    """What a report depends on. The data count by their content: a folder that moved is still the same."""
     plain = checkpoints.to_json(config)
     counted = {name: value for name, value in plain.items() if name not in _WITHOUT_INFLUENCE}
     digest = hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
-    return {'report_version': REPORT_VERSION, 'fingerprint': digest, 'step': step}
+    return {
+        'report_version': REPORT_VERSION, 'fingerprint': digest, 'step': step,
+        'weights': fingerprints.of_weights(workdir, config.name, step, store.places(config.weights)),
+        'records': fingerprints.of_records(config, data), 'codec': fingerprints.of_file(data / 'records' / 'codec.npz'),
+        'table': fingerprints.of_file(data / 'media' / config.evaluate.dataset / f'{config.evaluate.split}.jsonl'),
+    }
 
 
 def _matches(path: pathlib.Path, identity: Mapping[str, Any]) -> bool:

@@ -2,7 +2,7 @@
 
     WORKDIR/generated/<dataset>_<split>_<digest>/<id>.flac    and settings.json, which the digest is of
 
-So what is there is never of another network, guidance or seed, and an interrupted job goes on where it stopped.
+So what is there is never of other weights, records, guidance or seed, and an interrupted job goes on where it stopped.
 """
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -24,6 +24,7 @@ import numpy as np
 from mmaudio_jax import checkpoints
 from mmaudio_jax import codec
 from mmaudio_jax import encoders
+from mmaudio_jax import fingerprints
 from mmaudio_jax import input_pipeline
 from mmaudio_jax import media
 from mmaudio_jax import partitioning
@@ -145,7 +146,7 @@ def write(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
     started, data = time.monotonic(), pathlib.Path(config.data_dir or workdir)
     sequence = Sequence(config.sequence.rate, config.sequence.duration_s)
     parts = _network(config, workdir, sequence)
-    folder = _folder(config, workdir, parts)
+    folder = _folder(config, workdir, data, parts)
     split = examples(config, data)
     run: Sampler | None = None
     found: dict[str, pathlib.Path] = {}
@@ -201,12 +202,15 @@ def _network(config, workdir: pathlib.Path, sequence: Sequence) -> pretrained.Pr
     return parts
 
 
-def _folder(config, workdir: pathlib.Path, parts: pretrained.Pretrained) -> pathlib.Path:
+def _folder(config, workdir: pathlib.Path, data: pathlib.Path, parts: pretrained.Pretrained) -> pathlib.Path:
     """The folder of these sounds, with settings.json."""
     plain = checkpoints.to_json(config)
     plain['sampling'].pop('batch_size')
     settings = {'network': parts.config, 'step': parts.step, 'pretrained': config.generate.pretrained,
-                'sigma_rel': config.ema.synthesis_sigma_rel, 'sampling': plain['sampling'], 'sequence': plain['sequence']}
+                'sigma_rel': config.ema.synthesis_sigma_rel, 'sampling': plain['sampling'], 'sequence': plain['sequence'],
+                'weights': fingerprints.of_weights(config.generate.pretrained or workdir, parts.name, parts.step,
+                                                   store.places(config.weights)),
+                'records': fingerprints.of_records(config, data), 'codec': fingerprints.of_file(parts.codec_path)}
     text = json.dumps(settings, indent=1, sort_keys=True) + '\n'
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     folder = workdir / 'generated' / f'{config.evaluate.dataset}_{config.evaluate.split}_{digest}'

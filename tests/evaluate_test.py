@@ -1,5 +1,6 @@
 """Evaluation of a split, with its controls: what the report says, what is skipped, and what is refused."""
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -62,6 +63,28 @@ def test_a_second_run_does_nothing_and_a_changed_one_does(evaluated, capsys):
         config.evaluate.onset_windows_s = (0.1, 0.05, 0.3)
     assert list(json.loads((workdir / 'report.json').read_text())['onsets']) == ['0.2']
     evaluate.evaluate(config, workdir)
+
+
+def test_a_report_of_other_data_or_weights_is_made_anew(evaluated, tmp_path, capsys):
+    _, workdir = evaluated
+    config, run = trained_run.make_config(), tmp_path / 'run'
+    shutil.copytree(workdir, run)
+    for name in ('media', 'records'):
+        (run / name).rename(tmp_path / name)
+    config.data_dir = str(tmp_path)
+    table, metadata = tmp_path / 'media' / 'impacts' / 'test.jsonl', tmp_path / 'records' / 'impacts' / 'metadata.json'
+
+    def train_again():
+        shutil.rmtree(run / 'ema')
+        trained_run.write_weights(run, config, seed=1)
+
+    changes = {'only moved': lambda: None, 'other tables': lambda: metadata.write_text(metadata.read_text() + ' '),
+               'other onsets': lambda: table.write_text(table.read_text().replace('0.2', '0.21')), 'other weights': train_again,
+               'other codec': lambda: trained_run.write_codec(tmp_path, config, 2)}
+    for name, change in changes.items():
+        change()
+        evaluate.evaluate(config, run)
+        assert ('nothing to do' in capsys.readouterr().out) == (name == 'only moved'), name
 
 
 def test_sampling_depends_neither_on_batches_nor_on_devices(evaluated):

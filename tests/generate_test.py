@@ -1,6 +1,7 @@
 """Files in, files out: what is written, skipped, refused, and what happens to the others when one fails."""
 import json
 import resource
+import shutil
 import signal
 
 import av
@@ -72,6 +73,24 @@ def test_one_file_with_other_settings_is_made_again(workdir):
     config.sampling.schedule = 'quadratic'
     assert generate.generate(config, workdir) == 0
     assert (workdir / 'one' / 'c.wav').read_bytes() != second
+
+
+def test_results_of_other_weights_are_made_again(tmp_path, capfd):
+    """Trained anew in the same folder, with as many steps."""
+    config = trained_run.make(tmp_path)
+    config.generate.update(prompt='rain', output=str(tmp_path / 'out'))
+    sounds = []
+    for change in (lambda *_: None, lambda *_: None, _train_anew, lambda *run: trained_run.write_codec(*run, seed=2)):
+        change(tmp_path, config)
+        assert generate.generate(config, tmp_path) == 0
+        sounds.append(next((tmp_path / 'out').glob('*.flac')).read_bytes())
+    assert capfd.readouterr().out.count('nothing to do') == 1
+    assert sounds[0] == sounds[1] and len(set(sounds)) == 3
+
+
+def _train_anew(workdir, config):
+    shutil.rmtree(workdir / 'ema')
+    trained_run.write_weights(workdir, config, seed=1)
 
 
 def test_fields_of_the_config_reach_the_job_and_all_devices_are_used(workdir):
