@@ -227,6 +227,24 @@ def test_bad_csv(workdir, tmp_path, text, message):
     assert '\n' not in str(error.value)
 
 
+def test_every_job_has_a_name_of_its_own(workdir, tmp_path):
+    for name in ('a.mp4', 'a.mkv', 'a_mp4.mov', 'a_mkv_.mov', 'b.mp4'):
+        (tmp_path / name).touch()
+    config = _config(workdir, input=str(tmp_path))
+    assert [(job.video.name, job.name) for job in generate_jobs.jobs(config.generate, config.sampling)] == [
+        ('a.mkv', 'a_mkv'), ('a.mp4', 'a_mp4_'), ('a_mkv_.mov', 'a_mkv_'), ('a_mp4.mov', 'a_mp4'), ('b.mp4', 'b')]
+    (tmp_path / 'list.csv').write_text('video\nclip.mp4\nclip.mp4\nclip_2.mkv\n')
+    config.generate.input = str(tmp_path / 'list.csv')
+    names = [job.name for job in generate_jobs.jobs(config.generate, config.sampling)]
+    assert names == ['clip_2_', 'clip_3', 'clip_2']
+
+
+def test_a_cell_of_no_seconds_is_as_long_as_the_video(workdir, tmp_path):
+    (tmp_path / 'list.csv').write_text('video,duration_s\na.mp4,0\nb.mp4,\nc.mp4,2\n')
+    config = _config(workdir, input=str(tmp_path / 'list.csv'), duration_s=3.0)
+    assert [job.duration_s for job in generate_jobs.jobs(config.generate, config.sampling)] == [None, 3.0, 2.0]
+
+
 def test_same_stem_and_mistakes(workdir, tmp_path):
     for name in ('x.mp4', 'x.webm', 'y.mov'):
         (tmp_path / name).touch()
