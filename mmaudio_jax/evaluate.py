@@ -207,17 +207,18 @@ def _save_clips(config, workdir: pathlib.Path, data: pathlib.Path, rows: list[Ro
                 onsets: Mapping[str, list[metrics.Onsets]], sequence: Sequence) -> None:
     """The first clips as mp4 with the new sound, and as spectrograms with the true and the found onsets."""
     folder = workdir / 'generated' / config.evaluate.split
-    folder.mkdir(parents=True, exist_ok=True)
     for index, row in enumerate(rows[:config.evaluate.save_clips]):
         generated = sounds['generated'][index]
+        sound, picture, clip = (split_sounds.place_of(folder, row['id'], suffix) for suffix in ('.flac', '.png', '.mp4'))
+        clip.parent.mkdir(parents=True, exist_ok=True)
         if row['video'] and not row.get('start_s', 0.0):  # a later part of a video cannot be copied without its beginning
             video = data / 'media' / config.evaluate.dataset / row['video']
-            mux.write_video(video, generated, sequence.sample_rate_hz, folder / f'{row["id"]}.mp4')
+            mux.write_video(video, generated, sequence.sample_rate_hz, clip)
         else:
-            media.write_audio(folder / f'{row["id"]}.flac', generated, sequence.sample_rate_hz)
+            media.write_audio(sound, generated, sequence.sample_rate_hz)
         titles = {f'generated: {row["caption"]}': generated, 'true sound': sounds['truth'][index]}
         marks = {'true onsets': row['onset_times_s'], 'found in the generated sound': onsets['generated'][index].times_s}
-        plots.spectrogram(folder / f'{row["id"]}.png', titles, sequence.sample_rate_hz, marks)
+        plots.spectrogram(picture, titles, sequence.sample_rate_hz, marks)
 
 
 def _version(package: str) -> str:

@@ -1,6 +1,6 @@
 """Sounds of a whole split, made from its records by the run's network or an official one.
 
-    WORKDIR/generated/<dataset>_<split>_<digest>/<id>.flac    and settings.json, which the digest is of
+    WORKDIR/generated/<dataset>_<split>_<digest>/<id>.flac    and settings.json, which the digest is of; an id may hold slashes
 
 So what is there is never of other weights, records, guidance or seed, and an interrupted job goes on where it stopped.
 """
@@ -140,7 +140,7 @@ def write(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
       Id → sound, in the order of the records. The folder may hold others, of a larger config.evaluate.max_clips.
 
     Raises:
-      ValueError: no network, one of another config, two records of one id.
+      ValueError: no network, one of another config, two records of one id, an id that is no place in a folder.
       FileNotFoundError: records or codec are missing.
     """
     started, data = time.monotonic(), pathlib.Path(config.data_dir or workdir)
@@ -154,7 +154,7 @@ def write(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
     writing: list[concurrent.futures.Future] = []
     with concurrent.futures.ThreadPoolExecutor(1) as pool:  # writes a batch while the next is made
         while batch := list(itertools.islice(split, config.sampling.batch_size)):
-            paths = [folder / f'{example["id"]}.flac' for example in batch]
+            paths = [place_of(folder, example['id'], '.flac') for example in batch]
             found |= {example['id']: path for example, path in zip(batch, paths)}
             first, count = count, count + len(batch)
             if not _anywhere(not all(path.is_file() for path in paths)):
@@ -177,7 +177,20 @@ def write(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
     return found
 
 
+def place_of(folder: pathlib.Path, name: str, suffix: str) -> pathlib.Path:
+    """The file of the clip `name` in the folder, in folders of its own where the name has slashes.
+
+    Raises:
+      ValueError: the name leads out of the folder, or to a file of another name.
+    """
+    if not {'', '.', '..'}.isdisjoint(name.split('/')):
+        raise ValueError(f'{folder}: cannot hold a file for the record {name!r}, whose id is no path inside of a folder; '
+                         'change the id in its table and extract again (--mode=extract)')
+    return folder / f'{name}{suffix}'
+
+
 def _write_sound(path: pathlib.Path, waveform: np.ndarray, sequence: Sequence) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)  # of an id with slashes
     samples = round(sequence.duration_s * sequence.sample_rate_hz)
     media.write_audio(path, np.asarray(waveform)[:samples], sequence.sample_rate_hz)
 

@@ -151,6 +151,27 @@ def test_sync_features_of_records_serve_again(tmp_path):
         split_sounds.SyncFeatures(config, tmp_path)
 
 
+def test_ids_with_slashes(trained, tmp_path):
+    config = _config()
+    shutil.copytree(trained / 'ema', tmp_path / 'ema')
+    trained_run.write_codec(tmp_path, config)
+    trained_run.write_split(tmp_path, config, 'one/of/{}')
+    made = split_sounds.write(config, tmp_path)
+    assert list(made) == [f'one/of/{index}' for index in range(trained_run.CLIPS)]
+    written = {name: path.stat().st_mtime_ns for name, path in made.items()}
+    assert _scored(tmp_path, config)['systems']['impacts']['paired'] == trained_run.CLIPS
+    assert {name: path.stat().st_mtime_ns for name, path in split_sounds.write(config, tmp_path).items()} == written
+    evaluate.evaluate(trained_run.make_config(), tmp_path)
+    assert {path.name for path in (tmp_path / 'generated' / 'test' / 'one' / 'of').iterdir()} == {
+        '0.mp4', '0.png', '1.mp4', '1.png'}
+
+
+@pytest.mark.parametrize('name', ['/etc/a', '../a', 'a/../../b', 'a/', './a', ''])
+def test_an_id_does_not_lead_out_of_the_folder(tmp_path, name):
+    with pytest.raises(ValueError, match=f"cannot hold a file for the record '{name}', whose id is no path inside of a folder"):
+        split_sounds.place_of(tmp_path, name, '.flac')
+
+
 def test_mistakes(trained, tmp_path):
     with pytest.raises(ValueError, match='train first'):
         split_sounds.write(_config(), tmp_path)

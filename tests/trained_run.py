@@ -72,15 +72,15 @@ def write_video(path: pathlib.Path, seed: int = 0, duration_s: float = DURATION_
     impacts.write_clip(impacts.Job(str(path), seed, duration_s, 64, 25))
 
 
-def write_split(workdir: pathlib.Path, config) -> None:
-    """media/impacts and records/impacts with a split 'test'; the last clip's truth is empty."""
+def write_split(workdir: pathlib.Path, config, ids: str = 'clip_{}') -> None:
+    """media/impacts and records/impacts with a split 'test', its ids by number; the last clip's truth is empty."""
     sequence = _sequence(config)
     folder, set_folder = workdir / 'media' / 'impacts', workdir / 'records' / 'impacts'
     set_folder.mkdir(parents=True)
     encoder, coder = encoders.make('pixels', sequence), codec.make('pca', sequence, workdir / 'records' / 'codec.npz')
     rows, examples = [], []
     for index in range(CLIPS):
-        row = {'id': f'clip_{index}', 'video': f'test/clip_{index}.mp4', 'audio': None, 'caption': f'clip number {index}',
+        row = {'id': ids.format(index), 'video': f'test/clip_{index}.mp4', 'audio': None, 'caption': f'clip number {index}',
                'split': 'test', 'onset_times_s': [0.2 + 0.1 * index, 5.0] if index < CLIPS - 1 else []}
         write_video(folder / row['video'], index)
         frames = media.read_frames(folder / row['video'], encoder.frame_requests, 0.0, DURATION_S)
