@@ -26,6 +26,7 @@ from mmaudio_jax import metrics
 from mmaudio_jax import mux
 from mmaudio_jax import plots
 from mmaudio_jax import score as score_folders
+from mmaudio_jax import score_inputs
 from mmaudio_jax import split_sounds
 from mmaudio_jax.models import mmaudio
 from mmaudio_jax.sequence import Sequence
@@ -52,7 +53,7 @@ def evaluate(config, workdir: pathlib.Path) -> None:
       workdir: of a training run.
 
     Raises:
-      ValueError: no trained network, one of another config, or a split without onset times.
+      ValueError: no trained network, one of another config, a split without onset times, or sounds that are not finite.
       FileNotFoundError: records, codec or the table of the split are missing.
     """
     if config.score.generated or config.score.compare or config.score.sample:
@@ -78,6 +79,10 @@ def evaluate(config, workdir: pathlib.Path) -> None:
     sampled = time.monotonic()
     if reading is None:
         return
+    broken = [example['id'] for example, sound in zip(examples, generated, strict=True) if not np.isfinite(sound).all()]
+    if broken:
+        raise ValueError(f'{len(broken)} of {len(examples)} generated sounds are not finite, first that of {broken[0]!r}: '
+                         'lower config.sampling.guidance, or train again with a lower config.optimizer.learning_rate')
     samples = round(sequence.duration_s * sequence.sample_rate_hz)
     sounds = {'generated': list(generated[:, :samples]),
               'codec': list(_decoded_truth(config, decoder, examples)[:, :samples]), 'truth': reading.result()}
@@ -181,6 +186,7 @@ def _rows(folder: pathlib.Path, split: str, ids: list[str]) -> list[Row]:
             row = json.loads(line)
             if 'onset_times_s' not in row:
                 raise ValueError(f'{path}:{number}: no onset_times_s; onsets can only be scored against known ones')
+            score_inputs.onset_times(row, f'{path}:{number}')
             by_id[row['id']] = row
     missing = [name for name in ids if name not in by_id]
     if missing:

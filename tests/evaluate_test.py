@@ -87,6 +87,14 @@ def test_a_report_of_other_data_or_weights_is_made_anew(evaluated, tmp_path, cap
         assert ('nothing to do' in capsys.readouterr().out) == (name == 'only moved'), name
 
 
+def test_sounds_that_are_not_finite_are_said(evaluated):
+    _, workdir = evaluated
+    config = trained_run.make_config()
+    config.sampling.guidance = 1e38
+    with pytest.raises(ValueError, match="5 of 5 generated sounds are not finite, first that of 'clip_0': lower"):
+        evaluate.evaluate(config, workdir)
+
+
 def test_sampling_depends_neither_on_batches_nor_on_devices(evaluated):
     config, workdir = evaluated
     sequence = Sequence(config.sequence.rate, config.sequence.duration_s)
@@ -136,6 +144,9 @@ def test_mistakes(evaluated, tmp_path):
     try:
         table.write_text('\n'.join(text.splitlines()[1:]))
         with pytest.raises(ValueError, match="no entry for 'clip_0'"):
+            evaluate.evaluate(other, workdir)
+        table.write_text(text.replace('[]', 'null'))
+        with pytest.raises(ValueError, match='test.jsonl:5: onset_times_s is null; a list of seconds is needed'):
             evaluate.evaluate(other, workdir)
         table.unlink()
         with pytest.raises(FileNotFoundError, match='test.jsonl'):
