@@ -99,13 +99,14 @@ def test_what_a_container_cannot_hold_is_encoded_anew(tmp_path, source_name, cod
 def test_pictures_whose_times_step_back_are_encoded_all_the_same(tmp_path):
     source = write_video(tmp_path / 'in.avi', frames=50)  # H.264 in AVI: pictures have the times in which they are stored
     with av.open(str(source)) as container:
-        times = [frame.time for frame in container.decode(video=0)]
-    assert times != sorted(times)
+        stored = [frame.time for frame in container.decode(video=0)]
+    assert stored != sorted(stored)
     with pytest.warns(mux.MediaWarning, match='webm cannot hold h264 video: encoded anew'):
         mux.write_video(source, tone(2 * RATE, RATE), RATE, tmp_path / 'out.webm')
     with av.open(str(tmp_path / 'out.webm')) as container:
         times = [frame.time for frame in container.decode(video=0)]
-    assert times == sorted(set(times)) and len(times) >= 25
+    np.testing.assert_allclose(times, sorted(stored)[:len(times)], atol=0.002)
+    assert len(times) >= 48
     assert len(media.read_audio(tmp_path / 'out.webm', RATE, 0.0, None)) == 2 * RATE
 
 
