@@ -16,6 +16,7 @@ import os
 import pathlib
 import shutil
 import signal
+import sys
 import threading
 from typing import Any
 
@@ -118,6 +119,8 @@ class Checkpointer:
     def __init__(self, workdir: pathlib.Path, train_config: Any, preempted: Callable[[], bool] = lambda: False):
         self._directory = pathlib.Path(workdir).absolute() / 'checkpoints'
         self._preempted = preempted
+        self._failed = False  # to write in the background
+        self._barrier = ocp.multihost.get_barrier_sync_fn()
         self._report_unfinished()
         keep: list = [ocp.checkpoint_managers.LatestN(train_config.keep_last)]
         if train_config.keep_every:
@@ -125,6 +128,7 @@ class Checkpointer:
         self._manager = ocp.CheckpointManager(self._directory, options=ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(keep),
             save_decision_policy=_SaveDecision(train_config.checkpoint_every, train_config.total_steps, preempted),
+            async_options=ocp.AsyncOptions(barrier_sync_fn=self._meet),
             cleanup_tmp_directories=True, enable_should_save_is_saving_in_progress_check=False))
         self._in_flight: int | None = None  # the step that is being written in the background
 
@@ -148,7 +152,13 @@ class Checkpointer:
         return self._manager.latest_step()
 
     def preempted(self, step: int) -> bool:
-        """Whether the run was told to end. Every process must ask at every step: JAX agrees on one step for all."""
+        """Whether the run was told to end. Every process must ask at every step: JAX agrees on one step for all.
+
+        Raises:
+          CheckpointError: what is written in the background failed on this process; the others end because it does.
+        """
+        if self._failed:
+            self.wait()
         return self._manager.reached_preemption(step) or self._preempted()
 
     def should_save(self, step: int) -> bool:
@@ -249,14 +259,22 @@ class Checkpointer:
             multihost_utils.sync_global_devices('damaged checkpoints renamed')
             self._manager.reload()
 
+    def _meet(self, *, key: str, timeout_ms: int) -> None:
+        """Orbax's threads wait for those of the other processes here; one that failed does not, for they wait elsewhere."""
+        if sys.exc_info()[0] is not None:  # Orbax also calls from `finally`
+            self._failed = True
+            return
+        self._barrier(key=key, timeout_ms=timeout_ms)
+
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
         """Turns what Orbax raises into a CheckpointError that says what is still there."""
         try:
             yield
         except Exception as error:
-            if jax.process_count() > 1 and (isinstance(error, jax.errors.JaxRuntimeError) or distributed.is_lost(error)):
-                raise  # another process is lost: nothing is wrong with the folder
+            cause = error if error.__cause__ is None else error.__cause__  # Orbax hides a lost process behind a TimeoutError
+            if jax.process_count() > 1 and distributed.is_lost(cause):
+                raise cause  # nothing is wrong with the folder
             whole = sorted(int(entry.name) for entry in self._directory.iterdir() if entry.name.isdigit())
             kept = f'the checkpoint of step {whole[-1]} is intact' if whole else 'there is no earlier one'
             raise CheckpointError(

@@ -6,6 +6,7 @@ one GPU of its node); anywhere else config.hosts, or the environment, names the 
 from collections.abc import Iterator
 import contextlib
 import os
+import re
 import sys
 import traceback
 from typing import Any
@@ -13,6 +14,9 @@ from typing import Any
 from absl import logging
 
 _ENVIRONMENT = {'coordinator': 'JAX_COORDINATOR_ADDRESS', 'count': 'JAX_NUM_PROCESSES', 'index': 'JAX_PROCESS_ID'}
+# What XLA and its coordinator say of a lost process; a device that is out of memory names its collectives and barriers, too.
+_LOST = re.compile(r'^(UNAVAILABLE|ABORTED)|\bGloo\b|\bBarrier (failed|timed out)|CoordinationService|[Cc]oordination service|'
+                   'heartbeat timeout|GetKeyValue.. timed out|remote process exited')
 _NO_CLUSTER = 'coordinator_address should be defined'  # how JAX says that it found none
 
 
@@ -57,12 +61,11 @@ def explain(error: Exception) -> str:
             'The same command continues from the last checkpoint, also with another number of processes')
 
 
-def is_lost(error: Exception) -> bool:
+def is_lost(error: BaseException) -> bool:
     """Whether another process is the cause: XLA's exchange failed, or the coordinator said so."""
     import jax
-    words = ('gloo', 'collective', 'coordination', 'heartbeat', 'connection', 'barrier', 'unavailable', 'peer')
     if isinstance(error, jax.errors.JaxRuntimeError):
-        return any(word in str(error).lower() for word in words)
+        return _LOST.search(str(error)) is not None
     return isinstance(error, ValueError) and 'Gloo' in str(error)  # as JAX raises it where arrays are made
 
 

@@ -3,6 +3,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -14,7 +15,9 @@ import numpy as np
 import pytest
 
 from configs import base
+from mmaudio_jax import checkpoints
 from mmaudio_jax import distributed
+from mmaudio_jax import partitioning
 from tests import resume_test
 from tests import tiny_run
 
@@ -63,6 +66,21 @@ def run_together(target, folder: pathlib.Path, records: pathlib.Path, count: int
     for process, output in zip(processes, outputs):
         process.join(120)
         assert process.exitcode == 0, output.read_text()
+
+
+def start_each(target, folder: pathlib.Path, count: int = 2) -> list[tuple]:
+    """target(folder, hosts) in `count` processes of one device: (process, file of its output) of each."""
+    outputs = [folder / f'output_{index}.txt' for index in range(count)]
+    return [(tiny_run.start_child(target, output, 1, str(folder), one), output) for output, one in zip(outputs, places(count))]
+
+
+def ends(started: list[tuple], within_s: float) -> list[tuple]:
+    """(exit code, output) of each process."""
+    deadline = time.monotonic() + within_s
+    for process, output in started:
+        process.join(max(0, deadline - time.monotonic()))
+        assert process.exitcode is not None, output.read_text()
+    return [(process.exitcode, output.read_text()) for process, output in started]
 
 
 def losses(workdir: pathlib.Path) -> list[float]:
@@ -192,7 +210,9 @@ def test_the_coordinator_may_be_in_the_environment(monkeypatch):
 
 _JOINED = """
 from configs import base
+from mmaudio_jax import checkpoints
 from mmaudio_jax import distributed
+from mmaudio_jax import partitioning
 with distributed.joined(base.get_config().hosts, alone=False):
     import jax
     print(f'<{jax.process_index()} of {jax.process_count()}>', flush=True)
@@ -224,10 +244,65 @@ def _is_free(port: int) -> bool:
         return probe.connect_ex(('127.0.0.1', port)) != 0
 
 
-def test_a_lost_process_is_told_from_other_errors():
-    text = 'UNKNOWN: Gloo AllGather failed: [pair.cc:547] Connection closed by peer [127.0.0.1]:31106'
-    assert distributed.is_lost(ValueError(text)) and distributed.is_lost(jax.errors.JaxRuntimeError(text))
+@pytest.mark.parametrize('lost, text', [
+    (True, 'UNKNOWN: Gloo AllGather failed: [pair.cc:547] Connection closed by peer [127.0.0.1]:31106'),
+    (True, 'FAILED_PRECONDITION: Buffer Definition Event: Gloo all-reduce failed: Connection reset by peer'),
+    (True, 'DEADLINE_EXCEEDED: Barrier timed out. Id: ThreadSaveMultiHostValueHolder:set_value_start::3'),
+    (True, 'INTERNAL: Barrier failed because: task is set to ERROR: UNAVAILABLE: Task 1 heartbeat timeout.'),
+    (True, 'UNAVAILABLE: Failed to send RPC to coordination service. Either the leader task was preempted or died'),
+    (True, 'ABORTED: /job:jax_worker/replica:0/task:1 unexpectedly tried to connect with a different incarnation'),
+    (True, 'INTERNAL: NCCL operation ncclAllReduce failed: remote process exited or there was a network error'),
+    (False, 'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm; largest: collective-permute-start'),
+    (False, 'INTERNAL: during compilation of %opt-barrier.3: unsupported'),
+    (False, 'INVALID_ARGUMENT: peer access is not enabled between these devices'),
+])
+def test_a_lost_process_is_told_from_errors_of_a_device(lost, text):
+    assert distributed.is_lost(jax.errors.JaxRuntimeError(text)) == lost
+
+
+def test_a_lost_process_is_told_from_errors_of_python():
+    assert distributed.is_lost(ValueError('UNKNOWN: Gloo AllGather failed: Connection closed by peer'))
     assert not distributed.is_lost(ValueError('config.mesh.data is 0')) and not distributed.is_lost(OSError('disk full'))
+
+
+class _NoRecords:
+    """An iterator that stays where it is."""
+
+    def get_state(self):
+        return {}
+
+    def set_state(self, state):
+        assert state == {}
+
+
+def _state() -> dict:
+    """Numbers of which every process holds its part; they cannot be compressed."""
+    mesh = partitioning.make_mesh({'data': -1})
+    tensor = np.random.default_rng(0).random((jax.device_count(), 100_000), np.float32)
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
+    return {'tensor': jax.make_array_from_callback(tensor.shape, sharding, lambda index: tensor[index])}
+
+
+def _write_where_one_disk_is_full(folder: str, hosts: dict) -> None:
+    config = base.get_config()
+    config.hosts.update(hosts)
+    with distributed.joined(config.hosts, alone=False), checkpoints.Preemption():
+        checkpointer = checkpoints.Checkpointer(pathlib.Path(folder), config.train)
+        state = _state()
+        if hosts['index'] == '1':
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+        checkpointer.save(1, state, _NoRecords(), config, force=True)
+        for step in range(2, 10_000):
+            checkpointer.preempted(step)
+            time.sleep(0.05)
+
+
+@pytest.mark.slow  # 20 s
+def test_a_full_disk_of_one_process_is_said_at_once_and_ends_all(tmp_path):
+    (code, waiting), (own_code, failing) = ends(start_each(_write_where_one_disk_is_full, tmp_path), 30 + 2 * LOST_AFTER_S)
+    assert own_code == 1
+    assert 'error: process 1 of 2: the checkpoint of step 1 could not be written' in failing and 'File too large' in failing
+    assert code and re.search('process 0 of 2: the exchange with the other processes broke off|another task died', waiting)
 
 
 def test_processes_that_do_not_meet_are_told_so(monkeypatch):
