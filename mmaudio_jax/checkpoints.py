@@ -73,22 +73,22 @@ def exclusive(workdir: pathlib.Path) -> Iterator[None]:
 class Preemption:
     """Turns SIGTERM into a flag while the `with` block runs, so that the loop saves and ends.
 
-    With several processes JAX's own service passes the notice on, so that all of them save the same step; then nothing
-    is installed here.
+    With several processes JAX's own service passes the notice on, so that all of them save the same step.
     """
 
     def __init__(self):
         self.noticed = False
-        self._previous = None
+        self._undo = contextlib.ExitStack()
 
     def __enter__(self):
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._notice)
+        if jax.process_count() > 1:
+            self._undo.enter_context(distributed.preemption_notices())
+        elif threading.current_thread() is threading.main_thread():
+            self._undo.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, self._notice))
         return self
 
     def __exit__(self, *exception):
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+        self._undo.close()
 
     def _notice(self, signum, frame):
         self.noticed = True

@@ -1,4 +1,5 @@
 """One, two and four processes on this machine as one run: the same numbers, every example once, and no process left waiting."""
+import functools
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import sys
 import time
 
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 import pytest
 
@@ -113,6 +115,7 @@ def test_several_processes_compute_what_one_does(tmp_path, records, cache, alone
     runs = start(workdir, cache, count)
     told = [run.finish() for run in runs]  # Gloo's threads write into it, too, and into each other's lines
     assert 'on 4 cpu devices' in told[0] and f'step {resume_test.STEPS}/' in told[0]
+    told = [re.sub(r'process \d of \d waits for the others .*\n', '', text) for text in told]
     assert all(set(re.findall('[A-Za-z]+', text)) <= GLOO_WORDS for text in told[1:])  # only the first one tells
     assert_same_end(workdir, alone)
 
@@ -180,12 +183,30 @@ def test_sampling_by_two_processes_is_that_of_one(tmp_path, records):
         np.testing.assert_allclose(waveform, 2 * one[int(row), :, 0], atol=2e-5)
 
 
-def test_a_process_that_does_not_know_its_place_is_told_so():
+@pytest.mark.parametrize('fields, message', [
+    ({'coordinator': '127.0.0.1:1'}, 'set config.hosts.count and config.hosts.index'),
+    ({'coordinator': '127.0.0.1:1', 'count': '2', 'index': '2'}, 'set config.hosts.count and config.hosts.index'),
+    ({'count': '2'}, "count is '2' and index '', but there is no coordinator: set config.hosts.coordinator"),
+    ({'index': '0'}, 'but there is no coordinator'),
+    ({'coordinator': '127.0.0.1', 'count': '2', 'index': '1'}, "is '127.0.0.1'; it must be HOST:PORT of process 0"),
+    ({'coordinator': '127.0.0.1:70000', 'count': '2', 'index': '0'}, "is '127.0.0.1:70000'; it must be HOST:PORT"),
+    ({'coordinator': 'nowhere.invalid:1234', 'count': '2', 'index': '1'}, "'nowhere.invalid:1234': .*; name the host"),
+])
+def test_a_place_that_cannot_be_is_an_error(fields, message):
     config = base.get_config()
-    config.hosts.coordinator = '127.0.0.1:1'
-    with pytest.raises(ValueError, match='set config.hosts.count and config.hosts.index'):
+    config.hosts.update(fields)
+    with pytest.raises(ValueError, match=message):
         with distributed.joined(config.hosts, alone=False):
             pass
+
+
+def test_a_port_in_use_is_an_error():
+    config = base.get_config()
+    with socket.create_server(('127.0.0.1', 0)) as other:
+        config.hosts.update(coordinator=f'127.0.0.1:{other.getsockname()[1]}', count='2', index='0')
+        with pytest.raises(ValueError, match='Address already in use.*; name the host of process 0 and a free port there'):
+            with distributed.joined(config.hosts, alone=False):
+                pass
 
 
 def test_without_a_cluster_nothing_is_joined(monkeypatch):
@@ -201,11 +222,11 @@ def test_without_a_cluster_nothing_is_joined(monkeypatch):
 def test_the_coordinator_may_be_in_the_environment(monkeypatch):
     given = {}
     monkeypatch.setattr('jax.distributed.initialize', lambda **kwargs: given.update(kwargs))
-    for name, value in (('COORDINATOR_ADDRESS', 'host:1'), ('NUM_PROCESSES', '4'), ('PROCESS_ID', '3')):
+    for name, value in (('COORDINATOR_ADDRESS', 'localhost:1'), ('NUM_PROCESSES', '4'), ('PROCESS_ID', '3')):
         monkeypatch.setenv(f'JAX_{name}', value)
     with distributed.joined(base.get_config().hosts, alone=False):
         pass
-    assert (given['coordinator_address'], given['num_processes'], given['process_id']) == ('host:1', 4, 3)
+    assert (given['coordinator_address'], given['num_processes'], given['process_id']) == ('localhost:1', 4, 3)
 
 
 _JOINED = """
@@ -305,12 +326,62 @@ def test_a_full_disk_of_one_process_is_said_at_once_and_ends_all(tmp_path):
     assert code and re.search('process 0 of 2: the exchange with the other processes broke off|another task died', waiting)
 
 
-def test_processes_that_do_not_meet_are_told_so(monkeypatch):
-    def initialize(**kwargs):
-        raise RuntimeError('DEADLINE_EXCEEDED: Barrier timed out\nmore')
-    monkeypatch.setattr('jax.distributed.initialize', initialize)
+def _work_for_long(folder: str, hosts: dict) -> None:
+    """The first process works longer than JAX lets the others wait."""
+    jax.distributed.initialize = functools.partial(jax.distributed.initialize, shutdown_timeout_seconds=1)
     config = base.get_config()
-    config.hosts.update(coordinator='host:1', count='2', index='0')
-    with pytest.raises(ValueError, match=r'not met at host:1 within 300 s \(DEADLINE_EXCEEDED: Barrier timed out\)'):
-        with distributed.joined(config.hosts, alone=False):
-            pass
+    config.hosts.update(hosts)
+    with distributed.joined(config.hosts, alone=False):
+        time.sleep(4 if hosts['index'] == '0' else 0)
+        (pathlib.Path(folder) / hosts['index']).write_text(str(time.time()))
+    (pathlib.Path(folder) / f'{hosts["index"]}.left').write_text(str(time.time()))
+
+
+def test_a_process_that_is_done_waits_for_the_others(tmp_path):
+    assert [code for code, _ in ends(start_each(_work_for_long, tmp_path), 60)] == [0, 0]
+    done = {path.name: float(path.read_text()) for path in tmp_path.iterdir() if path.suffix != '.txt'}
+    assert done['1'] + 1 < done['0'] <= done['1.left']
+
+
+def _do_not_train(folder: str, hosts: dict) -> None:
+    config = base.get_config()
+    config.hosts.update(hosts)
+    with distributed.joined(config.hosts, alone=False):
+        for _ in range(2):  # the stages of a run
+            with checkpoints.Preemption():
+                assert not multihost_utils.reached_preemption_sync_point(0)
+        (pathlib.Path(folder) / f'{hosts["index"]}.ready').touch()
+        time.sleep(60)
+
+
+def test_sigterm_ends_a_process_that_does_not_train(tmp_path):
+    started = start_each(_do_not_train, tmp_path)
+    while len(list(tmp_path.glob('*.ready'))) < 2 and all(process.is_alive() for process, _ in started):
+        time.sleep(0.05)
+    process = started[1][0]
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(5)
+    assert process.exitcode == -signal.SIGTERM, started[1][1].read_text()
+    (code, output), _ = ends(started, 2 * LOST_AFTER_S)
+    assert code and 'another task died' in output
+
+
+_ALONE = """
+import sys
+from configs import base
+from mmaudio_jax import distributed
+config = base.get_config()
+config.hosts.update(coordinator=sys.argv[1], count='2', index=sys.argv[2], start_timeout_s=3)
+with distributed.joined(config.hosts, alone=False):
+    pass
+"""
+
+
+def test_who_waits_for_the_others_says_so_before_jax_aborts():
+    wheres = [address(), address()]
+    processes = [subprocess.Popen([sys.executable, '-c', _ALONE, where, str(index)], cwd=pathlib.Path(__file__).parents[1],
+                                  stderr=subprocess.PIPE, text=True) for index, where in enumerate(wheres)]
+    told = [process.communicate(timeout=60)[1] for process in processes]
+    for index, where in enumerate(wheres):
+        line = f'process {index} of 2 waits for the others at {where}, at most 3 s (config.hosts.start_timeout_s)'
+        assert processes[index].returncode == -signal.SIGABRT and told[index].startswith(line), told[index]
