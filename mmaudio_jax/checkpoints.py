@@ -23,6 +23,7 @@ from typing import Any
 from flax import traverse_util
 import jax
 from jax.experimental import multihost_utils
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
@@ -33,6 +34,7 @@ from mmaudio_jax import partitioning
 
 _SIGMA_REL = 'sigma_rel_'  # then its value: the name of a stored average
 _DISK_FULL = os.strerror(errno.ENOSPC)
+_LONGEST = 300  # bytes of a reason that goes to the other processes
 _UNFINISHED = '.orbax-checkpoint-tmp'  # in the name of a folder that Orbax has not renamed yet
 
 # Fields that may differ between the run that saved and the run that resumes: they change no number that training computes.
@@ -130,6 +132,9 @@ class Checkpointer:
             save_decision_policy=_SaveDecision(train_config.checkpoint_every, train_config.total_steps, preempted),
             async_options=ocp.AsyncOptions(barrier_sync_fn=self._meet),
             cleanup_tmp_directories=True, enable_should_save_is_saving_in_progress_check=False))
+        own = {jax.process_index()}  # reads without the others: one that cannot read would leave them waiting
+        self._reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler(),
+                                        multiprocessing_options=ocp.options.MultiprocessingOptions(min(own), own))
         self._in_flight: int | None = None  # the step that is being written in the background
 
     @property
@@ -141,7 +146,7 @@ class Checkpointer:
         """Raises CheckpointError, naming the field, when the newest readable checkpoint is of another config."""
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                saved = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore())).config
+                saved = self._read(step, config=ocp.args.JsonRestore()).config
             except Exception:  # damaged: restore_latest says so
                 continue
             check_config(saved, to_json(config), self._directory / str(step))
@@ -202,11 +207,13 @@ class Checkpointer:
             self.wait()
         finally:
             self._manager.close()
+            self._reader.close()
 
     def restore_latest(self, abstract_state: Any, iterator: Any, config: Any) -> tuple[Any, int] | None:
-        """The newest checkpoint that can be read; the data iterator is set to it.
+        """The newest checkpoint that every process can read; the data iterator is set to it.
 
-        A folder that is damaged is passed over with a message and renamed to `<step>.damaged`.
+        A folder that is damaged, or holds numbers that are not finite, is passed over with a message and renamed to
+        `<step>.damaged`.
 
         Args:
           abstract_state: tree of jax.ShapeDtypeStruct with shardings (partitioning.abstract).
@@ -220,17 +227,23 @@ class Checkpointer:
           CheckpointError: another config (names the field), or no checkpoint is readable.
           ValueError: the records changed, so that the iterator cannot continue.
         """
-        damaged: list[tuple[int, Exception]] = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        self.wait()
+        damaged: list[tuple[int, str]] = []
+        for step in self._agreed_steps():
+            restored, reason = None, ''
             try:
-                saved = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore())).config
+                saved = self._read(step, config=ocp.args.JsonRestore()).config
                 check_config(saved, to_json(config), self._directory / str(step))
-                restored = self._manager.restore(step, args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract_state), iterator=ocp.args.JsonRestore()))
+                restored = self._read(step, state=ocp.args.StandardRestore(abstract_state), iterator=ocp.args.JsonRestore())
             except CheckpointError:
                 raise
             except Exception as error:  # whatever a damaged file makes Orbax, TensorStore or JSON raise
-                damaged.append((step, error))
+                reason = _first_line(error)
+            reason = _of_any_process(reason)
+            if not reason and not is_finite(restored.state):
+                reason = 'its numbers are not finite'
+            if reason:
+                damaged.append((step, reason))
                 continue
             iterator.set_state(restored.iterator)
             self._set_aside(damaged, step)
@@ -238,9 +251,20 @@ class Checkpointer:
         if damaged:
             step, reason = damaged[0]
             raise CheckpointError(f'none of the checkpoints in {self._directory} can be read '
-                                  f'(step {step}: {_first_line(reason)}); restore the folder from a copy, or rename it '
+                                  f'(step {step}: {reason}); restore the folder from a copy, or rename it '
                                   'to start from the beginning')
         return None
+
+    def _agreed_steps(self) -> list[int]:
+        """Steps of the checkpoints, the newest first, as process 0 sees them."""
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        if jax.process_count() == 1:
+            return steps
+        count = int(multihost_utils.broadcast_one_to_all(len(steps)))
+        return multihost_utils.broadcast_one_to_all(np.resize(steps, count)).tolist()
+
+    def _read(self, step: int, **items: Any) -> Any:
+        return self._reader.restore(self._directory / str(step), args=ocp.args.Composite(**items))
 
     def _report_unfinished(self) -> None:
         for folder in sorted(self._directory.glob(f'*{_UNFINISHED}*')):
@@ -248,10 +272,10 @@ class Checkpointer:
                 print(f'checkpoint {folder.name.split(".")[0]} in {self._directory} was not finished when its run stopped: '
                       'skipped')
 
-    def _set_aside(self, damaged: list[tuple[int, Exception]], used: int) -> None:
-        for step, error in damaged:
+    def _set_aside(self, damaged: list[tuple[int, str]], used: int) -> None:
+        for step, reason in damaged:
             if jax.process_index() == 0:
-                print(f'checkpoint {step} in {self._directory} is damaged ({_first_line(error)}): '
+                print(f'checkpoint {step} in {self._directory} is damaged ({reason}): '
                       f'renamed to {step}.damaged, continuing from step {used}')
                 folder = self._directory / str(step)
                 folder.rename(_unused(self._directory / f'{step}.damaged'))
@@ -280,6 +304,26 @@ class Checkpointer:
             raise CheckpointError(
                 f'the checkpoint of step {self._in_flight} could not be written to {self._directory} ({_first_line(error)}); '
                 f'{kept}. Free some disk space or repair the folder, then run the same command again') from error
+
+
+def is_finite(state: Any) -> bool:
+    """Whether every number of a pytree of arrays is finite; every process must ask, for they may hold parts of an array."""
+    floats = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    # One after the other: exchanges of several programs at once can block each other for ever.
+    return all(bool(_is_finite(leaf)) for leaf in floats)
+
+
+@jax.jit
+def _is_finite(tensor: jax.Array) -> jax.Array:  # one tensor a call: compiled once a shape, not once for hundreds of tensors
+    return jnp.isfinite(tensor).all()
+
+
+def _of_any_process(reason: str) -> str:
+    """The first text that is not empty, on every process; each gives its own."""
+    if jax.process_count() == 1:
+        return reason
+    texts = multihost_utils.process_allgather(np.frombuffer(reason.encode()[:_LONGEST].ljust(_LONGEST), np.uint8))
+    return next(filter(None, (text.tobytes().decode(errors='replace').strip() for text in texts)), '')
 
 
 class _StoredTensor:
@@ -440,6 +484,8 @@ def _snapshot_steps(workdir: pathlib.Path) -> list[int]:
 
 
 def _first_line(error: BaseException) -> str:
+    while error.__cause__ is not None:  # a SystemError of a library's binding names the function that was called only
+        error = error.__cause__
     text = str(error).strip().splitlines()
     if any(_DISK_FULL in line for line in text):
         return _DISK_FULL  # TensorStore says so at the end of a paragraph

@@ -14,6 +14,7 @@ import time
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from configs import base
@@ -324,6 +325,35 @@ def test_a_full_disk_of_one_process_is_said_at_once_and_ends_all(tmp_path):
     assert own_code == 1
     assert 'error: process 1 of 2: the checkpoint of step 1 could not be written' in failing and 'File too large' in failing
     assert code and re.search('process 0 of 2: the exchange with the other processes broke off|another task died', waiting)
+
+
+def _read_where_one_disk_fails(folder: str, hosts: dict) -> None:
+    config = base.get_config()
+    config.hosts.update(hosts)
+    with distributed.joined(config.hosts, alone=False), checkpoints.Preemption():
+        checkpointer = checkpoints.Checkpointer(pathlib.Path(folder), config.train)
+        state = _state()
+        for step in (1, 2):
+            checkpointer.save(step, state, _NoRecords(), config, force=True)
+        checkpointer.wait()
+        restore = ocp.StandardCheckpointHandler.restore
+
+        def fail(self, directory, *args, **kwargs):
+            if hosts['index'] == '1' and directory.parent.name == '2':
+                raise OSError(5, 'Input/output error')
+            return restore(self, directory, *args, **kwargs)
+        ocp.StandardCheckpointHandler.restore = fail
+        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
+        restored, step = checkpointer.restore_latest(abstract, _NoRecords(), config)
+        assert step == 1 and jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), restored, state))
+        checkpointer.close()
+
+
+def test_all_go_back_to_the_checkpoint_that_all_can_read(tmp_path):
+    (code, told), (other_code, other) = ends(start_each(_read_where_one_disk_fails, tmp_path), 60)
+    assert (code, other_code) == (0, 0), told + other
+    assert 'checkpoint 2' in told and 'is damaged (OSError: [Errno 5] Input/output error)' in told
+    assert 'continuing from step 1' in told and (tmp_path / 'checkpoints' / '2.damaged').exists()
 
 
 def _work_for_long(folder: str, hosts: dict) -> None:
