@@ -358,11 +358,11 @@ def test_all_go_back_to_the_checkpoint_that_all_can_read(tmp_path):
 
 def _work_for_long(folder: str, hosts: dict) -> None:
     """The first process works longer than JAX lets the others wait."""
-    jax.distributed.initialize = functools.partial(jax.distributed.initialize, shutdown_timeout_seconds=1)
+    jax.distributed.initialize = functools.partial(jax.distributed.initialize, shutdown_timeout_seconds=2)
     config = base.get_config()
     config.hosts.update(hosts)
     with distributed.joined(config.hosts, alone=False):
-        time.sleep(4 if hosts['index'] == '0' else 0)
+        time.sleep(5 if hosts['index'] == '0' else 0)
         (pathlib.Path(folder) / hosts['index']).write_text(str(time.time()))
     (pathlib.Path(folder) / f'{hosts["index"]}.left').write_text(str(time.time()))
 
