@@ -230,7 +230,8 @@ class Checkpointer:
         self.wait()
         damaged: list[tuple[int, str]] = []
         for step in self._agreed_steps():
-            restored, reason = None, ''
+            restored: Any = None
+            reason = ''
             try:
                 saved = self._read(step, config=ocp.args.JsonRestore()).config
                 check_config(saved, to_json(config), self._directory / str(step))

@@ -90,14 +90,15 @@ def preemption_notices() -> Iterator[None]:
     """
     import jax
     from jax._src import distributed as service  # jax.distributed.initialize starts the notices for good, or never
+    state: Any = service.global_state
     handler = signal.getsignal(signal.SIGTERM)
     jax.config.update('jax_enable_preemption_service', True)
-    service.global_state.initialize_preemption_sync_manager()
+    state.initialize_preemption_sync_manager()
     try:
         yield
     finally:
-        service.global_state.preemption_sync_manager.shutdown()
-        service.global_state.preemption_sync_manager = None
+        state.preemption_sync_manager.shutdown()
+        state.preemption_sync_manager = None
         signal.signal(signal.SIGTERM, handler)
 
 
@@ -105,8 +106,9 @@ def _part() -> None:
     """Waits until every process is here, and leaves the coordinator."""
     import jax
     from jax._src import distributed as service  # the coordinator's barriers are nowhere else
+    state: Any = service.global_state
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own handler would have to wait, too
-    service.global_state.client.wait_at_barrier('mmaudio_jax: all are done', _END_TIMEOUT_S * 1000)
+    state.client.wait_at_barrier('mmaudio_jax: all are done', _END_TIMEOUT_S * 1000)
     jax.distributed.shutdown()
 
 
