@@ -55,7 +55,8 @@ def main(argv: list[str]) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         modes = [_MODE.value] if _MODE.value else _CONFIG.value.stages
         with distributed.joined(_CONFIG.value.hosts, alone='ablations' in modes):  # whose runs join for themselves
-            sys.exit(next(filter(None, (run_mode(mode, _CONFIG.value, workdir) for mode in modes)), 0))  # the first failure
+            code = next(filter(None, (run_mode(mode, _CONFIG.value, workdir) for mode in modes)), 0)  # the first failure
+        sys.exit(code)
     except (ValueError, OSError) as error:
         if _TRACEBACK.value:
             raise

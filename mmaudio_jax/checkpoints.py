@@ -16,12 +16,14 @@ import os
 import pathlib
 import shutil
 import signal
+import sys
 import threading
 from typing import Any
 
 from flax import traverse_util
 import jax
 from jax.experimental import multihost_utils
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
@@ -32,6 +34,7 @@ from mmaudio_jax import partitioning
 
 _SIGMA_REL = 'sigma_rel_'  # then its value: the name of a stored average
 _DISK_FULL = os.strerror(errno.ENOSPC)
+_LONGEST = 300  # bytes of a reason that goes to the other processes
 _UNFINISHED = '.orbax-checkpoint-tmp'  # in the name of a folder that Orbax has not renamed yet
 
 # Fields that may differ between the run that saved and the run that resumes: they change no number that training computes.
@@ -72,22 +75,22 @@ def exclusive(workdir: pathlib.Path) -> Iterator[None]:
 class Preemption:
     """Turns SIGTERM into a flag while the `with` block runs, so that the loop saves and ends.
 
-    With several processes JAX's own service passes the notice on, so that all of them save the same step; then nothing
-    is installed here.
+    With several processes JAX's own service passes the notice on, so that all of them save the same step.
     """
 
     def __init__(self):
         self.noticed = False
-        self._previous = None
+        self._undo = contextlib.ExitStack()
 
     def __enter__(self):
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._notice)
+        if jax.process_count() > 1:
+            self._undo.enter_context(distributed.preemption_notices())
+        elif threading.current_thread() is threading.main_thread():
+            self._undo.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, self._notice))
         return self
 
     def __exit__(self, *exception):
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+        self._undo.close()
 
     def _notice(self, signum, frame):
         self.noticed = True
@@ -118,6 +121,8 @@ class Checkpointer:
     def __init__(self, workdir: pathlib.Path, train_config: Any, preempted: Callable[[], bool] = lambda: False):
         self._directory = pathlib.Path(workdir).absolute() / 'checkpoints'
         self._preempted = preempted
+        self._failed = False  # to write in the background
+        self._barrier = ocp.multihost.get_barrier_sync_fn()
         self._report_unfinished()
         keep: list = [ocp.checkpoint_managers.LatestN(train_config.keep_last)]
         if train_config.keep_every:
@@ -125,7 +130,11 @@ class Checkpointer:
         self._manager = ocp.CheckpointManager(self._directory, options=ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(keep),
             save_decision_policy=_SaveDecision(train_config.checkpoint_every, train_config.total_steps, preempted),
+            async_options=ocp.AsyncOptions(barrier_sync_fn=self._meet),
             cleanup_tmp_directories=True, enable_should_save_is_saving_in_progress_check=False))
+        own = {jax.process_index()}  # reads without the others: one that cannot read would leave them waiting
+        self._reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler(),
+                                        multiprocessing_options=ocp.options.MultiprocessingOptions(min(own), own))
         self._in_flight: int | None = None  # the step that is being written in the background
 
     @property
@@ -137,7 +146,7 @@ class Checkpointer:
         """Raises CheckpointError, naming the field, when the newest readable checkpoint is of another config."""
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                saved = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore())).config
+                saved = self._read(step, config=ocp.args.JsonRestore()).config
             except Exception:  # damaged: restore_latest says so
                 continue
             check_config(saved, to_json(config), self._directory / str(step))
@@ -148,7 +157,13 @@ class Checkpointer:
         return self._manager.latest_step()
 
     def preempted(self, step: int) -> bool:
-        """Whether the run was told to end. Every process must ask at every step: JAX agrees on one step for all."""
+        """Whether the run was told to end. Every process must ask at every step: JAX agrees on one step for all.
+
+        Raises:
+          CheckpointError: what is written in the background failed on this process; the others end because it does.
+        """
+        if self._failed:
+            self.wait()
         return self._manager.reached_preemption(step) or self._preempted()
 
     def should_save(self, step: int) -> bool:
@@ -192,11 +207,13 @@ class Checkpointer:
             self.wait()
         finally:
             self._manager.close()
+            self._reader.close()
 
     def restore_latest(self, abstract_state: Any, iterator: Any, config: Any) -> tuple[Any, int] | None:
-        """The newest checkpoint that can be read; the data iterator is set to it.
+        """The newest checkpoint that every process can read; the data iterator is set to it.
 
-        A folder that is damaged is passed over with a message and renamed to `<step>.damaged`.
+        A folder that is damaged, or holds numbers that are not finite, is passed over with a message and renamed to
+        `<step>.damaged`.
 
         Args:
           abstract_state: tree of jax.ShapeDtypeStruct with shardings (partitioning.abstract).
@@ -210,17 +227,24 @@ class Checkpointer:
           CheckpointError: another config (names the field), or no checkpoint is readable.
           ValueError: the records changed, so that the iterator cannot continue.
         """
-        damaged: list[tuple[int, Exception]] = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        self.wait()
+        damaged: list[tuple[int, str]] = []
+        for step in self._agreed_steps():
+            restored: Any = None
+            reason = ''
             try:
-                saved = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore())).config
+                saved = self._read(step, config=ocp.args.JsonRestore()).config
                 check_config(saved, to_json(config), self._directory / str(step))
-                restored = self._manager.restore(step, args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract_state), iterator=ocp.args.JsonRestore()))
+                restored = self._read(step, state=ocp.args.StandardRestore(abstract_state), iterator=ocp.args.JsonRestore())
             except CheckpointError:
                 raise
             except Exception as error:  # whatever a damaged file makes Orbax, TensorStore or JSON raise
-                damaged.append((step, error))
+                reason = _first_line(error)
+            reason = _of_any_process(reason)
+            if not reason and not is_finite(restored.state):
+                reason = 'its numbers are not finite'
+            if reason:
+                damaged.append((step, reason))
                 continue
             iterator.set_state(restored.iterator)
             self._set_aside(damaged, step)
@@ -228,9 +252,20 @@ class Checkpointer:
         if damaged:
             step, reason = damaged[0]
             raise CheckpointError(f'none of the checkpoints in {self._directory} can be read '
-                                  f'(step {step}: {_first_line(reason)}); restore the folder from a copy, or rename it '
+                                  f'(step {step}: {reason}); restore the folder from a copy, or rename it '
                                   'to start from the beginning')
         return None
+
+    def _agreed_steps(self) -> list[int]:
+        """Steps of the checkpoints, the newest first, as process 0 sees them."""
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        if jax.process_count() == 1:
+            return steps
+        count = int(multihost_utils.broadcast_one_to_all(len(steps)))
+        return multihost_utils.broadcast_one_to_all(np.resize(steps, count)).tolist()
+
+    def _read(self, step: int, **items: Any) -> Any:
+        return self._reader.restore(self._directory / str(step), args=ocp.args.Composite(**items))
 
     def _report_unfinished(self) -> None:
         for folder in sorted(self._directory.glob(f'*{_UNFINISHED}*')):
@@ -238,10 +273,10 @@ class Checkpointer:
                 print(f'checkpoint {folder.name.split(".")[0]} in {self._directory} was not finished when its run stopped: '
                       'skipped')
 
-    def _set_aside(self, damaged: list[tuple[int, Exception]], used: int) -> None:
-        for step, error in damaged:
+    def _set_aside(self, damaged: list[tuple[int, str]], used: int) -> None:
+        for step, reason in damaged:
             if jax.process_index() == 0:
-                print(f'checkpoint {step} in {self._directory} is damaged ({_first_line(error)}): '
+                print(f'checkpoint {step} in {self._directory} is damaged ({reason}): '
                       f'renamed to {step}.damaged, continuing from step {used}')
                 folder = self._directory / str(step)
                 folder.rename(_unused(self._directory / f'{step}.damaged'))
@@ -249,19 +284,47 @@ class Checkpointer:
             multihost_utils.sync_global_devices('damaged checkpoints renamed')
             self._manager.reload()
 
+    def _meet(self, *, key: str, timeout_ms: int) -> None:
+        """Orbax's threads wait for those of the other processes here; one that failed does not, for they wait elsewhere."""
+        if sys.exc_info()[0] is not None:  # Orbax also calls from `finally`
+            self._failed = True
+            return
+        self._barrier(key=key, timeout_ms=timeout_ms)
+
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
         """Turns what Orbax raises into a CheckpointError that says what is still there."""
         try:
             yield
         except Exception as error:
-            if jax.process_count() > 1 and (isinstance(error, jax.errors.JaxRuntimeError) or distributed.is_lost(error)):
-                raise  # another process is lost: nothing is wrong with the folder
+            cause = error if error.__cause__ is None else error.__cause__  # Orbax hides a lost process behind a TimeoutError
+            if jax.process_count() > 1 and distributed.is_lost(cause):
+                raise cause  # nothing is wrong with the folder
             whole = sorted(int(entry.name) for entry in self._directory.iterdir() if entry.name.isdigit())
             kept = f'the checkpoint of step {whole[-1]} is intact' if whole else 'there is no earlier one'
             raise CheckpointError(
                 f'the checkpoint of step {self._in_flight} could not be written to {self._directory} ({_first_line(error)}); '
                 f'{kept}. Free some disk space or repair the folder, then run the same command again') from error
+
+
+def is_finite(state: Any) -> bool:
+    """Whether every number of a pytree of arrays is finite; every process must ask, for they may hold parts of an array."""
+    floats = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    # One after the other: exchanges of several programs at once can block each other for ever.
+    return all(bool(_is_finite(leaf)) for leaf in floats)
+
+
+@jax.jit
+def _is_finite(tensor: jax.Array) -> jax.Array:  # one tensor a call: compiled once a shape, not once for hundreds of tensors
+    return jnp.isfinite(tensor).all()
+
+
+def _of_any_process(reason: str) -> str:
+    """The first text that is not empty, on every process; each gives its own."""
+    if jax.process_count() == 1:
+        return reason
+    texts = multihost_utils.process_allgather(np.frombuffer(reason.encode()[:_LONGEST].ljust(_LONGEST), np.uint8))
+    return next(filter(None, (text.tobytes().decode(errors='replace').strip() for text in texts)), '')
 
 
 class _StoredTensor:
@@ -422,6 +485,8 @@ def _snapshot_steps(workdir: pathlib.Path) -> list[int]:
 
 
 def _first_line(error: BaseException) -> str:
+    while error.__cause__ is not None:  # a SystemError of a library's binding names the function that was called only
+        error = error.__cause__
     text = str(error).strip().splitlines()
     if any(_DISK_FULL in line for line in text):
         return _DISK_FULL  # TensorStore says so at the end of a paragraph

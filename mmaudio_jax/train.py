@@ -7,7 +7,6 @@ import time
 from typing import Any, Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mmaudio_jax import checkpoints
@@ -231,15 +230,8 @@ def _validation(config, model, records: pathlib.Path, mesh: jax.sharding.Mesh) -
 
 def _check_finite(state: train_step.TrainState, step: int) -> None:
     """Raises NonFiniteError when a number of the state is not finite: such a state is never kept."""
-    floats = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    # One after the other: exchanges of several programs at once can block each other for ever.
-    if not all(bool(_is_finite(leaf)) for leaf in floats):
+    if not checkpoints.is_finite(state):
         raise train_log.NonFiniteError(f'a parameter or an average is not finite after step {step}')
-
-
-@jax.jit
-def _is_finite(tensor: jax.Array) -> jax.Array:  # one tensor a call: compiled once a shape, not once for hundreds of tensors
-    return jnp.isfinite(tensor).all()
 
 
 def _opening(config, mesh: jax.sharding.Mesh, params: Any, step: int) -> str:

@@ -162,6 +162,26 @@ def test_damaged_checkpoint_is_passed_over_with_a_message(tmp_path, capsys, dama
     assert _restore(tmp_path, config)[0][1] == 20
 
 
+def test_numbers_that_are_not_finite_are_damage(tmp_path, capsys):
+    """Overwritten bytes of a tensor can be read."""
+    config = _saved(tmp_path, [10])
+    checkpointer = checkpoints.Checkpointer(tmp_path, config.train)
+    checkpointer.save(20, _state(20).replace(params={**_state(20).params, 'bias': jnp.full(4, jnp.nan)}), Counter(), config)
+    checkpointer.close()
+    assert _restore(tmp_path, config)[0][1] == 10
+    assert 'checkpoint 20' in (message := capsys.readouterr().out) and '(its numbers are not finite)' in message
+
+
+def test_the_reason_is_that_of_the_first_cause(tmp_path, monkeypatch):
+    config = _saved(tmp_path, [10])
+
+    def fail(*args, **kwargs):
+        raise SystemError('<bound method x> returned a result with an exception set') from OSError(5, 'Input/output error')
+    monkeypatch.setattr('orbax.checkpoint.StandardCheckpointHandler.restore', fail)
+    with pytest.raises(checkpoints.CheckpointError, match=r'step 10: OSError: \[Errno 5\] Input/output error'):
+        _restore(tmp_path, config)
+
+
 def test_unfinished_checkpoint_is_skipped_with_a_message(tmp_path, capsys):
     config = _saved(tmp_path, [10, 20])
     folder = tmp_path / 'checkpoints'

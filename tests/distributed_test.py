@@ -1,8 +1,10 @@
 """One, two and four processes on this machine as one run: the same numbers, every example once, and no process left waiting."""
+import functools
 import json
 import os
 import pathlib
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -10,11 +12,15 @@ import sys
 import time
 
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from configs import base
+from mmaudio_jax import checkpoints
 from mmaudio_jax import distributed
+from mmaudio_jax import partitioning
 from tests import resume_test
 from tests import tiny_run
 
@@ -65,6 +71,21 @@ def run_together(target, folder: pathlib.Path, records: pathlib.Path, count: int
         assert process.exitcode == 0, output.read_text()
 
 
+def start_each(target, folder: pathlib.Path, count: int = 2) -> list[tuple]:
+    """target(folder, hosts) in `count` processes of one device: (process, file of its output) of each."""
+    outputs = [folder / f'output_{index}.txt' for index in range(count)]
+    return [(tiny_run.start_child(target, output, 1, str(folder), one), output) for output, one in zip(outputs, places(count))]
+
+
+def ends(started: list[tuple], within_s: float) -> list[tuple]:
+    """(exit code, output) of each process."""
+    deadline = time.monotonic() + within_s
+    for process, output in started:
+        process.join(max(0, deadline - time.monotonic()))
+        assert process.exitcode is not None, output.read_text()
+    return [(process.exitcode, output.read_text()) for process, output in started]
+
+
 def losses(workdir: pathlib.Path) -> list[float]:
     lines = [json.loads(line) for line in (workdir / 'logs' / 'metrics.jsonl').read_text().splitlines()]
     return [line['loss'] for line in lines if 'loss' in line]
@@ -95,6 +116,7 @@ def test_several_processes_compute_what_one_does(tmp_path, records, cache, alone
     runs = start(workdir, cache, count)
     told = [run.finish() for run in runs]  # Gloo's threads write into it, too, and into each other's lines
     assert 'on 4 cpu devices' in told[0] and f'step {resume_test.STEPS}/' in told[0]
+    told = [re.sub(r'process \d of \d waits for the others .*\n', '', text) for text in told]
     assert all(set(re.findall('[A-Za-z]+', text)) <= GLOO_WORDS for text in told[1:])  # only the first one tells
     assert_same_end(workdir, alone)
 
@@ -162,12 +184,30 @@ def test_sampling_by_two_processes_is_that_of_one(tmp_path, records):
         np.testing.assert_allclose(waveform, 2 * one[int(row), :, 0], atol=2e-5)
 
 
-def test_a_process_that_does_not_know_its_place_is_told_so():
+@pytest.mark.parametrize('fields, message', [
+    ({'coordinator': '127.0.0.1:1'}, 'set config.hosts.count and config.hosts.index'),
+    ({'coordinator': '127.0.0.1:1', 'count': '2', 'index': '2'}, 'set config.hosts.count and config.hosts.index'),
+    ({'count': '2'}, "count is '2' and index '', but there is no coordinator: set config.hosts.coordinator"),
+    ({'index': '0'}, 'but there is no coordinator'),
+    ({'coordinator': '127.0.0.1', 'count': '2', 'index': '1'}, "is '127.0.0.1'; it must be HOST:PORT of process 0"),
+    ({'coordinator': '127.0.0.1:70000', 'count': '2', 'index': '0'}, "is '127.0.0.1:70000'; it must be HOST:PORT"),
+    ({'coordinator': 'nowhere.invalid:1234', 'count': '2', 'index': '1'}, "'nowhere.invalid:1234': .*; name the host"),
+])
+def test_a_place_that_cannot_be_is_an_error(fields, message):
     config = base.get_config()
-    config.hosts.coordinator = '127.0.0.1:1'
-    with pytest.raises(ValueError, match='set config.hosts.count and config.hosts.index'):
+    config.hosts.update(fields)
+    with pytest.raises(ValueError, match=message):
         with distributed.joined(config.hosts, alone=False):
             pass
+
+
+def test_a_port_in_use_is_an_error():
+    config = base.get_config()
+    with socket.create_server(('127.0.0.1', 0)) as other:
+        config.hosts.update(coordinator=f'127.0.0.1:{other.getsockname()[1]}', count='2', index='0')
+        with pytest.raises(ValueError, match='Address already in use.*; name the host of process 0 and a free port there'):
+            with distributed.joined(config.hosts, alone=False):
+                pass
 
 
 def test_without_a_cluster_nothing_is_joined(monkeypatch):
@@ -183,16 +223,18 @@ def test_without_a_cluster_nothing_is_joined(monkeypatch):
 def test_the_coordinator_may_be_in_the_environment(monkeypatch):
     given = {}
     monkeypatch.setattr('jax.distributed.initialize', lambda **kwargs: given.update(kwargs))
-    for name, value in (('COORDINATOR_ADDRESS', 'host:1'), ('NUM_PROCESSES', '4'), ('PROCESS_ID', '3')):
+    for name, value in (('COORDINATOR_ADDRESS', 'localhost:1'), ('NUM_PROCESSES', '4'), ('PROCESS_ID', '3')):
         monkeypatch.setenv(f'JAX_{name}', value)
     with distributed.joined(base.get_config().hosts, alone=False):
         pass
-    assert (given['coordinator_address'], given['num_processes'], given['process_id']) == ('host:1', 4, 3)
+    assert (given['coordinator_address'], given['num_processes'], given['process_id']) == ('localhost:1', 4, 3)
 
 
 _JOINED = """
 from configs import base
+from mmaudio_jax import checkpoints
 from mmaudio_jax import distributed
+from mmaudio_jax import partitioning
 with distributed.joined(base.get_config().hosts, alone=False):
     import jax
     print(f'<{jax.process_index()} of {jax.process_count()}>', flush=True)
@@ -224,18 +266,152 @@ def _is_free(port: int) -> bool:
         return probe.connect_ex(('127.0.0.1', port)) != 0
 
 
-def test_a_lost_process_is_told_from_other_errors():
-    text = 'UNKNOWN: Gloo AllGather failed: [pair.cc:547] Connection closed by peer [127.0.0.1]:31106'
-    assert distributed.is_lost(ValueError(text)) and distributed.is_lost(jax.errors.JaxRuntimeError(text))
+@pytest.mark.parametrize('lost, text', [
+    (True, 'UNKNOWN: Gloo AllGather failed: [pair.cc:547] Connection closed by peer [127.0.0.1]:31106'),
+    (True, 'FAILED_PRECONDITION: Buffer Definition Event: Gloo all-reduce failed: Connection reset by peer'),
+    (True, 'DEADLINE_EXCEEDED: Barrier timed out. Id: ThreadSaveMultiHostValueHolder:set_value_start::3'),
+    (True, 'INTERNAL: Barrier failed because: task is set to ERROR: UNAVAILABLE: Task 1 heartbeat timeout.'),
+    (True, 'UNAVAILABLE: Failed to send RPC to coordination service. Either the leader task was preempted or died'),
+    (True, 'ABORTED: /job:jax_worker/replica:0/task:1 unexpectedly tried to connect with a different incarnation'),
+    (True, 'INTERNAL: NCCL operation ncclAllReduce failed: remote process exited or there was a network error'),
+    (False, 'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm; largest: collective-permute-start'),
+    (False, 'INTERNAL: during compilation of %opt-barrier.3: unsupported'),
+    (False, 'INVALID_ARGUMENT: peer access is not enabled between these devices'),
+])
+def test_a_lost_process_is_told_from_errors_of_a_device(lost, text):
+    assert distributed.is_lost(jax.errors.JaxRuntimeError(text)) == lost
+
+
+def test_a_lost_process_is_told_from_errors_of_python():
+    assert distributed.is_lost(ValueError('UNKNOWN: Gloo AllGather failed: Connection closed by peer'))
     assert not distributed.is_lost(ValueError('config.mesh.data is 0')) and not distributed.is_lost(OSError('disk full'))
 
 
-def test_processes_that_do_not_meet_are_told_so(monkeypatch):
-    def initialize(**kwargs):
-        raise RuntimeError('DEADLINE_EXCEEDED: Barrier timed out\nmore')
-    monkeypatch.setattr('jax.distributed.initialize', initialize)
+class _NoRecords:
+    """An iterator that stays where it is."""
+
+    def get_state(self):
+        return {}
+
+    def set_state(self, state):
+        assert state == {}
+
+
+def _state() -> dict:
+    """Numbers of which every process holds its part; they cannot be compressed."""
+    mesh = partitioning.make_mesh({'data': -1})
+    tensor = np.random.default_rng(0).random((jax.device_count(), 100_000), np.float32)
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
+    return {'tensor': jax.make_array_from_callback(tensor.shape, sharding, lambda index: tensor[index])}
+
+
+def _write_where_one_disk_is_full(folder: str, hosts: dict) -> None:
     config = base.get_config()
-    config.hosts.update(coordinator='host:1', count='2', index='0')
-    with pytest.raises(ValueError, match=r'not met at host:1 within 300 s \(DEADLINE_EXCEEDED: Barrier timed out\)'):
-        with distributed.joined(config.hosts, alone=False):
-            pass
+    config.hosts.update(hosts)
+    with distributed.joined(config.hosts, alone=False), checkpoints.Preemption():
+        checkpointer = checkpoints.Checkpointer(pathlib.Path(folder), config.train)
+        state = _state()
+        if hosts['index'] == '1':
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+        checkpointer.save(1, state, _NoRecords(), config, force=True)
+        for step in range(2, 10_000):
+            checkpointer.preempted(step)
+            time.sleep(0.05)
+
+
+@pytest.mark.slow  # 20 s
+def test_a_full_disk_of_one_process_is_said_at_once_and_ends_all(tmp_path):
+    (code, waiting), (own_code, failing) = ends(start_each(_write_where_one_disk_is_full, tmp_path), 30 + 2 * LOST_AFTER_S)
+    assert own_code == 1
+    assert 'error: process 1 of 2: the checkpoint of step 1 could not be written' in failing and 'File too large' in failing
+    assert code and re.search('process 0 of 2: the exchange with the other processes broke off|another task died', waiting)
+
+
+def _read_where_one_disk_fails(folder: str, hosts: dict) -> None:
+    config = base.get_config()
+    config.hosts.update(hosts)
+    with distributed.joined(config.hosts, alone=False), checkpoints.Preemption():
+        checkpointer = checkpoints.Checkpointer(pathlib.Path(folder), config.train)
+        state = _state()
+        for step in (1, 2):
+            checkpointer.save(step, state, _NoRecords(), config, force=True)
+        checkpointer.wait()
+        restore = ocp.StandardCheckpointHandler.restore
+
+        def fail(self, directory, *args, **kwargs):
+            if hosts['index'] == '1' and directory.parent.name == '2':
+                raise OSError(5, 'Input/output error')
+            return restore(self, directory, *args, **kwargs)
+        ocp.StandardCheckpointHandler.restore = fail
+        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
+        restored, step = checkpointer.restore_latest(abstract, _NoRecords(), config)
+        assert step == 1 and jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), restored, state))
+        checkpointer.close()
+
+
+def test_all_go_back_to_the_checkpoint_that_all_can_read(tmp_path):
+    (code, told), (other_code, other) = ends(start_each(_read_where_one_disk_fails, tmp_path), 60)
+    assert (code, other_code) == (0, 0), told + other
+    assert 'checkpoint 2' in told and 'is damaged (OSError: [Errno 5] Input/output error)' in told
+    assert 'continuing from step 1' in told and (tmp_path / 'checkpoints' / '2.damaged').exists()
+
+
+def _work_for_long(folder: str, hosts: dict) -> None:
+    """The first process works longer than JAX lets the others wait."""
+    jax.distributed.initialize = functools.partial(jax.distributed.initialize, shutdown_timeout_seconds=2)
+    config = base.get_config()
+    config.hosts.update(hosts)
+    with distributed.joined(config.hosts, alone=False):
+        time.sleep(5 if hosts['index'] == '0' else 0)
+        (pathlib.Path(folder) / hosts['index']).write_text(str(time.time()))
+    (pathlib.Path(folder) / f'{hosts["index"]}.left').write_text(str(time.time()))
+
+
+def test_a_process_that_is_done_waits_for_the_others(tmp_path):
+    assert [code for code, _ in ends(start_each(_work_for_long, tmp_path), 60)] == [0, 0]
+    done = {path.name: float(path.read_text()) for path in tmp_path.iterdir() if path.suffix != '.txt'}
+    assert done['1'] + 1 < done['0'] <= done['1.left']
+
+
+def _do_not_train(folder: str, hosts: dict) -> None:
+    config = base.get_config()
+    config.hosts.update(hosts)
+    with distributed.joined(config.hosts, alone=False):
+        for _ in range(2):  # the stages of a run
+            with checkpoints.Preemption():
+                assert not multihost_utils.reached_preemption_sync_point(0)
+        (pathlib.Path(folder) / f'{hosts["index"]}.ready').touch()
+        time.sleep(60)
+
+
+def test_sigterm_ends_a_process_that_does_not_train(tmp_path):
+    started = start_each(_do_not_train, tmp_path)
+    while len(list(tmp_path.glob('*.ready'))) < 2 and all(process.is_alive() for process, _ in started):
+        time.sleep(0.05)
+    process = started[1][0]
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(5)
+    assert process.exitcode == -signal.SIGTERM, started[1][1].read_text()
+    (code, output), _ = ends(started, 2 * LOST_AFTER_S)
+    assert code and 'another task died' in output
+
+
+_ALONE = """
+import sys
+from configs import base
+from mmaudio_jax import distributed
+config = base.get_config()
+config.hosts.update(coordinator=sys.argv[1], count='2', index=sys.argv[2], start_timeout_s=3)
+with distributed.joined(config.hosts, alone=False):
+    pass
+"""
+
+
+def test_who_waits_for_the_others_says_so_before_jax_aborts():
+    wheres = [address(), address()]
+    processes = [subprocess.Popen([sys.executable, '-c', _ALONE, where, str(index)], cwd=pathlib.Path(__file__).parents[1],
+                                  stderr=subprocess.PIPE, text=True) for index, where in enumerate(wheres)]
+    told = [process.communicate(timeout=60)[1] for process in processes]
+    for index, where in enumerate(wheres):
+        line = f'process {index} of 2 waits for the others at {where}, at most 3 s (config.hosts.start_timeout_s)'
+        assert processes[index].returncode == -signal.SIGABRT and told[index].startswith(line), told[index]
