@@ -165,8 +165,7 @@ def _model(config, sequence: Sequence) -> mmaudio.MMAudio:
 def train(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:
     """The train step."""
     mesh = partitioning.make_mesh(config.mesh, config.sharding.slice_axis, devices)
-    partitioning.check_batch_size(mesh, config.input.batch_size // config.train.microbatches,
-                                  'config.input.batch_size / config.train.microbatches')
+    partitioning.check_microbatches(mesh, config)
     sequence = Sequence(**config.sequence)
     model = _model(config, sequence)
     init = functools.partial(train_step.init_state, config, model, sequence)
@@ -189,6 +188,8 @@ def train(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:
 def sample(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:
     """The sampler, from features to waveforms."""
     mesh = partitioning.make_mesh(config.mesh, config.sharding.slice_axis, devices)
+    if config.compile.clips_per_device < 1:
+        raise ValueError(f'config.compile.clips_per_device is {config.compile.clips_per_device}; it must be at least 1')
     size = config.compile.clips_per_device * partitioning.batch_shards(mesh)
     sequence = Sequence(**config.sequence)
     model = _model(config, sequence)

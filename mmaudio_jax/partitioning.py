@@ -289,6 +289,26 @@ def check_batch_size(mesh: Mesh, batch_size: int, field: str) -> None:
                          f'set it to a multiple of {size}, for example {nearest}')
 
 
+def check_microbatches(mesh: Mesh, config) -> None:
+    """Raises ValueError, naming the fields, when config.input.batch_size is no whole number of parts that the mesh shares."""
+    size, parts = config.input.batch_size, config.train.microbatches
+    if parts < 1 or size % parts:
+        raise ValueError(f'config.train.microbatches is {parts}, which does not divide config.input.batch_size {size}')
+    check_batch_size(mesh, size // parts, 'config.input.batch_size / config.train.microbatches')
+
+
+def rounded_up(mesh: Mesh, batch_size: int, field: str) -> int:
+    """The batch size, or the next one that the axes data and fsdp share evenly, for batches that may be filled up.
+
+    Raises:
+      ValueError: it is below 1; names the config field.
+    """
+    if batch_size < 1:
+        raise ValueError(f'{field} is {batch_size}; it must be at least 1')
+    parts = batch_shards(mesh)
+    return -(-batch_size // parts) * parts
+
+
 def abstract(tree: Any, shardings: Any) -> Any:
     """Shapes, dtypes and shardings of a tree without its values: what a restore needs."""
     shape = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
