@@ -53,6 +53,19 @@ def test_an_unknown_program_is_refused(tmp_path):
         compile_report.report(config, tmp_path)
 
 
+@pytest.mark.parametrize('program, section, name, value, message', [
+    ('train', 'train', 'microbatches', 0, 'config.train.microbatches is 0, which does not divide config.input.batch_size 8'),
+    ('train', 'train', 'microbatches', 3, 'config.train.microbatches is 3'),
+    ('train', 'model', 'dtype', 'floaty', 'model.dtype is .floaty.; it must be one of'),
+    ('sampler', 'compile', 'clips_per_device', 0, 'config.compile.clips_per_device is 0; it must be at least 1'),
+])
+def test_fields_that_cannot_be_compiled_are_named(program, section, name, value, message):
+    config = small_config()
+    config[section][name] = value
+    with pytest.raises(ValueError, match=message):
+        compile_report.PROGRAMS[program](config, jax.devices()[:4])
+
+
 @pytest.mark.slow
 def test_the_train_step_of_a_small_network(tmp_path, capsys):
     """What the program needs is what the shardings say, and its operations are the formula's."""
