@@ -42,8 +42,10 @@ METHOD = ('Times are estimates: the compiler\'s cycles of every operation, loops
 _COSTLIEST = 10
 
 
-def report(config, workdir: pathlib.Path) -> None:
+def report(config, workdir: pathlib.Path | None) -> None:
     """Compiles config.compile.programs for config.compile.topology, prints what they need and writes workdir/compile.json.
+
+    Without a workdir it only prints.
 
     Raises:
       ValueError: no TPU compiler, an unknown topology or program, or a config that does not fit the topology.
@@ -57,10 +59,13 @@ def report(config, workdir: pathlib.Path) -> None:
           f'{json.dumps(dict(config.mesh))}', flush=True)
     results = {}
     for name in config.compile.programs:
-        results[name] = measure(PROGRAMS[name], config, devices, pathlib.Path(workdir) / f'compile_{name}.txt')
+        text = None if workdir is None else workdir / f'compile_{name}.txt'
+        results[name] = measure(PROGRAMS[name], config, devices, text)
         print(table(name, results[name]), flush=True)
     print(METHOD)
-    path = pathlib.Path(workdir) / 'compile.json'
+    if workdir is None:
+        return
+    path = workdir / 'compile.json'
     path.write_text(json.dumps({'config': config.name, 'topology': config.compile.topology, 'mesh': dict(config.mesh),
                                 'method': METHOD, 'programs': results}, indent=1) + '\n')
     print(f'every figure is in {path}')

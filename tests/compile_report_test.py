@@ -53,6 +53,17 @@ def test_an_unknown_program_is_refused(tmp_path):
         compile_report.report(config, tmp_path)
 
 
+def test_without_a_workdir_it_only_prints(monkeypatch, tmp_path, capsys):
+    pytest.importorskip('libtpu')
+    monkeypatch.chdir(tmp_path)
+    work = {'what': 'a step', 'fits': False, 'memory_bytes': 2**34, 'reason': 'too large'}
+    monkeypatch.setattr(compile_report, 'measure', lambda program, config, devices, text: work)
+    compile_report.report(small_config(), None)
+    assert 'train: a step\n  does not fit' in capsys.readouterr().out and not list(tmp_path.iterdir())
+    compile_report.report(small_config(), tmp_path)
+    assert json.loads((tmp_path / 'compile.json').read_text())['programs'] == {'train': work}
+
+
 @pytest.mark.parametrize('program, section, name, value, message', [
     ('train', 'train', 'microbatches', 0, 'config.train.microbatches is 0, which does not divide config.input.batch_size 8'),
     ('train', 'train', 'microbatches', 3, 'config.train.microbatches is 3'),
