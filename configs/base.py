@@ -216,7 +216,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Ahead-of-time compilation for TPUs that need not be there (compile_report.py): --mode=compile, with --topology.
     c.compile = ml_collections.ConfigDict()
     c.compile.topology = 'v5e:16x16'  # chip (v4, v5e, v5p, v6e) and arrangement
-    c.compile.programs = ('train', 'sampler', 'frames', 'segments')  # any of these
+    c.compile.programs = ('train', 'sampler', 'frames', 'segments')  # any of compile_report.PROGRAMS
     c.compile.clips_per_device = 8  # of the sampler's batch
 
     # Scores of folders of sound, any system's (score.py): --mode=evaluate when `sample`, `generated` or `compare` is set.

@@ -2,8 +2,10 @@
 
 train      the train step that train.py runs, with the same shardings and donation
 sampler    features → conditions → guided flow → VAE → vocoder → waveforms, one program
-frames     CLIP's image tower on the frames of a call of the feature extraction (one device)
-segments   Synchformer on the segments of a call (one device)
+frames     CLIP's image tower on the frames of a call of the feature extraction (one device, like the next three)
+segments   Synchformer on the segments of a call
+texts      CLIP's text tower on the captions of a call
+latents    log-mel and the VAE's encoder on the waveforms of a call
 
 Times are estimates by hlo_cost, whose method and limits the report repeats; memory is what the compiler laid out.
 """
@@ -35,6 +37,8 @@ from mmaudio_jax.models import synchformer
 from mmaudio_jax.models import vae
 from mmaudio_jax.sequence import Sequence
 from mmaudio_jax.sequence import SYNC_SEGMENT_FRAMES
+from mmaudio_jax.sequence import TEXT_LENGTH
+from mmaudio_jax.weights import store
 
 METHOD = ('Times are estimates: the compiler\'s cycles of every operation, loops times their trips, over the clock, and what '
           'collectives take beyond what runs beside them, at the full bandwidth of their links, without latency. Copies are '
@@ -234,33 +238,65 @@ def sample(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:
 
 def frames(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:
     """CLIP's image tower."""
-    del config
-    count = official_encoder.ACCELERATOR_CALLS.frames
+    dtype, count = _feature_dtype(config), official_encoder.ACCELERATOR_CALLS.frames
     size = clip.VARIANTS[official_encoder.CLIP_VARIANT]['image_size']
-    return _tower(official_encoder.image_features, clip.build(official_encoder.CLIP_VARIANT, jnp.bfloat16), 'encode_image',
-                  (count, size, size, 3), devices, f'CLIP features of {count} frames')
+    return _tower(official_encoder.image_features, clip.build(official_encoder.CLIP_VARIANT, dtype), 'encode_image',
+                  jax.ShapeDtypeStruct((count, size, size, 3), jnp.uint8), dtype, devices, f'CLIP features of {count} frames')
 
 
 def segments(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:
     """Synchformer's visual encoder."""
-    del config
-    count = official_encoder.ACCELERATOR_CALLS.segments
+    dtype, count = _feature_dtype(config), official_encoder.ACCELERATOR_CALLS.segments
     size = synchformer.VARIANTS[official_encoder.SYNC_VARIANT]['image_size']
-    return _tower(official_encoder.sync_features, synchformer.build(official_encoder.SYNC_VARIANT, jnp.bfloat16), None,
-                  (count, SYNC_SEGMENT_FRAMES, size, size, 3), devices, f'Synchformer features of {count} segments')
+    return _tower(official_encoder.sync_features, synchformer.build(official_encoder.SYNC_VARIANT, dtype), None,
+                  jax.ShapeDtypeStruct((count, SYNC_SEGMENT_FRAMES, size, size, 3), jnp.uint8), dtype, devices,
+                  f'Synchformer features of {count} segments')
 
 
-def _tower(function: Any, module: Any, method: str | None, shape: tuple[int, ...], devices: list[Any],
-           what: str) -> tuple[Any, list[Any], dict]:
-    """An encoder's jitted function on one device, parameters and products in bfloat16."""
+def texts(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:
+    """CLIP's text tower."""
+    dtype, count = _feature_dtype(config), official_encoder.ACCELERATOR_CALLS.texts
+    return _tower(official_encoder.text_features, clip.build(official_encoder.CLIP_VARIANT, dtype), 'encode_text',
+                  jax.ShapeDtypeStruct((count, TEXT_LENGTH), jnp.int32), dtype, devices, f'CLIP features of {count} texts')
+
+
+def latents(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:
+    """The codec's encoder, always float32."""
+    sequence = Sequence(**config.sequence)
+    model = vae.build(sequence.rate)
+    count = max(1, min(config.extract.batch_size, official_codec.ACCELERATOR_FRAMES_A_CALL // sequence.mel_length))
+
+    @jax.jit
+    def encode(params, waveforms):
+        return official_codec.latent_distribution(model, params, sequence.rate, waveforms)
+
+    return _tower(encode, model, 'encode', jax.ShapeDtypeStruct((count, sequence.waveform_length), jnp.float32),
+                  jnp.dtype(jnp.float32), devices, f'latents of {count} waveforms of {sequence.duration_s:g} s',
+                  jax.ShapeDtypeStruct((1, sequence.mel_length, sequence.audio.mel_bins), jnp.float32))
+
+
+def _feature_dtype(config) -> Any:
+    """In which the extraction's condition encoders compute."""
+    if config.weights.dtype not in store.DTYPES:
+        raise ValueError(f'config.weights.dtype is {config.weights.dtype!r}; it must be one of {", ".join(store.DTYPES)}')
+    return store.DTYPES[config.weights.dtype]
+
+
+def _tower(function: Any, module: Any, method: str | None, items: jax.ShapeDtypeStruct, dtype: Any, devices: list[Any],
+           what: str, example: jax.ShapeDtypeStruct | None = None) -> tuple[Any, list[Any], dict]:
+    """An encoder's jitted function on one device, with parameters of the dtype.
+
+    `example` is what the module itself takes: without it bytes in the dtype, and any other items as they are.
+    """
     one = jax.sharding.SingleDeviceSharding(devices[0])
-    items = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=one)
-    example = jax.ShapeDtypeStruct((1, *shape[1:]), jnp.bfloat16)
+    if example is None:
+        example = jax.ShapeDtypeStruct((1, *items.shape[1:]), dtype if items.dtype == jnp.uint8 else items.dtype)
     params = jax.eval_shape(functools.partial(module.init, method=method), jax.random.key(0), example)['params']
-    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=one), params)
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=one), params)
+    items = jax.ShapeDtypeStruct(items.shape, items.dtype, sharding=one)
     products = flops.traced(jax.make_jaxpr(function)(params, items).jaxpr)
-    work = {'what': f'{what}, bfloat16', 'devices': 1, 'model_flops': products}
+    work = {'what': f'{what}, {dtype.name}', 'devices': 1, 'model_flops': products}
     return function.lower(params, items), devices[:1], work
 
 
-PROGRAMS = {'train': train, 'sampler': sample, 'frames': frames, 'segments': segments}
+PROGRAMS = {'train': train, 'sampler': sample, 'frames': frames, 'segments': segments, 'texts': texts, 'latents': latents}

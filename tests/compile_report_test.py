@@ -104,9 +104,18 @@ def test_the_train_step_of_a_small_network(tmp_path, capsys):
     assert (tmp_path / 'compile_train.txt').read_text().startswith('HloModule')
 
 
-def test_an_encoder_on_one_device():
+@pytest.mark.parametrize('name, function, dtype, text, operations', [
+    ('segments', 'sync_features', 'bfloat16', 'xbf16>', 5.7e12),
+    ('frames', 'image_features', 'float32', 'xf32>', 3.2e13),
+    ('texts', 'text_features', 'bfloat16', 'xbf16>', 7.6e11),
+    ('latents', 'encode', 'bfloat16', 'xf32>', 1e11),  # whatever the others have
+])
+def test_an_encoder_on_one_device(name, function, dtype, text, operations):
     """Lowered, not compiled: the jitted function of the extraction itself, and its operations from its trace."""
     pytest.importorskip('libtpu')
-    lowered, used, work = compile_report.segments(small_config(), chips.devices_of('v5e:2x2'))
-    assert len(used) == 1 and 'sync_features' in lowered.as_text()[:300]
-    assert 1e12 < work['model_flops'] < 1e13  # measured 5.7e12
+    config = small_config()
+    config.weights.dtype = dtype
+    lowered, used, work = compile_report.PROGRAMS[name](config, chips.devices_of('v5e:2x2'))
+    assert len(used) == 1 and function in lowered.as_text()[:300]
+    assert work['what'].endswith('float32' if text == 'xf32>' else 'bfloat16') and text in lowered.as_text().split(') ->')[0]
+    assert 0.5 < work['model_flops'] / operations < 2, work
