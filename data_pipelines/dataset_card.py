@@ -143,9 +143,10 @@ def draw(path: pathlib.Path, card: dict[str, Any], rows: Sequence[dict[str, Any]
     axes = figure.subplots(2, 2)
     hours = sum(split['hours'] for split in card['splits'].values())
     made_by = f'{card["encoder"]} + {card["codec"]} at {card["rate"]}'
-    figure.suptitle(f'{card["name"]}: {len(rows)} records, {hours:.2f} h, {made_by}')
+    figure.suptitle(f'{card["name"]}: {len(rows)} records, {hours:.2f} h, {made_by}', parse_math=False)
     labels = card['labels'].get('over_represented', [])
-    axes[0, 0].barh([row['label'][:40] for row in labels][::-1], [row['records'] for row in labels][::-1])
+    axes[0, 0].barh(range(len(labels)), [row['records'] for row in labels][::-1])
+    axes[0, 0].set_yticks(range(len(labels)), [row['label'][:40] for row in labels][::-1], parse_math=False)  # '$' is a letter
     axes[0, 0].set_title(f'most common of {card["labels"].get("count", 0)} {card["labels"].get("of", "label")}s (train)')
     files = {row['file']: row['file_s'] for row in rows if 'file_s' in row}
     measured = [row for row in rows if 'loudness_db' in row]

@@ -53,6 +53,8 @@ def extract(config, workdir: pathlib.Path) -> None:
       OSError: disk full.
     """
     settings, root = config.extract, pathlib.Path(config.data_dir or workdir).absolute()
+    clips_lib.check_entries('extract.datasets', settings.datasets, 'record set', 'folder of clip tables')
+    clips_lib.check_entries('extract.memmaps', settings.memmaps, 'record set', 'split', 'folder of memory maps')
     if config.clips.datasets:
         listing.make_tables(config, root)
     imported = memmaps.import_sets(config, root, *_place(settings)) if settings.memmaps else []
@@ -66,7 +68,7 @@ def extract(config, workdir: pathlib.Path) -> None:
             raise ValueError(f'config.extract.{field} is {settings[field]!r}; it must be one of {", ".join(names)}')
     places = _records_folders(config, root)
     folders = {name: root / folder for name, folder in settings.datasets}
-    fitted_to = _fit_source(settings, folders)
+    fitted_to = _fit_source(config, folders, places)
     made_with = {name: {'tables': clips_lib.digests(folder), 'codec_fitted_to': fitted_to} for name, folder in folders.items()}
     jobs: dict[str, dict[str, pathlib.Path]] = {}  # set → folder by rate
     for name in folders:
@@ -76,8 +78,9 @@ def extract(config, workdir: pathlib.Path) -> None:
     if not jobs:
         print(f'extract: {", ".join(folders)} are in {root / "records"}, nothing to extract', flush=True)
     with processes.Workers(settings.workers) as workers:
-        for rate, place in places.items() if jobs else ():
-            _fit_codec(workers, config, folders, rate, place)
+        for rate, place in places.items():
+            if jobs and fitted_to:
+                _fit_codec(workers, config, folders, {**fitted_to, **_clip_form(config, rate)}, place)
         for name, missing in jobs.items():
             targets = tuple(shards_lib.Target(_schema(config, rate), place / f'.{name}.partial', place / 'codec.npz')
                             for rate, place in missing.items())
@@ -165,41 +168,69 @@ def _extract_here(plan: shards_lib.Plan, missing: list[shards_lib.Shard], worker
             shards_lib.extract_shard(plan, extractor, shard, loaded, device, report)
 
 
-def _fit_source(settings, folders: dict[str, pathlib.Path]) -> dict[str, str] | None:
-    """What the codec is fitted to: the dataset and the digest of its training table; None for a codec with weights."""
-    if settings.codec != 'pca':
+def _fit_source(config, folders: dict[str, pathlib.Path], places: dict[str, pathlib.Path]) -> dict[str, str] | None:
+    """What the codec is fitted to: the dataset and the digest of its training table; None for a codec with weights.
+
+    A dataset that is not one of `folders` is taken at the word of the codecs that are there already."""
+    if config.extract.codec != 'pca':
         return None
-    name = settings.codec_fit_dataset
-    if name not in folders:
-        raise ValueError(f'config.extract.codec_fit_dataset is {name!r}, which is not one of config.extract.datasets: '
-                         f'{", ".join(folders)}')
-    table = clips_lib.digests(folders[name]).get('train')
-    if table is None:
-        raise FileNotFoundError(f'{folders[name] / "train.jsonl"}: missing; the pca codec is fitted to it')
+    name = config.extract.codec_fit_dataset
+    if name in folders:
+        table = clips_lib.digests(folders[name]).get('train')
+        if table is None:
+            raise FileNotFoundError(f'{folders[name] / "train.jsonl"}: missing; the pca codec is fitted to it')
+        return {'dataset': name, 'table': table}
+    table = _fitted(next(iter(places.values()))).get('table')
+    for rate, place in places.items():
+        if _fitted(place) != {'dataset': name, 'table': table, **_clip_form(config, rate)}:
+            raise ValueError(f'config.extract.codec_fit_dataset is {name!r}, which is not one of config.extract.datasets: '
+                             f'{", ".join(folders)}; nor was {place / "codec.npz"} fitted to it at {rate} and '
+                             f'{config.sequence.duration_s:g} s, which could serve again')
     return {'dataset': name, 'table': table}
 
 
-def _fit_codec(workers: processes.Workers, config, folders: dict[str, pathlib.Path], rate: str,
+def _clip_form(config, rate: str) -> dict[str, Any]:
+    """The form of the clips that a codec is fitted to."""
+    return {'rate': rate, 'duration_s': Sequence(rate, config.sequence.duration_s).duration_s}
+
+
+def _fitted(place: pathlib.Path) -> dict[str, Any]:
+    """What the codec of a records folder was fitted to; empty when there is none."""
+    note = place / 'codec.json'
+    return json.loads(note.read_text()) if note.is_file() and (place / 'codec.npz').is_file() else {}
+
+
+def _check_refit(place: pathlib.Path, fitted_to: dict[str, Any]) -> None:
+    """Raises ValueError for a finished set whose latents only another codec decodes: there is one for the folder."""
+    for file in sorted(place.glob(f'[!.]*/{records.METADATA_FILE}')):
+        stored = records.read_metadata(file.parent)
+        source = stored['made_with'].get('codec_fitted_to')
+        if source and {**source, 'rate': stored['rate'], 'duration_s': stored['duration_s']} != fitted_to:
+            raise ValueError(f'{file.parent}: its latents are those of a codec that was fitted to {source["dataset"]!r} '
+                             f'({stored["duration_s"]:g} s, table {source["table"][:8]}); fitting {place / "codec.npz"} to '
+                             f'{fitted_to["dataset"]!r} ({fitted_to["duration_s"]:g} s, table {fitted_to["table"][:8]}) would '
+                             'make them sound wrong; correct config.extract.codec_fit_dataset, choose another workdir, or '
+                             'delete the set')
+
+
+def _fit_codec(workers: processes.Workers, config, folders: dict[str, pathlib.Path], fitted_to: dict[str, Any],
                place: pathlib.Path) -> None:
     """Fits the pca codec, unless codec.npz is there and fitted to the same clips. Every process that finds none fits it: the
     result is the same, and none has to wait for another."""
-    source, settings = _fit_source(config.extract, folders), config.extract
-    if source is None:
+    if _fitted(place) == fitted_to:
         return
-    sequence = Sequence(rate, config.sequence.duration_s)
-    fitted_to = {**source, 'rate': rate, 'duration_s': sequence.duration_s}
+    _check_refit(place, fitted_to)
+    sequence = Sequence(fitted_to['rate'], fitted_to['duration_s'])
     path, note = place / 'codec.npz', place / 'codec.json'
-    if path.is_file() and note.is_file() and json.loads(note.read_text()) == fitted_to:
-        return
     place.mkdir(parents=True, exist_ok=True)
     note.unlink(missing_ok=True)
-    table = clips_lib.read_table(folders[source['dataset']] / 'train.jsonl')
+    table = clips_lib.read_table(folders[fitted_to['dataset']] / 'train.jsonl')
     count = min(len(table), CODEC_FIT_CLIPS)
     chosen = [table[i * len(table) // count] for i in range(count)]
     request = reading.Request((), sequence.duration_s, ((sequence.sample_rate_hz, sequence.waveform_length),))
-    codec_lib.fit_pca(_waveforms(workers, chosen, request, settings.batch_size), sequence, path)
+    codec_lib.fit_pca(_waveforms(workers, chosen, request, config.extract.batch_size), sequence, path)
     shards_lib.write_json(note, fitted_to)
-    print(f'extract: pca codec fitted to {count} clips of {source["dataset"]} at {rate}', flush=True)
+    print(f'extract: pca codec fitted to {count} clips of {fitted_to["dataset"]} at {sequence.rate}', flush=True)
 
 
 def _waveforms(workers: processes.Workers, chosen: list[clips_lib.Clip], request: reading.Request,

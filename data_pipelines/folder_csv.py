@@ -5,7 +5,7 @@ split, start_s, label, source. Without start_s, sounds are cut into windows and 
 listing, 'wolf/growl-2.ogg' becomes the training clip 'wolf growl' with the label 'wolf'.
 """
 import collections
-import csv
+import math
 import pathlib
 import re
 from typing import Iterator
@@ -25,7 +25,7 @@ def read(folder: pathlib.Path, media: layouts.Media, report: layouts.Report) -> 
         yield from _by_name(folder, media)
     for path in listings:
         delimiter = '\t' if path.suffix == '.tsv' else ','
-        header = next(csv.reader([layouts.read_text(path).partition('\n')[0].strip()], delimiter=delimiter), [])
+        _, header = next(layouts.csv_rows(path, layouts.read_text(path), delimiter), (1, []))
         column = next((name for name in FILES if name in header), None)
         if column is None:
             raise ValueError(f'{path}: has no column {" or ".join(FILES)}; its first line is {header}')
@@ -51,7 +51,9 @@ def _entry(folder: pathlib.Path, column: str, row: dict[str, str], media: layout
     try:
         start_s = float(start or 0)
     except ValueError:
-        return f'start_s is {start!r}, not a time in seconds'
+        start_s = math.nan
+    if not 0 <= start_s < math.inf:
+        return f'start_s is {start!r}, not a time in seconds from 0 on'
     return layouts.Entry(row.get('id', '').strip() or named.with_suffix('').as_posix(), split, (row.get('caption', ''),), file,
                          video, 'start' if video or start else 'spread', start_s, row.get('label', ''),
                          row.get('source', '') or str(named))

@@ -22,7 +22,7 @@ def read(folder: pathlib.Path, media: layouts.Media, report: layouts.Report) -> 
         raise FileNotFoundError(f'{folder}: holds neither train.txt nor test.txt')
     times = {path.name.removesuffix('_times.txt'): path for path in sorted(folder.rglob('*_times.txt'))}
     for path, split in listings:
-        for name in filter(None, map(str.strip, layouts.read_text(path).splitlines())):
+        for name in filter(None, map(str.strip, report.read(path).splitlines())):
             file = media.find(f'{name}_denoised', f'{name}_mic', name)
             if name not in times:
                 report.add('missing_files', f'{name}_times.txt')
@@ -34,7 +34,7 @@ def read(folder: pathlib.Path, media: layouts.Media, report: layouts.Report) -> 
 
 def _actions(path: pathlib.Path, report: layouts.Report) -> Iterator[tuple[float, str, str]]:
     """(time in seconds, material, action) of every line."""
-    for number, line in enumerate(layouts.read_text(path).splitlines(), 1):
+    for number, line in enumerate(report.read(path).splitlines(), 1):
         words = line.split()
         try:
             yield float(words[0]), words[1], words[2]

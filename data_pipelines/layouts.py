@@ -6,6 +6,7 @@ all: media are found, ids and captions checked, overlap with test sets removed, 
 import collections
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -87,13 +88,19 @@ class Report:
 
     def __init__(self) -> None:
         self.lists: dict[str, list[str]] = {kind: [] for kind in (
-            'missing_files', 'duplicate_ids', 'empty_captions', 'unknown_columns', 'unusable_rows', 'unreadable_files',
-            'too_short', 'also_in_test')}
+            'missing_files', 'duplicate_ids', 'renamed_ids', 'empty_captions', 'unknown_columns', 'unusable_rows',
+            'unreadable_files', 'too_short', 'also_in_test')}
         self.excluded: dict[str, list[str]] = {}  # by id list
+        self.listings: dict[str, str] = {}  # files that were read → their digests
 
     def add(self, kind: str, what: str) -> None:
         """Lists something."""
         self.lists[kind].append(what)
+
+    def read(self, path: pathlib.Path) -> str:
+        """The text of a listing; what stands in it is remembered by its digest."""
+        self.listings[str(path)] = digest(path)
+        return read_text(path)
 
     def summary(self) -> str:
         """The counts that are not zero, in words."""
@@ -113,21 +120,43 @@ def read_csv(path: pathlib.Path, report: Report, needed: Sequence[str], known: S
       delimiter: between columns.
 
     Raises:
-      ValueError: a needed column is missing.
+      ValueError: a needed column is missing, or a row that csv_rows refuses.
     """
-    reader = csv.reader(io.StringIO(read_text(path), newline=''), delimiter=delimiter)
-    header = next(reader, [])
+    rows = csv_rows(path, report.read(path), delimiter)
+    _, header = next(rows, (1, []))
     missing = [column for column in needed if column not in header]
     if missing:
         raise ValueError(f'{path}: has no column {", ".join(map(repr, missing))}; its first line is {header}')
     for column in header:
         if column not in needed and column not in known:
             report.add('unknown_columns', f'{path.name}: {column}')
-    for row in reader:
+    for line, row in rows:
         if len(row) == len(header):
             yield dict(zip(header, row))
         elif row:
-            report.add('unusable_rows', f'{path.name}, line {reader.line_num}: {len(row)} columns, not {len(header)}')
+            report.add('unusable_rows', f'{path.name}, line {line}: {len(row)} columns, not {len(header)}')
+
+
+def csv_rows(path: pathlib.Path, text: str, delimiter: str = ',') -> Iterator[tuple[int, list[str]]]:
+    """(number of its first line, cells) of every row of `text`, which is that of `path`.
+
+    Raises:
+      ValueError: quotes that are not closed, or closed within a cell: what follows would be read as part of it.
+    """
+    reader = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter, strict=True)
+    line = 1
+    try:
+        for row in reader:
+            yield line, row
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(f'{path}, line {line}: the row that starts there cannot be read ({error}); close its quotes, and '
+                         'write those within a cell twice') from error
+
+
+def digest(path: pathlib.Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read_text(path: pathlib.Path) -> str:
@@ -147,7 +176,7 @@ def read_ids(path: pathlib.Path, key: str = '') -> set[str]:
     id a line. File name endings and the Y that AudioSet's files have before a YouTube id are taken off.
 
     Raises:
-      FileNotFoundError: no such file. ValueError: a json of another form.
+      FileNotFoundError: no such file. ValueError: a json of another form, or a row that csv_rows refuses.
     """
     if not path.is_file():
         raise FileNotFoundError(f'{path}: no such id list; correct config.clips.exclude')
@@ -158,10 +187,10 @@ def read_ids(path: pathlib.Path, key: str = '') -> set[str]:
                 raise ValueError(f'{path}: has no list {key!r}; it has {", ".join(found)}')
             found = found[key]
         return {source_of(str(value)) for value in found}
-    lines = read_text(path).replace('\r\n', '\n').split('\n')
+    text = read_text(path)
     if path.suffix not in ('.csv', '.tsv'):
-        return {source_of(line.strip()) for line in lines if line.strip()}
-    rows = list(csv.reader(lines, delimiter='\t' if path.suffix == '.tsv' else ','))
+        return {source_of(line.strip()) for line in text.split('\n') if line.strip()}
+    rows = [row for _, row in csv_rows(path, text, '\t' if path.suffix == '.tsv' else ',')]
     for column in ('source', 'youtube_id', 'sound_id', 'file_name', 'id'):
         if rows and column in rows[0]:
             place = rows[0].index(column)

@@ -3,9 +3,13 @@
     DATA_DIR/media/<name>/<split>.jsonl      the tables; the media stay where they are
     DATA_DIR/media/<name>/clips_report.json  what was listed, found, missing, left out, and the ids of each
 """
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
+import itertools
 import json
+import os
 import pathlib
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
@@ -34,6 +38,7 @@ LAYOUTS: dict[str, Callable[[pathlib.Path, layouts.Media, layouts.Report], Itera
 }
 BLACKLIST_KEYS = {'audioset_sl': 'AudioSet', 'freesound': 'FreeSound'}  # of WavCaps's id lists
 SHORT = ('reject', 'silence', 'repeat')
+LOCK_FILE = '.lock'
 
 
 def make_tables(config, root: pathlib.Path) -> None:
@@ -52,6 +57,8 @@ def make_tables(config, root: pathlib.Path) -> None:
     settings = config.clips
     if settings.short not in SHORT:
         raise ValueError(f'config.clips.short is {settings.short!r}; it must be one of {", ".join(SHORT)}')
+    clips_lib.check_entries('clips.datasets', settings.datasets, 'record set', 'layout', 'folder')
+    clips_lib.check_entries('clips.exclude', settings.exclude, 'record set', 'file of ids')
     names = [name for name, _, _ in settings.datasets]
     unknown = sorted({name for name, _ in settings.exclude} - set(names))
     if unknown:
@@ -63,18 +70,26 @@ def make_tables(config, root: pathlib.Path) -> None:
             excluded = [pathlib.Path(path) for other, path in settings.exclude if other == name]
             made_with = {'layout': layout, 'source': str(source), 'duration_s': config.sequence.duration_s,
                          'short': settings.short, 'validation_clips': settings.validation_clips,
-                         'exclude': {str(path): _digest(path) for path in excluded}}
+                         'exclude': {str(path): layouts.digest(path) if path.is_file() else '' for path in excluded}}
             folder = root / 'media' / name
-            if not _is_done(folder, made_with):
-                _Listing(name, made_with, workers).write(folder)
+            if _is_done(folder, made_with):
+                continue
+            with _locked(folder):
+                if not _is_done(folder, made_with):  # else another process has listed it meanwhile
+                    _Listing(name, made_with, workers).write(folder)
 
 
-def _digest(path: pathlib.Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ''
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path) -> Iterator[None]:
+    """One process at a time writes the tables in `folder`, which is made; the system drops the lock when its holder dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK_FILE, 'w', encoding='utf-8') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _is_done(folder: pathlib.Path, made_with: dict[str, Any]) -> bool:
-    """Whether the tables are there; ValueError when they are, but were made with other settings."""
+    """Whether the tables are there; ValueError when they are, but were made with other settings or listings."""
     report = folder / layouts.REPORT
     if not report.is_file():
         return False
@@ -83,6 +98,9 @@ def _is_done(folder: pathlib.Path, made_with: dict[str, Any]) -> bool:
         if stored.get(field) != value:
             raise ValueError(f'{folder}: its tables were made with {field} = {stored.get(field)!r}, the configuration says '
                              f'{value!r}; delete {report} to list the clips again')
+    for listing, digest in stored.get('listings', {}).items():
+        if os.path.isfile(listing) and layouts.digest(pathlib.Path(listing)) != digest:  # else the dataset was put away
+            raise ValueError(f'{listing}: was changed since {folder} was made of it; delete {report} to list the clips again')
     return True
 
 
@@ -92,6 +110,7 @@ class _Listing:
     def __init__(self, name: str, made_with: dict[str, Any], workers: processes.Workers):
         self._name, self._made_with, self._workers = name, made_with, workers
         self._report = layouts.Report()
+        self._ids: set[tuple[str, str]] = set()  # (split, id) of the rows so far
 
     def write(self, folder: pathlib.Path) -> None:
         """Lists, checks, cuts, and writes tables and report; prints what was found."""
@@ -107,11 +126,11 @@ class _Listing:
         splits = {split: [row for row in rows if row['split'] == split] for split in clips_lib.SPLITS}
         if not splits['validation']:
             _hold_out(splits, self._made_with['validation_clips'])
-        folder.mkdir(parents=True, exist_ok=True)
         for split, table in splits.items():
-            (folder / f'{split}.jsonl').unlink(missing_ok=True)
             if table:
                 clips_lib.write_table(folder / f'{split}.jsonl', table)
+            else:
+                (folder / f'{split}.jsonl').unlink(missing_ok=True)
         counts = {split: len(table) for split, table in splits.items() if table}
         used = {row['video'] or row['audio'] for row in rows}
         self._write_report(folder, len(entries), counts, found.count - len(used))
@@ -178,16 +197,27 @@ class _Listing:
         count = max(len(starts_s), len(entry.captions)) if starts_s else 0
         for i in range(count):
             start_s = starts_s[i % len(starts_s)]
-            row = {'id': entry.id if count == 1 else f'{entry.id}_{i}', 'video': entry.file if entry.video else None,
-                   'audio': None if entry.video else entry.file, 'caption': entry.captions[i % len(entry.captions)],
-                   'split': entry.split, 'start_s': start_s, 'label': entry.label, 'fill': fill}
+            row = {'id': self._own_id(entry.split, entry.id if count == 1 else f'{entry.id}_{i}'),
+                   'video': entry.file if entry.video else None, 'audio': None if entry.video else entry.file,
+                   'caption': entry.captions[i % len(entry.captions)], 'split': entry.split, 'start_s': start_s,
+                   'label': entry.label, 'fill': fill}
             if entry.describe is not None:
                 row.update(entry.describe(start_s, self._made_with['duration_s']))
             yield row
 
+    def _own_id(self, split: str, wanted: str) -> str:
+        """An id that no row of the split has: 'rain_1.wav' beside windows of 'rain.wav' is renamed to rain_1_0, and listed."""
+        numbered = (f'{wanted}_{i}' for i in itertools.count())
+        found = next(name for name in itertools.chain([wanted], numbered) if (split, name) not in self._ids)
+        if found != wanted:
+            self._report.add('renamed_ids', f'{wanted}: is {found}')
+        self._ids.add((split, found))
+        return found
+
     def _write_report(self, folder: pathlib.Path, listed: int, counts: dict[str, int], unused: int) -> None:
         """clips_report.json, last: with it the tables are complete."""
-        text = json.dumps({'made_with': self._made_with, 'listed': listed, 'clips': counts, 'unused_files': unused,
+        made_with = {**self._made_with, 'listings': self._report.listings}
+        text = json.dumps({'made_with': made_with, 'listed': listed, 'clips': counts, 'unused_files': unused,
                            'counts': {kind: len(found) for kind, found in self._report.lists.items()},
                            'excluded': {name: len(found) for name, found in self._report.excluded.items()},
                            'lists': self._report.lists, 'excluded_ids': self._report.excluded}, indent=1)

@@ -18,7 +18,7 @@ def read(folder: pathlib.Path, media: layouts.Media, report: layouts.Report) -> 
     if not listings:
         raise FileNotFoundError(f'{folder}: holds no .jsonl with audio_prompt')
     for path in listings:
-        for number, line in enumerate(layouts.read_text(path).split('\n'), 1):
+        for number, line in enumerate(report.read(path).split('\n'), 1):
             row = _object(line)
             if not line.strip():
                 continue

@@ -144,7 +144,7 @@ class SetInWork:
             if not all(target.note(shard).is_file() for shard in self.shards):
                 return False
             notes = [(shard, json.loads(target.note(shard).read_text(encoding='utf-8'))) for shard in self.shards]
-            self._check(target, notes)
+            self._check(notes)
             lengths: dict[str, list[int]] = {}
             for shard, note in notes:
                 lengths.setdefault(shard.split, []).append(len(note['clips']))
@@ -161,18 +161,31 @@ class SetInWork:
         (self._final(target) / LOCK_FILE).unlink(missing_ok=True)
         return True
 
-    def _check(self, target: Target, notes: list[tuple[Shard, dict[str, Any]]]) -> None:
+    def _check(self, notes: list[tuple[Shard, dict[str, Any]]]) -> None:
         """Raises ValueError for a split without any record, or too many rejects in all."""
         progress = Progress(self.plan.name, 0, 0.0)
-        for split in {shard.split for shard, _ in notes}:
-            if not sum(len(note['clips']) for shard, note in notes if shard.split == split):
-                first = next(note['rejected'][0] for shard, note in notes if shard.split == split)
-                shutil.rmtree(target.folder)  # so that the next run reads the corrected files
-                raise ValueError(f'no clip of {self.plan.name}, split {split}, can be used; the first: {first["file"]}: '
-                                 f'{first["reason"]}')
+        used = {shard.split for shard, note in notes if note['clips']}
+        unused = [(shard.split, note['rejected'][0]) for shard, note in notes if shard.split not in used]
+        for split in dict(unused):
+            self._forget(split)  # so that the next run reads the corrected files
+        if unused:
+            split, first = unused[0]
+            raise ValueError(f'no clip of {self.plan.name}, split {split}, can be used; the first: {first["file"]}: '
+                             f'{first["reason"]}')
         for _, note in notes:
             progress.count(len(note['clips']) + len(note['rejected']), [row['reason'] for row in note['rejected']])
         self.check_rejects(progress)
+
+    def _forget(self, split: str) -> None:
+        """Deletes the finished shards of a split in every folder; those of other splits stay. Notes first: a shard with a note
+        is whole."""
+        shards = [shard for shard in self.shards if shard.split == split]
+        for target in self.plan.targets:
+            for shard in shards:
+                target.note(shard).unlink(missing_ok=True)
+            for shard in shards:
+                name = records.shard_name(self.plan.name, split, shard.number, shard.count)
+                (target.folder / name).unlink(missing_ok=True)
 
 
 def _latent_statistics(notes: list[tuple[Shard, dict[str, Any]]]) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 Listing: vggsound.csv without header (YouTube id, start second, label, 'train' or 'test'), or tab-separated lists with the
 header id, label, whose name says the split (vgg3-train.tsv, vgg3-val.tsv, vgg3-test.tsv). Videos: <id>_<start, six digits>.mp4.
 """
-import csv
-import io
 import pathlib
 from typing import Iterator
 
@@ -30,10 +28,9 @@ def read(folder: pathlib.Path, media: layouts.Media, report: layouts.Report) -> 
 
 
 def _read_csv(path: pathlib.Path, media: layouts.Media, report: layouts.Report) -> Iterator[layouts.Entry]:
-    reader = csv.reader(io.StringIO(layouts.read_text(path), newline=''))
-    for row in reader:
+    for line, row in layouts.csv_rows(path, report.read(path)):
         if len(row) != 4 or not row[1].strip().isdigit() or row[3] not in ('train', 'test'):
-            report.add('unusable_rows', f'{path.name}, line {reader.line_num}: {row}')
+            report.add('unusable_rows', f'{path.name}, line {line}: {row}')
             continue
         youtube_id, start, label, split = row
         yield _entry(f'{youtube_id}_{int(start):06d}', f'{youtube_id}_{int(start)}', split, label, media)

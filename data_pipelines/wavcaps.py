@@ -22,7 +22,7 @@ def _read(listing: str, place: str, folder: pathlib.Path, media: layouts.Media,
     if path is None:
         raise FileNotFoundError(f'{folder}: holds no {listing}')
     try:
-        found = json.loads(path.read_text(encoding='utf-8'))
+        found = json.loads(report.read(path))
         rows, captions = found['data'], found.get('num_captions_per_audio', 1)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{path}: is no list of WavCaps ({error}); is it whole?') from error

@@ -335,7 +335,8 @@ class _Simulation:
 
     def _called(self, op: Operation) -> list[Operation]:
         """The operations inside a fusion or an asynchronous operation."""
-        return [inner for name in op.called('calls') for inner in self.program.computations.get(name, [])]
+        names = op.called('to_apply' if op.opcode == 'call-start' else 'calls')
+        return [inner for name in names for inner in self.program.computations.get(name, [])]
 
     def _inside(self, op: Operation, target: str) -> bool:
         return any(f'custom_call_target="{target}"' in inner.attributes for inner in self._called(op))
@@ -346,7 +347,7 @@ class _Simulation:
     def _collective(self, op: Operation, shapes: Mapping[str, str]) -> tuple[Operation | None, Collective | None]:
         """The collective that the operation is, or is a fusion around: its operation and what it sends; or None, None."""
         inner, around = op, [op]
-        if op.opcode in ('fusion', 'async-start'):
+        if op.opcode in ('fusion', 'async-start', 'call-start'):
             around = self._called(op)
             inner = next((o for o in around if o.opcode in _SENT), op)
             shapes = {o.name: o.shape for o in around}

@@ -186,6 +186,17 @@ def _epoch_of(config, records_dir: pathlib.Path, dataset: str, repeats: int) -> 
     return grain.MapDataset.source(_Chosen(part, places))
 
 
+def _check_codecs(records_dir: pathlib.Path, names: Sequence_[str]) -> None:
+    """Raises ValueError for sets whose latents are those of codecs that were fitted to different clips."""
+    fitted = {name: records.read_metadata(pathlib.Path(records_dir) / name)['made_with'].get('codec_fitted_to')
+              for name in names}
+    for name, source in fitted.items():
+        if source != fitted[names[0]]:
+            raise ValueError(f'config.input.mixture: the latents of {names[0]!r} are those of a codec that was fitted to '
+                             f'{fitted[names[0]]}, those of {name!r} of one fitted to {source}; delete one of the sets and '
+                             'extract it again with the codec of the other (config.extract.codec_fit_dataset)')
+
+
 def train_iterator(config, records_dir: pathlib.Path, mesh: jax.sharding.Mesh) -> TrainIterator:
     """The mixture config.input.mixture, shuffled as a whole in every epoch.
 
@@ -201,7 +212,7 @@ def train_iterator(config, records_dir: pathlib.Path, mesh: jax.sharding.Mesh) -
 
     Raises:
       FileNotFoundError: a set that is not there.
-      ValueError: a set of another schema, a bad mixture, or fewer examples in an epoch than one batch.
+      ValueError: a set of another schema or codec, a bad mixture, or fewer examples in an epoch than one batch.
     """
     mixture = config.input.mixture
     for _, repeats in mixture:
@@ -215,6 +226,7 @@ def train_iterator(config, records_dir: pathlib.Path, mesh: jax.sharding.Mesh) -
         if unknown:
             raise ValueError(f'config.input.{field} names {", ".join(unknown)}, which config.input.mixture does not have')
     parts = [_epoch_of(config, records_dir, name, repeats) for name, repeats in mixture]
+    _check_codecs(records_dir, [name for name, _ in mixture])
     examples = grain.MapDataset.concatenate(parts)
     if len(examples) < config.input.batch_size:
         raise ValueError(f'config.input.batch_size is {config.input.batch_size}, but an epoch of config.input.mixture has only '

@@ -39,4 +39,6 @@ def test_a_set_without_measures_labels_or_captions_has_a_card(tmp_path):
     assert card['labels'] == {} and card['loudness_db'] == {} and card['captions'] == {'distinct': 0, 'words': {}}
     dataset_card.draw(tmp_path / 'card.png', card, rows)
     dataset_card.draw(tmp_path / 'full.png', dataset_card.make('birds', METADATA, ROWS, [], {}), ROWS)
-    assert all((tmp_path / name).read_bytes().startswith(b'\x89PNG') for name in ('card.png', 'full.png'))
+    odd = [row(i, 'a label of forty letters, or a few more, ' + end) for i, end in enumerate(('$a\\x and $6', 'b'))]
+    dataset_card.draw(tmp_path / 'odd.png', dataset_card.make('$a\\x$', METADATA, odd, [], {}), odd)
+    assert all((tmp_path / name).read_bytes().startswith(b'\x89PNG') for name in ('card.png', 'full.png', 'odd.png'))

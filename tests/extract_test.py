@@ -132,6 +132,10 @@ def test_statistics_can_be_taken(workdir):
                                             ({'codec_fit_dataset': 'sounds'}, 'codec_fit_dataset'),
                                             ({'codec_fit_dataset': ''}, 'codec_fit_dataset'),
                                             ({'datasets': ()}, 'datasets is empty'),
+                                            ({'datasets': ('clips', 'media/clips')}, r"extract.datasets is \('clips', 'media.*"
+                                             r"""must be .*, also a single one: '\(\("record set", "folder of.*"\),\)'"""),
+                                            ({'datasets': ('ab', 'cd')}, 'config.extract.datasets is '),
+                                            ({'memmaps': (('clips', 'train'),)}, 'config.extract.memmaps is '),
                                             ({'encoder': 'none'}, 'config.extract.encoder'),
                                             ({'datasets': (('clips', 'media/none'), )}, 'media/none/train.jsonl')])
 def test_other_settings_are_refused(workdir, changes, field):
@@ -180,9 +184,44 @@ def sounds_config(**changes):
     return make_config(datasets=(('sounds', 'media/sounds'),), codec_fit_dataset='sounds', **changes)
 
 
+def test_a_split_without_usable_clips_costs_no_shard_of_the_others(tmp_path):
+    sounds_workdir(tmp_path, 5)
+    folder, partials = tmp_path / 'media' / 'sounds', [tmp_path / part / 'records' / '.sounds.partial' for part in ('', '44k')]
+    row = {'id': 'a', 'video': None, 'audio': 'a.wav', 'caption': '', 'split': 'test'}
+    (folder / 'test.jsonl').write_text(json.dumps(row))
+    media.write_audio(folder / 'a.wav', np.zeros(20_000), 16_000)
+    config = sounds_config(rates=('16k', '44k'))
+    with pytest.raises(ValueError, match='no clip of sounds, split test, can be used; the first: .*a.wav: silent'):
+        extract.extract(config, tmp_path)
+    before = {path: path.stat().st_ino for partial in partials for path in partial.glob('sounds-*')}
+    assert sorted(path.name for path in before) == sorted(2 * [f'sounds-train.array_record-0000{i}-of-00002' for i in (0, 1)])
+    media.write_audio(folder / 'a.wav', np.sin(np.arange(20_000) / 9), 16_000)
+    extract.extract(config, tmp_path)
+    assert all(path.parents[1].joinpath('sounds', path.name).stat().st_ino == inode for path, inode in before.items())
+    assert len(load(tmp_path, 'sounds', 'test')) == 1
+
+
 def contents(folder: pathlib.Path) -> dict[str, bytes]:
     """Every file of a set but its picture, by name."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != '.png'}
+
+
+def test_a_second_set_is_extracted_with_the_codec_of_the_first(tmp_path):
+    """A folder has one codec: it serves sets that are extracted later, and is not fitted anew while a set needs it."""
+    extract.extract(sounds_config(), sounds_workdir(tmp_path, 4))
+    shutil.copytree(tmp_path / 'media' / 'sounds', tmp_path / 'media' / 'other')
+    table = tmp_path / 'media' / 'other' / 'train.jsonl'
+    table.write_text(table.read_text().replace('thing', 'other'))
+    before = (tmp_path / 'records' / 'codec.npz').read_bytes()
+    other = (('other', 'media/other'),)
+    with pytest.raises(ValueError, match=r"records/sounds: .* fitted to 'sounds' .*codec.npz to 'other' .*codec_fit_dataset"):
+        extract.extract(make_config(datasets=other, codec_fit_dataset='other'), tmp_path)
+    assert (tmp_path / 'records' / 'codec.npz').read_bytes() == before
+    extract.extract(make_config(datasets=other, codec_fit_dataset='sounds'), tmp_path)
+    made = [records.read_metadata(tmp_path / 'records' / name)['made_with']['codec_fitted_to'] for name in ('sounds', 'other')]
+    assert made[0] == made[1] and (tmp_path / 'records' / 'codec.npz').read_bytes() == before
+    with pytest.raises(ValueError, match="codec_fit_dataset is 'clips', .*datasets: other; nor was .*codec.npz fitted to it"):
+        extract.extract(make_config(datasets=other), tmp_path)
 
 
 def test_two_rates_are_made_in_one_pass(tmp_path, monkeypatch):

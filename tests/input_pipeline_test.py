@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 TRAIN, SOUNDS = 21, 6  # examples; records_test numbers them through, and latent_mean[0, 0] below is that number
 
 
-def write_numbered(folder, first: int, lengths: dict) -> None:
+def write_numbered(folder, first: int, lengths: dict, **made_with) -> None:
     """A set whose example k has latent_mean = k in channel 0."""
     folder.mkdir(parents=True)
     number = itertools.count(first)
@@ -29,7 +29,7 @@ def write_numbered(folder, first: int, lengths: dict) -> None:
         path = folder / records.shard_name(folder.name, split, 0, 1)
         records.write_shard(path, map(records_test.SCHEMA.encode, examples))
     lengths = {split: [length] for split, length in lengths.items()}
-    records.write_metadata(folder, folder.name, records_test.SCHEMA, lengths, {})
+    records.write_metadata(folder, folder.name, records_test.SCHEMA, lengths, made_with)
 
 
 @pytest.fixture(name='folder', scope='module')
@@ -221,6 +221,13 @@ def test_what_cannot_train_is_refused(folder, changes, message):
 def test_validation_without_rows_is_refused(folder, changes, message):
     with pytest.raises(ValueError, match=message):
         input_pipeline.validation_batches(make_config(**changes), folder, make_mesh())
+
+
+def test_sets_of_two_codecs_do_not_mix(tmp_path):
+    for i, name in enumerate(('clips', 'sounds')):
+        write_numbered(tmp_path / name, 100 * i, {'train': TRAIN}, codec_fitted_to={'dataset': name, 'table': 'abc'})
+    with pytest.raises(ValueError, match="mixture: .* of 'clips' .* fitted to .*'clips'.* of 'sounds' .* fitted to .*'sounds'"):
+        input_pipeline.train_iterator(make_config(), tmp_path, make_mesh())
 
 
 def test_a_constant_channel_is_refused(tmp_path):

@@ -1,11 +1,13 @@
 """What all layouts share: media by name, listings, id lists, windows."""
 import json
+import re
 
 import numpy as np
 import pytest
 import soundfile
 
 from data_pipelines import layouts
+from data_pipelines import vggsound
 
 
 def write_sound(path, seconds: float = 1.0, rate: int = 8_000):
@@ -34,6 +36,23 @@ def test_a_csv_is_read_and_what_is_odd_is_listed(tmp_path):
     assert report.summary() == '1 unknown columns, 1 unusable rows'
     with pytest.raises(ValueError, match="list.csv: has no column 'text'; its first line is"):
         list(layouts.read_csv(path, report, ('text', 'id')))
+
+
+@pytest.mark.parametrize('text, error', [
+    ('id,caption\n1,"two\nlines"\n2,"not closed\n3,drum\n', 'unexpected end of data'),
+    ('id,caption\n1,"two\nlines"\n2,"closed" too early\n', "',' expected after '\"'"),
+    ('id,caption\n1,"two\nlines"\n2,"' + 50_000 * '3,"drum"\n', "',' expected after '\"'"),
+    ('id,caption\n1,"two\nlines"\n2,"' + 50_000 * '3,drum\n', 'field larger than field limit')])
+def test_quotes_that_swallow_rows_are_refused_with_their_line(tmp_path, text, error):
+    for name in ('list.csv', 'vggsound.csv'):
+        (tmp_path / name).write_text(text)
+        message = re.escape(f'{name}, line 4: the row that starts there cannot be read ({error}')
+        with pytest.raises(ValueError, match=message):
+            list(layouts.read_csv(tmp_path / name, layouts.Report(), ('id', 'caption')))
+        with pytest.raises(ValueError, match=message):
+            layouts.read_ids(tmp_path / name)
+    with pytest.raises(ValueError, match=message):
+        list(vggsound.read(tmp_path, layouts.Media(tmp_path), layouts.Report()))
 
 
 def test_listings_are_utf_8_or_latin_1(tmp_path):

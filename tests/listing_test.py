@@ -1,9 +1,13 @@
 """Every published layout, a few entries of it: the tables, and what the report says of the rest."""
+import concurrent.futures
 import json
+import pathlib
+import time
 
 import pytest
 
 from configs import base
+from data_pipelines import clips
 from data_pipelines import listing
 from tests.layouts_test import write_sound
 
@@ -175,7 +179,8 @@ def test_greatest_hits(tmp_path):
 def test_any_folder_with_a_csv(tmp_path):
     source = tmp_path / 'source'
     write(source / 'list.csv', 'file,caption,split,start_s,label,mood\na.mp4,a film,val,,x,1\nsub/b.wav,long,,,y,1\n'
-          'sub/b.wav,from there,test,0.5,y,1\nc.wav,,train,,y,1\nd.wav,d,dev,,y,1\nd.wav,d,,soon,y,1\n')
+          'sub/b.wav,from there,test,0.5,y,1\nc.wav,,train,,y,1\nd.wav,d,dev,,y,1\nd.wav,d,,soon,y,1\n'
+          'd.wav,d,,nan,y,1\nd.wav,d,,-3,y,1\n')
     write(source / 'a.mp4')
     write_sound(source / 'sub' / 'b.wav', 3.4)
     write_sound(source / 'c.wav', 2)
@@ -185,7 +190,8 @@ def test_any_folder_with_a_csv(tmp_path):
     assert 'train' not in tables  # b.wav is tested on, c.wav has no caption
     assert report['lists']['also_in_test'] == ['sub/b'] and report['lists']['empty_captions'] == ['c']
     assert report['lists']['unusable_rows'] == ["list.csv, row 6: split is 'dev'; it must be train, validation or test",
-                                                "list.csv, row 7: start_s is 'soon', not a time in seconds"]
+                                                *(f"list.csv, row {row}: start_s is '{start}', not a time in seconds from 0 on"
+                                                  for row, start in ((7, 'soon'), (8, 'nan'), (9, '-3')))]
 
 
 def test_a_folder_whose_names_are_the_captions(tmp_path):
@@ -196,6 +202,17 @@ def test_a_folder_whose_names_are_the_captions(tmp_path):
         ('bell', 'bell', 'bell', 'repeat'), ('wolf/GrowlLoud-02', 'wolf growl loud', 'wolf', 'repeat'),
         ('wolf/wolf_howl.flac', 'wolf howl', 'wolf', 'repeat'), ('wolf/wolf_howl.wav', 'wolf howl', 'wolf', 'repeat')]
     assert not any(report['counts'].values())
+
+
+def test_a_file_that_is_named_as_a_window_of_another_is_renamed(tmp_path):
+    for name, seconds in (('heavy', 3.4), ('heavy_1', 1.2), ('heavy_1_0', 1.2), ('heavy_2', 2.4)):
+        write_sound(tmp_path / 'source' / 'rain' / f'{name}.wav', seconds)
+    tables, report = make(tmp_path, 'folder_csv')
+    files = [(row['id'].removeprefix('rain/'), pathlib.Path(row['audio']).stem) for row in tables['train']]
+    assert files == [('heavy_0', 'heavy'), ('heavy_1', 'heavy'), ('heavy_2', 'heavy'), ('heavy_1_0', 'heavy_1'),
+                     ('heavy_1_0_0', 'heavy_1_0'), ('heavy_2_0', 'heavy_2'), ('heavy_2_1', 'heavy_2')]
+    assert report['lists']['renamed_ids'] == ['rain/heavy_1: is rain/heavy_1_0', 'rain/heavy_1_0: is rain/heavy_1_0_0']
+    assert len(clips.read_table(tmp_path / 'media' / 'set' / 'train.jsonl')) == 7
 
 
 def test_a_part_is_held_out_for_validation(tmp_path):
@@ -215,6 +232,59 @@ def test_a_part_is_held_out_for_validation(tmp_path):
         listing.make_tables(config, tmp_path)
 
 
+def test_processes_that_start_together_list_a_dataset_once(tmp_path, monkeypatch):
+    write_sound(tmp_path / 'source' / 'bell.wav', 1.2)
+    config = base.get_config()
+    config.sequence.duration_s, config.extract.workers = 1.0, 1
+    config.clips.datasets = (('set', 'folder_csv', str(tmp_path / 'source')),)
+    writes, write_table = [], listing.clips_lib.write_table
+
+    def slow(path, rows):
+        writes.append(path.name)
+        time.sleep(0.3)
+        write_table(path, rows)
+
+    monkeypatch.setattr(listing.clips_lib, 'write_table', slow)
+    with concurrent.futures.ThreadPoolExecutor(3) as threads:  # locks of one file in several threads exclude each other, too
+        list(threads.map(lambda _: listing.make_tables(config, tmp_path), range(3)))
+    assert writes == ['train.jsonl'] and (tmp_path / 'media' / 'set' / 'train.jsonl').is_file()
+
+
+def test_tables_are_there_while_they_are_written_anew(tmp_path, monkeypatch):
+    write(tmp_path / 'source' / 'list.csv', 'file,caption,split\na.mp4,a,train\na.mp4,a,test\n')
+    write(tmp_path / 'source' / 'a.mp4')
+    folder, write_table = tmp_path / 'media' / 'set', listing.clips_lib.write_table
+    write(folder / 'test.jsonl', 'of a run that was killed')
+    write(folder / 'train.jsonl', 'of a run that was killed')
+
+    def checked(path, rows):
+        assert path.is_file()
+        write_table(path, rows)
+
+    monkeypatch.setattr(listing.clips_lib, 'write_table', checked)
+    tables, _ = make(tmp_path, 'folder_csv')
+    assert list(tables) == ['test'] and tables['test'][0]['id'] == 'a'  # what is tested on is not trained on
+
+
+@pytest.mark.parametrize('layout, name, text', [
+    ('folder_csv', 'list.csv', 'file,caption\n12.wav,a bell\n'), ('vggsound', 'vggsound.csv', f'{IDS[0]},30,bell,train\n'),
+    ('audioset_sl', 'as_final.json', '{"data": [{"id": "12", "caption": "bell"}]}'),
+    ('moviegen', '12.jsonl', '{"audio_prompt": "bell"}'), ('greatest_hits', '12_times.txt', '0.25 metal hit static')])
+def test_a_listing_that_was_changed_is_noticed(tmp_path, layout, name, text):
+    source = tmp_path / 'source'
+    for media in ('12.wav', f'{IDS[0]}_000030.mp4'):
+        write_sound(source / 'x.wav', 1.2).rename(source / media)
+    write(source / 'train.txt', '12')
+    write(source / name, text)
+    before = make(tmp_path, layout)
+    assert str(source / name) in before[1]['made_with']['listings'] and make(tmp_path, layout) == before
+    write(source / name, f'{text} ')
+    with pytest.raises(ValueError, match=f'{name}: was changed since .*media/set was made of it; delete .*clips_report.json'):
+        make(tmp_path, layout)
+    source.rename(tmp_path / 'put away')
+    assert make(tmp_path, layout) == before
+
+
 def test_a_csv_whose_header_is_quoted(tmp_path):
     write(tmp_path / 'source' / 'list.csv', '"file","caption"\r\n"a.mp4","a film, silent"\r\n')
     write(tmp_path / 'source' / 'a.mp4')
@@ -232,6 +302,15 @@ def test_windows_of_one_file_are_not_in_two_splits(tmp_path):
     held, trained = ([json.loads(line)['audio'] for line in (tmp_path / 'media' / 'set' / f'{split}.jsonl').open()]
                      for split in ('validation', 'train'))
     assert len(held) == 6 and len(trained) == 18 and not set(held) & set(trained)
+
+
+@pytest.mark.parametrize('field, value', [('datasets', ('set', 'folder_csv', 'x')), ('datasets', (('set', 'folder_csv'),)),
+                                          ('exclude', ('set', 'ids.txt'))])
+def test_entries_without_their_inner_comma_are_explained(tmp_path, field, value):
+    config = base.get_config()
+    config.clips[field] = value
+    with pytest.raises(ValueError, match=rf"config.clips.{field} is \(.*it must be a tuple of \(record set, .*'\(\(.*\),\)'"):
+        listing.make_tables(config, tmp_path)
 
 
 @pytest.mark.parametrize('layout, message', [('vggsound', 'holds neither vggsound.csv nor lists'),

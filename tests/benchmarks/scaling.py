@@ -117,12 +117,15 @@ def measure_growth(model: str, name: str) -> dict[str, Any]:
 
 
 def largest_batch(results: dict[str, Any], model: str, name: str) -> int | None:
-    """Clips at once, over all chips, that leave a tenth of the memory free: the line through what two sizes need."""
-    kind = name.split('-')[0]
-    points = sorted({(row['at_once'], row['bytes']['temporaries']) for key, row in results.items()
-                     if key.startswith(f'{model} {kind}-') and row['fits']})
-    row = results.get(f'{model} {name}')
-    if len(points) < 2 or row is None or not row['fits']:
+    """Clips at once, over all chips, that leave a tenth of the memory free.
+
+    By the line through what the fewest and the most clips a chip need, on chips of any kind, with the same remat policy and
+    loop; None where only one number was compiled.
+    """
+    row = results[f'{model} {name}']
+    points = sorted((other['at_once'], other['bytes']['temporaries']) for key, other in results.items()
+                    if key.split()[0] == model and other['fits'] and all(other[field] == row[field] for field in LOOP))
+    if points[0][0] == points[-1][0]:
         return None
     (small, less), (large, more) = points[0], points[-1]
     slope = (more - less) / (large - small)
