@@ -216,6 +216,8 @@ def get_config() -> ml_collections.ConfigDict:
     # Ahead-of-time compilation for TPUs that need not be there (compile_report.py): --mode=compile, with --topology.
     c.compile = ml_collections.ConfigDict()
     c.compile.topology = 'v5e:16x16'  # chip (v4, v5e, v5p, v6e) and arrangement
+    c.compile.slices = 1  # of that kind, in a network of
+    c.compile.network_gbits = 50.0  # a chip, assumed, Gbit/s; only estimates of several slices depend on it
     c.compile.programs = ('train', 'sampler', 'frames', 'segments')  # any of compile_report.PROGRAMS
     c.compile.clips_per_device = 8  # of the sampler's batch
 

@@ -46,8 +46,10 @@ CHIPS = {
 }
 
 
-def devices_of(topology: str) -> list[Any]:
+def devices_of(topology: str, slices: int = 1) -> list[Any]:
     """The devices of a described topology such as 'v5e:16x16' or 'v5p:4x4x4'; programs can be compiled for them, not run.
+
+    With `slices`, of so many slices of that kind.
 
     Raises:
       ValueError: there are no such slices, or libtpu is not installed or does not describe them.
@@ -56,9 +58,11 @@ def devices_of(topology: str) -> list[Any]:
     if name not in CHIPS or not re.fullmatch(r'\d+x\d+(x\d+)?', shape):
         raise ValueError(f'--topology is {topology!r}; it must be a chip and its arrangement, such as v5e:16x16 or v5p:4x4x4; '
                          f'chips are {", ".join(CHIPS)}')
+    if slices < 1:
+        raise ValueError(f'config.compile.slices is {slices}; it must be at least 1')
     if not _exists(CHIPS[name], shape):
         cubes = f', and multiples of 4x4x4 up to {CHIPS[name].cubes} chips' if CHIPS[name].cubes else ''
-        raise ValueError(f'--topology is {topology!r}; of {name} it must be one of {", ".join(CHIPS[name].arrangements)}{cubes}')
+        raise ValueError(f'--topology is {topology!r}; {name} has {", ".join(CHIPS[name].arrangements)}{cubes}')
     if importlib.util.find_spec('libtpu') is None:
         raise ValueError("the TPU compiler is not installed; get it by pip install 'mmaudio_jax[tpu]' (a TPU is not needed)")
     # There is no TPU here to ask about: without these libtpu looks for one on the network.
@@ -66,8 +70,9 @@ def devices_of(topology: str) -> list[Any]:
                             ('TPU_WORKER_HOSTNAMES', 'localhost'), ('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')):
         os.environ.setdefault(variable, value)
     from jax.experimental import topologies
+    options = CHIPS[name].options | ({'num_slices': slices} if slices > 1 else {})
     try:
-        return list(topologies.get_topology_desc(topology, platform='tpu', **CHIPS[name].options).devices)
+        return list(topologies.get_topology_desc(topology, platform='tpu', **options).devices)
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise ValueError(f'--topology {topology!r} cannot be described by libtpu: {reason}') from error
@@ -100,7 +105,8 @@ def collective_seconds(chip: Chip, sent: float, group: Sequence[Any], shape: Seq
 
 
 def torus(devices: Sequence[Any]) -> tuple[int, ...]:
-    """Sizes of the topology's axes."""
+    """Sizes of the topology's axes, of one slice."""
+    slices = len({getattr(device, 'slice_index', 0) for device in devices})
     sizes = tuple(int(n) + 1 for n in np.array([device.coords for device in devices]).max(axis=0))
-    assert math.prod(sizes) == len(devices)
+    assert math.prod(sizes) * slices == len(devices)
     return sizes

@@ -41,8 +41,9 @@ from mmaudio_jax.sequence import TEXT_LENGTH
 from mmaudio_jax.weights import store
 
 METHOD = ('Times are estimates: the compiler\'s cycles of every operation, loops times their trips, over the clock, and what '
-          'collectives take beyond what runs beside them, at the full bandwidth of their links, without latency. Copies are '
-          'counted where the program waits for them. Nothing of it was measured on a chip. Memory is the compiler\'s layout.')
+          'collectives take beyond what runs beside them, at the full bandwidth of their links, without latency, and between '
+          'slices at config.compile.network_gbits. Copies are counted where the program waits for them. Nothing of it was '
+          'measured on a chip. Memory is the compiler\'s layout.')
 _COSTLIEST = 10
 
 
@@ -58,8 +59,11 @@ def report(config, workdir: pathlib.Path | None) -> None:
     unknown = sorted(set(config.compile.programs) - set(PROGRAMS))
     if unknown:
         raise ValueError(f'config.compile.programs names {", ".join(unknown)}; those that exist are {", ".join(PROGRAMS)}')
-    devices = chips.devices_of(config.compile.topology)
-    print(f'{config.name} for {len(devices)} devices {config.compile.topology}, config.mesh '
+    if not config.compile.network_gbits > 0:
+        raise ValueError(f'config.compile.network_gbits is {config.compile.network_gbits}; it must be above 0')
+    devices = chips.devices_of(config.compile.topology, config.compile.slices)
+    several = f' in {config.compile.slices} slices' if config.compile.slices > 1 else ''
+    print(f'{config.name} for {len(devices)} devices {config.compile.topology}{several}, config.mesh '
           f'{json.dumps(dict(config.mesh))}', flush=True)
     results = {}
     for name in config.compile.programs:
@@ -70,8 +74,9 @@ def report(config, workdir: pathlib.Path | None) -> None:
     if workdir is None:
         return
     path = workdir / 'compile.json'
-    path.write_text(json.dumps({'config': config.name, 'topology': config.compile.topology, 'mesh': dict(config.mesh),
-                                'method': METHOD, 'programs': results}, indent=1) + '\n')
+    path.write_text(json.dumps({'config': config.name, 'topology': config.compile.topology,
+                                'slices': config.compile.slices, 'mesh': dict(config.mesh), 'method': METHOD,
+                                'programs': results}, indent=1) + '\n')
     print(f'every figure is in {path}')
 
 
@@ -100,6 +105,8 @@ def measure(program: Any, config, devices: list[Any], text: pathlib.Path | None 
     shape = chips.torus(devices)
 
     def collective_cycles(collective):
+        if not collective.group:  # between slices
+            return chip.clock_hz * collective.bytes / (config.compile.network_gbits * 1e9 / 8)
         group = [used[place] for place in collective.group]
         return chip.clock_hz * chips.collective_seconds(chip, collective.bytes, group, shape)
 

@@ -164,9 +164,9 @@ def rules_of(config) -> tuple[tuple[str, tuple], ...]:
     """
     for rule in config.sharding.rules:
         if not _is_rule(rule):
-            raise ValueError(f'config.sharding.rules has {rule!r}, which is not a pair of a regular expression and a tuple with '
-                             f'one of {", ".join(AXES)}, a tuple of them, or None for each of the last dimensions, such as '
-                             "('/w2$', ('fsdp', None))")
+            raise ValueError(f'config.sharding.rules has {rule!r}, which is not a pair of a regular expression and a tuple '
+                             f'with one of {", ".join(AXES)}, a tuple of them, or None for each of the last dimensions, such '
+                             "as ('/w2$', ('fsdp', None))")
         try:
             re.compile(rule[0])
         except re.error as error:

@@ -36,7 +36,8 @@ def test_a_mistake_in_the_topology_is_explained(topology):
 def test_slices_that_do_not_exist_are_refused_with_those_that_do(topology):
     slices = ('2x2x1, 2x2x2, 2x2x4, 2x4x4, and multiples of 4x4x4 up to' if topology[1:3] in ('4:', '5p') else
               '2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16$')
-    with pytest.raises(ValueError, match=f"^--topology is '{topology}'; of {topology[:topology.index(':')]} it must be one of {slices}"):
+    chip = topology.partition(':')[0]
+    with pytest.raises(ValueError, match=f"^--topology is '{topology}'; {chip} has {slices}"):
         chips.devices_of(topology)
 
 
@@ -64,3 +65,7 @@ def test_described_topologies():
     found = chips.devices_of('v4:2x2x2')
     assert len(found) == 8 and found[0].num_cores == 2  # a device is a chip
     assert len(chips.devices_of('v5p:4x4x12')) == 192
+    found = chips.devices_of('v5e:4x4', slices=2)
+    assert len(found) == 32 and chips.torus(found) == (4, 4, 1) and {device.slice_index for device in found} == {0, 1}
+    with pytest.raises(ValueError, match='config.compile.slices is 0; it must be at least 1'):
+        chips.devices_of('v5e:4x4', slices=0)

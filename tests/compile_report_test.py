@@ -10,6 +10,8 @@ from configs import base
 from mmaudio_jax import chips
 from mmaudio_jax import compile_report
 from mmaudio_jax import flops
+from mmaudio_jax import hlo_cost
+from mmaudio_jax import partitioning
 from mmaudio_jax.models import mmaudio
 from mmaudio_jax.sequence import Sequence
 
@@ -37,6 +39,13 @@ def test_a_program_that_does_not_fit_is_a_result():
     assert 'does not fit into 16 GiB' in compile_report.table('train', result)
 
 
+def test_a_network_of_no_bandwidth_is_refused(tmp_path):
+    config = small_config()
+    config.compile.network_gbits = 0.0
+    with pytest.raises(ValueError, match='config.compile.network_gbits is 0.0; it must be above 0'):
+        compile_report.report(config, tmp_path)
+
+
 def test_any_other_error_of_the_compiler_is_one():
 
     def compile_():
@@ -51,6 +60,27 @@ def test_an_unknown_program_is_refused(tmp_path):
     config.compile.programs = ('train', 'trian')
     with pytest.raises(ValueError, match='config.compile.programs names trian'):
         compile_report.report(config, tmp_path)
+
+
+def test_several_slices_send_over_their_network(monkeypatch):
+    """Of a collective without a group the bytes take the time that config.compile.network_gbits gives them."""
+    pytest.importorskip('libtpu')
+    config = small_config()
+    config.compile.update(slices=2, network_gbits=80.0)
+    devices = chips.devices_of('v5e:2x2', 2)
+    mesh = partitioning.make_mesh(config.mesh, 'data', devices)
+    assert mesh.shape['data'] == 4 and [device.slice_index for device in mesh.devices[:, 0, 0]] == [0, 0, 1, 1]
+    sent = hlo_cost.Collective('between slices', 1e9, 1e9, (), 1, '')
+    monkeypatch.setattr(hlo_cost, 'parse', lambda text: text)
+    monkeypatch.setattr(hlo_cost, 'cost', lambda program, memory, cycles: hlo_cost.Cost(
+        cycles(sent), 0.0, cycles(sent), 0.0, 0.0, [], [sent], []))
+    sizes = types.SimpleNamespace(**{f'{name}_size_in_bytes': 0 for name in (
+        'argument', 'output', 'alias', 'temp', 'generated_code')})
+    compiled = types.SimpleNamespace(as_text=lambda: '', memory_analysis=lambda: sizes)
+    lowered = types.SimpleNamespace(compile=lambda: compiled)
+    work = {'what': 'a step', 'devices': 8, 'model_flops': 1.0}
+    result = compile_report.measure(lambda config, devices: (lowered, devices, work), config, devices)
+    assert result['seconds']['all'] == pytest.approx(0.1) and result['sent_bytes'] == {'between slices': 1e9}
 
 
 def test_without_a_workdir_it_only_prints(monkeypatch, tmp_path, capsys):
