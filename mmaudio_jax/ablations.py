@@ -1,7 +1,8 @@
 """--mode=ablations: rows × seeds as runs of their own, and the table of what came out, with mean and spread.
 
 Each run is the command `python run.py --config=ROW --workdir=WORKDIR/ROW/seed_N` with all its stages. The first one makes
-the media and records, which the others share, config.ablations.at_once of them at a time. They resume where they stopped.
+the media and records, which the others share, config.ablations.at_once of them at a time. They resume where they stopped;
+when this process is told to stop (SIGTERM, SIGINT), so are they.
 The figures are those of a run's scores.json (score.py), or of its report.json (evaluate.py).
 """
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ import json
 import os
 import pathlib
 import queue
+import signal
 import statistics
 import subprocess
 import sys
@@ -37,7 +39,7 @@ def run(config, workdir: pathlib.Path) -> int:
       workdir: holds one folder a row; also media/ and records/ when config.data_dir is ''.
 
     Returns:
-      0, or 1 when a run failed: the others are done, and the next call tries it again.
+      0, or 1 when a run failed (the others are done, and the next call tries it again) or the table was told to stop.
 
     Raises:
       ValueError: no rows or seeds, two rows of one name, or no run at once.
@@ -62,35 +64,75 @@ def run(config, workdir: pathlib.Path) -> int:
 
     def finish(name: str, file: str, seed: int) -> str:
         """Runs one row and seed on its share of the cores; '' or what failed."""
+        if children.stopped:
+            return f'{name}, seed {seed}'
         share = cores.get()
-        succeeded = _run_one(name, file, seed, workdir, data, share, config.ablations.flags)
+        succeeded = _run_one(name, file, seed, workdir, data, share, config.ablations.flags, children)
         cores.put(share)
         with writing:
             _write(workdir, summarize(workdir, names, seeds), published)
         return '' if succeeded else f'{name}, seed {seed}'
 
-    results = [finish(*first)]
-    with concurrent.futures.ThreadPoolExecutor(config.ablations.at_once) as pool:
-        results += pool.map(lambda one: finish(*one), others)
+    with _Children() as children:
+        results = [finish(*first)]
+        with concurrent.futures.ThreadPoolExecutor(config.ablations.at_once) as pool:
+            results += pool.map(lambda one: finish(*one), others)
     failed = [result for result in results if result]
     print(table(summarize(workdir, names, seeds), published), flush=True)
-    if failed:
+    if children.stopped:
+        print(f'ablations: told to stop, {len(failed)} runs are not done; the same command continues', file=sys.stderr,
+              flush=True)
+    elif failed:
         print(f'ablations: failed: {"; ".join(failed)}; the same command tries again', file=sys.stderr, flush=True)
     return 1 if failed else 0
 
 
+class _Children:
+    """The runs that are going on. Within the block SIGTERM and SIGINT reach them as SIGTERM: they save, and end."""
+
+    def __init__(self):
+        self.stopped = False
+        self._running: set[subprocess.Popen] = set()
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> '_Children':
+        self._previous = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _stop(self, signum, frame) -> None:
+        self.stopped = True
+        for child in list(self._running):
+            child.terminate()
+
+    def run(self, command: Sequence[str], cores: set[int]) -> int:
+        """Runs a command on these cores, or on all; its exit code."""
+        # Small networks gain little from many cores: one run on each share of them gets more done.
+        place = (lambda: os.sched_setaffinity(0, cores)) if cores else None
+        with subprocess.Popen(command, preexec_fn=place) as child:
+            self._running.add(child)
+            if self.stopped:  # while it was started
+                child.terminate()
+            code = child.wait()
+            self._running.remove(child)
+        return code
+
+
 def _run_one(name: str, file: str, seed: int, workdir: pathlib.Path, data: pathlib.Path, cores: set[int],
-             flags: Sequence[str]) -> bool:
+             flags: Sequence[str], children: _Children) -> bool:
+    """Whether it ended well and its figures are there: a run that was told to stop ends well, too."""
     folder = workdir / name / f'seed_{seed}'
     command = [sys.executable, sys.argv[0], f'--config={file}', f'--workdir={folder}', f'--config.seed={seed}',
                f'--config.data_dir={data}', f'--config.score.cache={data / "embeddings"}', *flags, *_passed_on(sys.argv[1:])]
     print(f'ablations: {name}, seed {seed}: {" ".join(command[1:])}', flush=True)
-    # Small networks gain little from many cores: one run on each share of them gets more done.
-    place = (lambda: os.sched_setaffinity(0, cores)) if cores else None
-    succeeded = subprocess.run(command, check=False, preexec_fn=place).returncode == 0
-    if not succeeded:
-        print(f'ablations: FAILED: {name}, seed {seed}', file=sys.stderr, flush=True)
-    return succeeded
+    code = children.run(command, cores)
+    reason = f'exit code {code}' if code else '' if _figures(folder) else 'ended without a report'
+    if reason:
+        print(f'ablations: FAILED: {name}, seed {seed}: {reason}', file=sys.stderr, flush=True)
+    return not reason
 
 
 def _shares(at_once: int) -> list[set[int]]:

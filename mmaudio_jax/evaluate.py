@@ -20,11 +20,13 @@ import numpy as np
 
 from mmaudio_jax import checkpoints
 from mmaudio_jax import codec
+from mmaudio_jax import fingerprints
 from mmaudio_jax import media
 from mmaudio_jax import metrics
 from mmaudio_jax import mux
 from mmaudio_jax import plots
 from mmaudio_jax import score as score_folders
+from mmaudio_jax import score_inputs
 from mmaudio_jax import split_sounds
 from mmaudio_jax.models import mmaudio
 from mmaudio_jax.sequence import Sequence
@@ -44,14 +46,14 @@ def evaluate(config, workdir: pathlib.Path) -> None:
     """Samples config.evaluate.dataset's split, scores it, prints the table and writes workdir/report.json.
 
     The batches are split over all devices; every process samples, the first one decodes, scores and writes. Clips to look at
-    are in workdir/generated/<split>. A report of the same config and weights is left as it is; any other is replaced.
+    are in workdir/generated/<split>. A report of the same config, weights and data is left as it is; any other is replaced.
 
     Args:
       config: the whole configuration, of the run in workdir but for what training does not depend on.
       workdir: of a training run.
 
     Raises:
-      ValueError: no trained network, one of another config, or a split without onset times.
+      ValueError: no trained network, one of another config, a split without onset times, or sounds that are not finite.
       FileNotFoundError: records, codec or the table of the split are missing.
     """
     if config.score.generated or config.score.compare or config.score.sample:
@@ -60,10 +62,10 @@ def evaluate(config, workdir: pathlib.Path) -> None:
     started = time.monotonic()
     data = pathlib.Path(config.data_dir or workdir)
     step = checkpoints.latest_snapshot(workdir)
-    identity = _identity(config, step)
+    identity = _identity(config, workdir, data, step)
     path = workdir / 'report.json'
     if _matches(path, identity):
-        print(f'evaluate: {path} is of step {step} and this config, nothing to do', flush=True)
+        print(f'evaluate: {path} is of step {step}, this config and these data, nothing to do', flush=True)
         return
     params, trained = checkpoints.load_params(workdir, config.ema.synthesis_sigma_rel, step)
     checkpoints.check_config(trained, checkpoints.to_json(config), workdir / 'ema')
@@ -77,6 +79,10 @@ def evaluate(config, workdir: pathlib.Path) -> None:
     sampled = time.monotonic()
     if reading is None:
         return
+    broken = [example['id'] for example, sound in zip(examples, generated, strict=True) if not np.isfinite(sound).all()]
+    if broken:
+        raise ValueError(f'{len(broken)} of {len(examples)} generated sounds are not finite, first that of {broken[0]!r}: '
+                         'lower config.sampling.guidance, or train again with a lower config.optimizer.learning_rate')
     samples = round(sequence.duration_s * sequence.sample_rate_hz)
     sounds = {'generated': list(generated[:, :samples]),
               'codec': list(_decoded_truth(config, decoder, examples)[:, :samples]), 'truth': reading.result()}
@@ -148,12 +154,17 @@ def table(report: Mapping[str, Any]) -> str:
     return '\n'.join(lines)
 
 
-def _identity(config, step: int) -> dict[str, Any]:
-    """What a report depends on."""
+def _identity(config, workdir: pathlib.Path, data: pathlib.Path, step: int) -> dict[str, Any]:
+    """What a report depends on. The data count by their content: a folder that moved is still the same."""
     plain = checkpoints.to_json(config)
     counted = {name: value for name, value in plain.items() if name not in _WITHOUT_INFLUENCE}
     digest = hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
-    return {'report_version': REPORT_VERSION, 'fingerprint': digest, 'step': step}
+    return {
+        'report_version': REPORT_VERSION, 'fingerprint': digest, 'step': step,
+        'weights': fingerprints.of_weights(workdir, config.name, step, store.places(config.weights)),
+        'records': fingerprints.of_records(config, data), 'codec': fingerprints.of_file(data / 'records' / 'codec.npz'),
+        'table': fingerprints.of_file(data / 'media' / config.evaluate.dataset / f'{config.evaluate.split}.jsonl'),
+    }
 
 
 def _matches(path: pathlib.Path, identity: Mapping[str, Any]) -> bool:
@@ -175,6 +186,7 @@ def _rows(folder: pathlib.Path, split: str, ids: list[str]) -> list[Row]:
             row = json.loads(line)
             if 'onset_times_s' not in row:
                 raise ValueError(f'{path}:{number}: no onset_times_s; onsets can only be scored against known ones')
+            score_inputs.onset_times(row, f'{path}:{number}')
             by_id[row['id']] = row
     missing = [name for name in ids if name not in by_id]
     if missing:
@@ -201,17 +213,18 @@ def _save_clips(config, workdir: pathlib.Path, data: pathlib.Path, rows: list[Ro
                 onsets: Mapping[str, list[metrics.Onsets]], sequence: Sequence) -> None:
     """The first clips as mp4 with the new sound, and as spectrograms with the true and the found onsets."""
     folder = workdir / 'generated' / config.evaluate.split
-    folder.mkdir(parents=True, exist_ok=True)
     for index, row in enumerate(rows[:config.evaluate.save_clips]):
         generated = sounds['generated'][index]
+        sound, picture, clip = (split_sounds.place_of(folder, row['id'], suffix) for suffix in ('.flac', '.png', '.mp4'))
+        clip.parent.mkdir(parents=True, exist_ok=True)
         if row['video'] and not row.get('start_s', 0.0):  # a later part of a video cannot be copied without its beginning
             video = data / 'media' / config.evaluate.dataset / row['video']
-            mux.write_video(video, generated, sequence.sample_rate_hz, folder / f'{row["id"]}.mp4')
+            mux.write_video(video, generated, sequence.sample_rate_hz, clip)
         else:
-            media.write_audio(folder / f'{row["id"]}.flac', generated, sequence.sample_rate_hz)
+            media.write_audio(sound, generated, sequence.sample_rate_hz)
         titles = {f'generated: {row["caption"]}': generated, 'true sound': sounds['truth'][index]}
         marks = {'true onsets': row['onset_times_s'], 'found in the generated sound': onsets['generated'][index].times_s}
-        plots.spectrogram(folder / f'{row["id"]}.png', titles, sequence.sample_rate_hz, marks)
+        plots.spectrogram(picture, titles, sequence.sample_rate_hz, marks)
 
 
 def _version(package: str) -> str:

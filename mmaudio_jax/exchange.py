@@ -41,7 +41,7 @@ def export_weights(config: Any, workdir: pathlib.Path) -> None:
         raise ValueError(f'config.weights.export_format is {config.weights.export_format!r}; it must be one of '
                          f'{", ".join(FORMATS)}')
     for name in config.weights.export:
-        tensors, stem = _trained(workdir) if name == OWN else _official(name, config)
+        tensors, stem = _trained(config, workdir) if name == OWN else _official(name, config)
         path = workdir / 'export' / f'{stem}.{config.weights.export_format}'
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,8 +54,8 @@ def export_weights(config: Any, workdir: pathlib.Path) -> None:
         print(f'{name}: {path.stat().st_size / 1e6:.0f} MB in {path}', flush=True)
 
 
-def _trained(workdir: pathlib.Path) -> tuple[dict[str, Any], str]:
-    params, run = checkpoints.load_params(workdir)
+def _trained(config: Any, workdir: pathlib.Path) -> tuple[dict[str, Any], str]:
+    params, run = checkpoints.load_params(workdir, config.ema.synthesis_sigma_rel)
     model = mmaudio.build(run['model'], Sequence(run['sequence']['rate'], run['sequence']['duration_s']))
     return mmaudio_weights.from_params(params, model), f'mmaudio_{run["model"]["variant"]}'
 

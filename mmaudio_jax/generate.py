@@ -17,6 +17,7 @@ import warnings
 
 import jax
 
+from mmaudio_jax import fingerprints
 from mmaudio_jax import generate_jobs
 from mmaudio_jax import media
 from mmaudio_jax import mux
@@ -58,7 +59,8 @@ def generate(config, workdir: pathlib.Path) -> int:
         raise ValueError(f'config.generate.output is the folder of the videos, {folder}: they would be overwritten; '
                          'choose another one')
     folder.mkdir(parents=True, exist_ok=True)
-    run = _Run(config, _load(config, workdir), folder, jobs[jax.process_index()::jax.process_count()])
+    pipe = _load(config, workdir)
+    run = _Run(config, pipe, _weights(config, workdir, pipe), folder, jobs[jax.process_index()::jax.process_count()])
     with _plain_warnings():
         return run.run()
 
@@ -74,6 +76,16 @@ def _load(config, workdir: pathlib.Path) -> pipeline.Pipeline:
                                              data_dir=config.data_dir or None, **common)
 
 
+def _weights(config, workdir: pathlib.Path, pipe: pipeline.Pipeline) -> dict[str, Any]:
+    """What says that results are of the same weights."""
+    chosen = config.generate.pretrained
+    digest = fingerprints.of_weights(chosen or workdir, pipe.name, pipe.step, store.places(config.weights))
+    found = {'run': pipe.name, 'step': pipe.step, 'digest': digest, 'codec': fingerprints.of_file(pipe.codec_path)}
+    if chosen:
+        return found | {'pretrained': chosen, 'dtype': config.weights.dtype}
+    return found | {'seed': pipe.config['seed'], 'sigma_rel': config.ema.synthesis_sigma_rel}
+
+
 @contextlib.contextmanager
 def _plain_warnings() -> Iterator[None]:
     """Warnings are one line without the place in the code, each time; those of threads too."""
@@ -87,8 +99,8 @@ def _plain_warnings() -> Iterator[None]:
 class _Run:
     """The inputs of this process, on their way."""
 
-    def __init__(self, config, pipe: pipeline.Pipeline, folder: pathlib.Path, jobs: list[Job]):
-        self._config, self._pipe, self._folder, self._jobs = config, pipe, folder, jobs
+    def __init__(self, config, pipe: pipeline.Pipeline, weights: dict[str, Any], folder: pathlib.Path, jobs: list[Job]):
+        self._config, self._pipe, self._weights, self._folder, self._jobs = config, pipe, weights, folder, jobs
         self._settings = sampler.SamplerSettings(config.sampling.solver, config.sampling.num_steps, config.sampling.guidance,
                                                  config.sampling.schedule)
         self._numbers = {job.name: number for number, job in enumerate(jobs, 1)}
@@ -191,18 +203,13 @@ class _Run:
 
     def _description(self, job: Job) -> dict[str, Any]:
         """What a result depends on, as JSON has it."""
-        options, pipe = self._config.generate, self._pipe
-        weights = {'run': pipe.name, 'step': pipe.step}
-        if options.pretrained:
-            weights |= {'pretrained': options.pretrained, 'dtype': self._config.weights.dtype}
-        else:
-            weights |= {'seed': pipe.config['seed'], 'sigma_rel': self._config.ema.synthesis_sigma_rel}
+        options = self._config.generate
         return {
             **{name: _identity(getattr(job, name)) for name in ('video', 'image')},
             **{name: getattr(job, name) for name in ('prompt', 'negative_prompt', 'seed', 'duration_s')},
             **{name: options[name] for name in ('mask_clip', 'audio_format', 'video_format', 'original_sound', 'original_db')},
             **{name: self._config.sampling[name] for name in ('solver', 'num_steps', 'guidance', 'schedule')},
-            'weights': weights,
+            'weights': self._weights,
         }
 
 

@@ -64,9 +64,23 @@ def jobs(options, sampling) -> list[Job]:
     others = sorted(file.name for file in path.iterdir() if file not in videos and not file.name.startswith('.'))
     if others:
         print(f'generate: passes over {len(others)} in {path} without the name of a video, first {others[0]}', flush=True)
-    stems = collections.Counter(video.stem for video in videos)
-    names = [video.stem if stems[video.stem] == 1 else video.name.replace('.', '_') for video in videos]
-    return [Job(name, video, None, **common) for name, video in zip(names, videos)]
+    return _named_apart([Job(video.stem, video, None, **common) for video in videos],
+                        [video.name.replace('.', '_') for video in videos])
+
+
+def _named_apart(made: list[Job], longer: list[str]) -> list[Job]:
+    """The jobs, of which those that share a name get the longer one, with '_' behind it while another job has that."""
+    counts = collections.Counter(job.name for job in made)
+    taken = {name for name, count in counts.items() if count == 1}
+    result = []
+    for job, name in zip(made, longer, strict=True):
+        if counts[job.name] > 1:
+            while name in taken:
+                name += '_'
+            taken.add(name)
+            job = dataclasses.replace(job, name=name)
+        result.append(job)
+    return result
 
 
 def _name_of(prompt: str) -> str:
@@ -96,8 +110,7 @@ def _from_csv(path: pathlib.Path, common: dict) -> list[Job]:
         if len(row) != len(header):
             raise ValueError(f'{path}:{line}: {len(row)} cells, but the header has {len(header)} columns')
         made.append((line, _job(path, line, {name: cell.strip() for name, cell in zip(header, row)}, common)))
-    names = collections.Counter(job.name for _, job in made)
-    return [job if names[job.name] == 1 else dataclasses.replace(job, name=f'{job.name}_{line}') for line, job in made]
+    return _named_apart([job for _, job in made], [f'{job.name}_{line}' for line, job in made])
 
 
 def _check_header(path: pathlib.Path, header: list[str]) -> None:
@@ -127,4 +140,4 @@ def _job(path: pathlib.Path, line: int, cells: dict[str, str], common: dict) -> 
     if not source and not fields['prompt']:
         raise ValueError(f'{path}:{line}: neither a video, nor an image, nor a prompt')
     return Job(source.stem if source else _name_of(fields['prompt']), files['video'], files['image'], fields['prompt'],
-               fields['negative_prompt'], fields['seed'], fields['duration_s'])
+               fields['negative_prompt'], fields['seed'], fields['duration_s'] or None)  # 0 as in config.generate.duration_s

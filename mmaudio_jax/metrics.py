@@ -62,8 +62,13 @@ def detect_onsets(waveform: np.ndarray, sample_rate_hz: int, delta: float, lag_s
       sample_rate_hz: of the waveform; it is resampled to 22 050 Hz.
       delta: how far the normalised spectral flux must stand above its local mean (librosa's peak picking).
       lag_s: the detector's lag, subtracted from every time.
+
+    Raises:
+      ValueError: a sample is not finite.
     """
     waveform = np.asarray(waveform, np.float32)
+    if not np.isfinite(waveform).all():
+        raise ValueError('the sound is not finite: its onsets cannot be detected')
     if sample_rate_hz != SAMPLE_RATE_HZ:
         waveform = librosa.resample(waveform, orig_sr=sample_rate_hz, target_sr=SAMPLE_RATE_HZ)
     envelope = np.abs(waveform)

@@ -98,11 +98,12 @@ class Pipeline:
     Attributes:
       name: of the official variant or the training run. config: plain data, as in configs/base.py.
       step: of the weights; None for an official network.
+      codec_path: of the fitted codec; None for an official network.
     """
 
     def __init__(self, parts: pretrained.Pretrained, devices: Sequence_[jax.Device] | None, stages: Stages):
         self.name, self.config, self.step = parts.name, parts.config, parts.step
-        self._model, self._codec_path, self._stages = parts.model, parts.codec_path, stages
+        self._model, self.codec_path, self._stages = parts.model, parts.codec_path, stages
         self._summed = parts.step is None  # an official network is shown the frames that the official code shows it
         devices = list(devices or ())
         self._mesh = partitioning.make_mesh({'data': -1}, devices=devices) if len(devices) > 1 else None
@@ -161,7 +162,7 @@ class Pipeline:
         if sequence not in self._rooms:
             names = self.config['extract']
             self._rooms[sequence] = (encoders.make(names['encoder'], sequence, self._load, self._mesh),
-                                     codec.make(names['codec'], sequence, self._codec_path, self._load, self._mesh))
+                                     codec.make(names['codec'], sequence, self.codec_path, self._load, self._mesh))
         return self._rooms[sequence]
 
     def __call__(self, video: Any = None, prompt: Any = '', negative_prompt: Any = None, duration_s: Any = None,

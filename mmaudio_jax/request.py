@@ -135,10 +135,10 @@ def _video(video: Path | Frames | np.ndarray | None, fps: float | None) -> pathl
 
 
 def read_image(image: Path | np.ndarray) -> np.ndarray:
-    """A still image as uint8 [H, W, 3] RGB, upright, transparency on black.
+    """A still image as uint8 [H, W, 3] RGB, upright, transparency on black; of 16 bits the upper 8.
 
     Raises:
-      media.MediaError: the file cannot be read, or is no image.
+      media.MediaError: the file cannot be read, is no image, or holds floating-point numbers.
       ValueError: an array of another dtype or shape.
     """
     if isinstance(image, (str, os.PathLike)):
@@ -147,13 +147,24 @@ def read_image(image: Path | np.ndarray) -> np.ndarray:
                 raise IsADirectoryError(image)
             try:
                 with Image.open(image) as opened:
-                    return np.asarray(ImageOps.exif_transpose(opened).convert('RGB'))
+                    return np.asarray(_rgb(ImageOps.exif_transpose(opened), image))
             except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
                 raise media.MediaError(image, 'not an image that can be read') from error
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise ValueError(f'image is {describe(pixels)}; a file or uint8 [H, W, 3] is needed')
     return pixels
+
+
+def _rgb(picture: Image.Image, path: Path) -> Image.Image:
+    """Eight bits a channel, and transparency on black: `convert` cuts off what is above 255, and shows what is transparent."""
+    if picture.mode == 'F':
+        raise media.MediaError(path, 'holds floating-point numbers; an image of 8 or 16 bits a channel is needed')
+    if picture.mode.startswith('I'):
+        picture = Image.fromarray(np.clip(np.asarray(picture) // 256, 0, 255).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = Image.alpha_composite(Image.new('RGBA', picture.size, 'black'), picture.convert('RGBA'))
+    return picture.convert('RGB')
 
 
 def _length_s(source: pathlib.Path | Frames | None, training_s: float) -> float:

@@ -155,7 +155,15 @@ def _table(path: pathlib.Path, duration_s: float, names: Sequence[str] | None) -
             if file:
                 media[name] = Part(path.parent / file, start_s, duration_s) if start_s else path.parent / file
     return References(sounds, videos, {name: row['caption'] for name, row in used.items() if row.get('caption')},
-                      {name: list(row['onset_times_s']) for name, row in used.items() if 'onset_times_s' in row})
+                      {name: onset_times(row, f'{path}, row {name!r}') for name, row in used.items() if 'onset_times_s' in row})
+
+
+def onset_times(row: Mapping[str, Any], where: str) -> list[float]:
+    """onset_times_s of a table's row, seconds; ValueError, which begins with `where`, when it is not a list of numbers."""
+    times = row['onset_times_s']
+    if not isinstance(times, list) or not all(isinstance(time_s, (int, float)) for time_s in times):
+        raise ValueError(f'{where}: onset_times_s is {json.dumps(times)}; a list of seconds is needed, [] where nothing sounds')
+    return times
 
 
 def short(clips: Mapping[str, pathlib.Path], duration_s: float) -> dict[str, float]:
@@ -224,5 +232,5 @@ def _times(path: pathlib.Path) -> list[float]:
     """The first number of every line, seconds."""
     try:
         return [float(line.replace(',', ' ').split()[0]) for line in path.read_text().splitlines() if line.strip()]
-    except ValueError as error:
+    except (ValueError, IndexError) as error:
         raise ValueError(f'{path}: a line does not begin with a time in seconds') from error

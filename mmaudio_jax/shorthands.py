@@ -3,23 +3,23 @@ from collections.abc import Sequence
 import re
 
 _COMPARE = '--config.score.compare='
+_SWITCHES = ('--compat', '--traceback', '--notraceback')  # flags that take no value
 _FIELDS = {'--topology=': '--config.compile.topology=', '--executor=': '--config.extract.executor='}
 
 
 def expand(argv: Sequence[str]) -> list[str]:
     """The arguments with --topology=X, --executor=X, --profile=N-M, --compat and --compare a=DIR b=DIR … as their fields.
 
-    --config comes first in the result, because its fields can only be set after it; the others keep their order.
+    A flag with a value is --name=value in the result, however it was spelled. --config comes first, because its fields can only
+    be set after it; the others keep their order.
 
     Raises:
       ValueError: --compare without a system, or --profile without two steps.
     """
     result: list[str] = []
-    for argument in argv:
+    for argument in _joined(argv):
         if result and result[-1].startswith(_COMPARE) and not argument.startswith('-'):
             result[-1] += f' {argument}'
-        elif result and result[-1] == '--config':
-            result[-1] += f'={argument}'
         elif argument == '--compare' or argument.startswith('--compare='):
             result.append(_COMPARE + argument.partition('=')[2])
         elif argument == '--profile' or argument.startswith('--profile='):
@@ -35,3 +35,16 @@ def expand(argv: Sequence[str]) -> list[str]:
     if _COMPARE in result:
         raise ValueError('--compare needs name=FOLDER for every system, as in --compare ours=A theirs=B')
     return result[:1] + sorted(result[1:], key=lambda argument: not argument.startswith('--config='))
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """The arguments with `--name value`, `-name value` and `-name=value` as `--name=value`."""
+    result: list[str] = []
+    for argument in argv:
+        argument = re.sub('^-(?=[A-Za-z])', '--', argument)
+        waits = result and re.fullmatch('--[A-Za-z][^=]*', result[-1]) and result[-1] not in _SWITCHES
+        if waits and not argument.startswith('--'):
+            result[-1] += f'={argument}'
+        else:
+            result.append(argument)
+    return result

@@ -1,8 +1,8 @@
 """Sounds of a whole split, made from its records by the run's network or an official one.
 
-    WORKDIR/generated/<dataset>_<split>_<digest>/<id>.flac    and settings.json, which the digest is of
+    WORKDIR/generated/<dataset>_<split>_<digest>/<id>.flac    and settings.json, which the digest is of; an id may hold slashes
 
-So what is there is never of another network, guidance or seed, and an interrupted job goes on where it stopped.
+So what is there is never of other weights, records, guidance or seed, and an interrupted job goes on where it stopped.
 """
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -24,6 +24,7 @@ import numpy as np
 from mmaudio_jax import checkpoints
 from mmaudio_jax import codec
 from mmaudio_jax import encoders
+from mmaudio_jax import fingerprints
 from mmaudio_jax import input_pipeline
 from mmaudio_jax import media
 from mmaudio_jax import partitioning
@@ -144,13 +145,13 @@ def write(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
       Id → sound, in the order of the records. The folder may hold others, of a larger config.evaluate.max_clips.
 
     Raises:
-      ValueError: no network, one of another config, two records of one id.
+      ValueError: no network, one of another config, two records of one id, an id that is no place in a folder.
       FileNotFoundError: records or codec are missing.
     """
     started, data, size = time.monotonic(), pathlib.Path(config.data_dir or workdir), _batch_size(config)
     sequence = Sequence(config.sequence.rate, config.sequence.duration_s)
     parts = _network(config, workdir, sequence)
-    folder = _folder(config, workdir, parts)
+    folder = _folder(config, workdir, data, parts)
     split = examples(config, data)
     run: Sampler | None = None
     found: dict[str, pathlib.Path] = {}
@@ -158,7 +159,7 @@ def write(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
     writing: list[concurrent.futures.Future] = []
     with concurrent.futures.ThreadPoolExecutor(1) as pool:  # writes a batch while the next is made
         while batch := list(itertools.islice(split, size)):
-            paths = [folder / f'{example["id"]}.flac' for example in batch]
+            paths = [place_of(folder, example['id'], '.flac') for example in batch]
             found |= {example['id']: path for example, path in zip(batch, paths)}
             first, count = count, count + len(batch)
             if not _anywhere(not all(path.is_file() for path in paths)):
@@ -181,7 +182,20 @@ def write(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
     return found
 
 
+def place_of(folder: pathlib.Path, name: str, suffix: str) -> pathlib.Path:
+    """The file of the clip `name` in the folder, in folders of its own where the name has slashes.
+
+    Raises:
+      ValueError: the name leads out of the folder, or to a file of another name.
+    """
+    if not {'', '.', '..'}.isdisjoint(name.split('/')):
+        raise ValueError(f'{folder}: cannot hold a file for the record {name!r}, whose id is no path inside of a folder; '
+                         'change the id in its table and extract again (--mode=extract)')
+    return folder / f'{name}{suffix}'
+
+
 def _write_sound(path: pathlib.Path, waveform: np.ndarray, sequence: Sequence) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)  # of an id with slashes
     samples = round(sequence.duration_s * sequence.sample_rate_hz)
     media.write_audio(path, np.asarray(waveform)[:samples], sequence.sample_rate_hz)
 
@@ -206,12 +220,15 @@ def _network(config, workdir: pathlib.Path, sequence: Sequence) -> pretrained.Pr
     return parts
 
 
-def _folder(config, workdir: pathlib.Path, parts: pretrained.Pretrained) -> pathlib.Path:
+def _folder(config, workdir: pathlib.Path, data: pathlib.Path, parts: pretrained.Pretrained) -> pathlib.Path:
     """The folder of these sounds, with settings.json."""
     plain = checkpoints.to_json(config)
     plain['sampling'].pop('batch_size')
     settings = {'network': parts.config, 'step': parts.step, 'pretrained': config.generate.pretrained,
-                'sigma_rel': config.ema.synthesis_sigma_rel, 'sampling': plain['sampling'], 'sequence': plain['sequence']}
+                'sigma_rel': config.ema.synthesis_sigma_rel, 'sampling': plain['sampling'], 'sequence': plain['sequence'],
+                'weights': fingerprints.of_weights(config.generate.pretrained or workdir, parts.name, parts.step,
+                                                   store.places(config.weights)),
+                'records': fingerprints.of_records(config, data), 'codec': fingerprints.of_file(parts.codec_path)}
     text = json.dumps(settings, indent=1, sort_keys=True) + '\n'
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     folder = workdir / 'generated' / f'{config.evaluate.dataset}_{config.evaluate.split}_{digest}'

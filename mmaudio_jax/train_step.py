@@ -30,6 +30,17 @@ ASYNC_GRADIENTS = {
     'xla_tpu_ars_combiner_threshold_in_bytes': '1000000',
     'xla_tpu_scoped_vmem_limit_kib': '24576',
 }
+# The same for v5p: its sparse cores sum, and weights are gathered beside the products, too.
+ASYNC_GRADIENTS_V5P = {
+    'xla_tpu_enable_sparse_core_collective_offload_reduce_scatter': 'true',
+    'xla_tpu_enable_sparse_core_collective_offload_all_gather': 'true',
+    'xla_tpu_enable_sparse_core_collective_offload_all_reduce': 'true',
+    'xla_tpu_enable_async_collective_fusion': 'true',
+    'xla_tpu_enable_async_collective_fusion_fuse_all_gather': 'true',
+    'xla_tpu_enable_async_collective_fusion_multiple_steps': 'true',
+    'xla_tpu_overlap_compute_collective_tc': 'true',
+    'xla_enable_async_all_gather': 'true',
+}
 
 
 @flax.struct.dataclass
@@ -259,17 +270,18 @@ def jit_train_step(config, model, tx: optax.GradientTransformation, schedule: op
       mesh: the batch is split over it.
       shardings: of the state, from partitioning.state_sharding.
     """
-    options = compiler_options(config, mesh.devices.flat[0].platform)
+    options = compiler_options(config, mesh.devices.flat[0])
     return jax.jit(make_train_step(config, model, tx, schedule), donate_argnums=0, compiler_options=options,
                    in_shardings=(shardings, partitioning.batch_sharding(mesh)),
                    out_shardings=(shardings, partitioning.replicated(mesh)))
 
 
-def compiler_options(config, platform: str) -> dict[str, str] | None:
+def compiler_options(config, device: Any) -> dict[str, str] | None:
     """What a TPU's compiler is told of the step, None elsewhere; config.train.compiler_options overrides async_gradients."""
-    if platform != 'tpu':
+    if device.platform != 'tpu':
         return None
-    return (ASYNC_GRADIENTS if config.train.async_gradients else {}) | dict(config.train.compiler_options)
+    asynchronous = ASYNC_GRADIENTS_V5P if device.device_kind in ('TPU v5', 'TPU v5p') else ASYNC_GRADIENTS
+    return (asynchronous if config.train.async_gradients else {}) | dict(config.train.compiler_options)
 
 
 def make_validation_step(config, model) -> Callable[[Any, Batch, jax.Array], jax.Array]:

@@ -1,21 +1,32 @@
 """The runner: every row and seed once, what is there stays, and mean and spread by hand."""
 import json
+import os
+import signal
 import sys
+import threading
+import time
 
 import pytest
 
 from configs.ablations import table
 from mmaudio_jax import ablations
+from mmaudio_jax import shorthands
 
-# Stands for run.py: writes a report, unless it is there or this row is told to fail; logs every call.
+# Stands for run.py: writes a report, unless this row is told to fail, or to be stopped before; logs every call.
 FAKE = '''
-import json, pathlib, sys
+import json, pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # as training does, after saving
 flags = dict(argument[2:].split('=', 1) for argument in sys.argv[1:])
 folder = pathlib.Path(flags['workdir'])
 with open(pathlib.Path(__file__).with_name('calls'), 'a') as log:
     log.write(json.dumps(flags) + chr(10))
 if (pathlib.Path(__file__).with_name('broken')).exists() and 'no_rope' in flags['config']:
     sys.exit(1)
+if (pathlib.Path(__file__).with_name('stopped')).exists() and 'no_rope' in flags['config']:
+    sys.exit(0)
+if (pathlib.Path(__file__).with_name('endless')).exists():
+    pathlib.Path(__file__).with_name('endless').unlink()
+    time.sleep(60)
 folder.mkdir(parents=True, exist_ok=True)
 f1 = 0.9 + 0.01 * int(flags['config.seed'])
 row = lambda value, error: {'macro': {'f1': value, 'average_precision': value}, 'median_error_ms': error}
@@ -76,6 +87,46 @@ def test_a_failing_run_is_reported_and_the_others_are_done(fake, capfd):
     rows = json.loads((workdir / 'ablations.json').read_text())['rows']
     assert list(rows) == ['default', 'no_sync']
     assert 'failed: no_rope, seed 0; no_rope, seed 2' in capfd.readouterr().err
+
+
+def test_a_run_that_was_told_to_stop_is_not_done(fake, capfd):
+    workdir = fake / 'out'
+    workdir.mkdir()
+    (fake / 'stopped').touch()
+    assert ablations.run(_config(), workdir) == 1
+    assert 'FAILED: no_rope, seed 0: ended without a report' in capfd.readouterr().err
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_the_runs_are_told_to_stop_and_no_other_is_begun(fake, capfd, number):
+    workdir = fake / 'out'
+    workdir.mkdir()
+    (fake / 'endless').touch()
+    before = signal.getsignal(number)
+
+    def stop():
+        while (fake / 'endless').exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    thread, started = threading.Thread(target=stop), time.monotonic()
+    thread.start()
+    assert ablations.run(_config(), workdir) == 1
+    thread.join()
+    assert time.monotonic() - started < 30 and len((fake / 'calls').read_text().splitlines()) == 1
+    assert 'told to stop, 6 runs are not done; the same command continues' in capfd.readouterr().err
+    assert signal.getsignal(number) is before
+
+
+def test_flags_reach_the_runs_however_they_are_spelled(fake, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', shorthands.expand([
+        sys.argv[0], '--mode', 'ablations', '--config', 'table.py', '-workdir', 'w', '--config.train.total_steps', '7',
+        '-config.name=mine', '--config.ablations.seeds', '(0,2)']))
+    (fake / 'out').mkdir()
+    assert ablations.run(_config(), fake / 'out') == 0
+    calls = [json.loads(line) for line in (fake / 'calls').read_text().splitlines()]
+    assert {(call['config.train.total_steps'], call['config.name']) for call in calls} == {('7', 'mine')}
+    assert not any('mode' in call or 'config.ablations.seeds' in call for call in calls)
 
 
 def test_scores_stand_above_the_published_ones(tmp_path):

@@ -1,5 +1,6 @@
 """Evaluation of a split, with its controls: what the report says, what is skipped, and what is refused."""
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -64,6 +65,36 @@ def test_a_second_run_does_nothing_and_a_changed_one_does(evaluated, capsys):
     evaluate.evaluate(config, workdir)
 
 
+def test_a_report_of_other_data_or_weights_is_made_anew(evaluated, tmp_path, capsys):
+    _, workdir = evaluated
+    config, run = trained_run.make_config(), tmp_path / 'run'
+    shutil.copytree(workdir, run)
+    for name in ('media', 'records'):
+        (run / name).rename(tmp_path / name)
+    config.data_dir = str(tmp_path)
+    table, metadata = tmp_path / 'media' / 'impacts' / 'test.jsonl', tmp_path / 'records' / 'impacts' / 'metadata.json'
+
+    def train_again():
+        shutil.rmtree(run / 'ema')
+        trained_run.write_weights(run, config, seed=1)
+
+    changes = {'only moved': lambda: None, 'other tables': lambda: metadata.write_text(metadata.read_text() + ' '),
+               'other onsets': lambda: table.write_text(table.read_text().replace('0.2', '0.21')), 'other weights': train_again,
+               'other codec': lambda: trained_run.write_codec(tmp_path, config, 2)}
+    for name, change in changes.items():
+        change()
+        evaluate.evaluate(config, run)
+        assert ('nothing to do' in capsys.readouterr().out) == (name == 'only moved'), name
+
+
+def test_sounds_that_are_not_finite_are_said(evaluated):
+    _, workdir = evaluated
+    config = trained_run.make_config()
+    config.sampling.guidance = 1e38
+    with pytest.raises(ValueError, match="5 of 5 generated sounds are not finite, first that of 'clip_0': lower"):
+        evaluate.evaluate(config, workdir)
+
+
 def test_sampling_depends_neither_on_batches_nor_on_devices(evaluated):
     config, workdir = evaluated
     sequence = Sequence(config.sequence.rate, config.sequence.duration_s)
@@ -115,6 +146,9 @@ def test_mistakes(evaluated, tmp_path):
     try:
         table.write_text('\n'.join(text.splitlines()[1:]))
         with pytest.raises(ValueError, match="no entry for 'clip_0'"):
+            evaluate.evaluate(other, workdir)
+        table.write_text(text.replace('[]', 'null'))
+        with pytest.raises(ValueError, match='test.jsonl:5: onset_times_s is null; a list of seconds is needed'):
             evaluate.evaluate(other, workdir)
         table.unlink()
         with pytest.raises(FileNotFoundError, match='test.jsonl'):

@@ -82,6 +82,20 @@ def test_export_of_a_trained_network(tmp_path):
         assert_equal(mmaudio_weights.to_params(found, model), params)
 
 
+def test_export_takes_the_average_that_is_asked_for(tmp_path, monkeypatch):
+    asked = []
+
+    def load_params(workdir, sigma_rel=None):
+        asked.append((workdir, sigma_rel))
+        raise ValueError('enough')
+    monkeypatch.setattr(checkpoints, 'load_params', load_params)
+    config = make_config(tmp_path)
+    config.ema.synthesis_sigma_rel = 0.08
+    with pytest.raises(ValueError, match='enough'):
+        exchange.export_weights(config, tmp_path)
+    assert asked == [(tmp_path, 0.08)]
+
+
 def test_a_full_disk(tmp_path, vae_tensors, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

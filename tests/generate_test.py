@@ -1,6 +1,7 @@
 """Files in, files out: what is written, skipped, refused, and what happens to the others when one fails."""
 import json
 import resource
+import shutil
 import signal
 
 import av
@@ -72,6 +73,24 @@ def test_one_file_with_other_settings_is_made_again(workdir):
     config.sampling.schedule = 'quadratic'
     assert generate.generate(config, workdir) == 0
     assert (workdir / 'one' / 'c.wav').read_bytes() != second
+
+
+def test_results_of_other_weights_are_made_again(tmp_path, capfd):
+    """Trained anew in the same folder, with as many steps."""
+    config = trained_run.make(tmp_path)
+    config.generate.update(prompt='rain', output=str(tmp_path / 'out'))
+    sounds = []
+    for change in (lambda *_: None, lambda *_: None, _train_anew, lambda *run: trained_run.write_codec(*run, seed=2)):
+        change(tmp_path, config)
+        assert generate.generate(config, tmp_path) == 0
+        sounds.append(next((tmp_path / 'out').glob('*.flac')).read_bytes())
+    assert capfd.readouterr().out.count('nothing to do') == 1
+    assert sounds[0] == sounds[1] and len(set(sounds)) == 3
+
+
+def _train_anew(workdir, config):
+    shutil.rmtree(workdir / 'ema')
+    trained_run.write_weights(workdir, config, seed=1)
 
 
 def test_fields_of_the_config_reach_the_job_and_all_devices_are_used(workdir):
@@ -206,6 +225,24 @@ def test_bad_csv(workdir, tmp_path, text, message):
     with pytest.raises(ValueError, match=message) as error:
         generate.generate(_config(workdir, input=str(tmp_path / 'list.csv')), workdir)
     assert '\n' not in str(error.value)
+
+
+def test_every_job_has_a_name_of_its_own(workdir, tmp_path):
+    for name in ('a.mp4', 'a.mkv', 'a_mp4.mov', 'a_mkv_.mov', 'b.mp4'):
+        (tmp_path / name).touch()
+    config = _config(workdir, input=str(tmp_path))
+    assert [(job.video.name, job.name) for job in generate_jobs.jobs(config.generate, config.sampling)] == [
+        ('a.mkv', 'a_mkv'), ('a.mp4', 'a_mp4_'), ('a_mkv_.mov', 'a_mkv_'), ('a_mp4.mov', 'a_mp4'), ('b.mp4', 'b')]
+    (tmp_path / 'list.csv').write_text('video\nclip.mp4\nclip.mp4\nclip_2.mkv\n')
+    config.generate.input = str(tmp_path / 'list.csv')
+    names = [job.name for job in generate_jobs.jobs(config.generate, config.sampling)]
+    assert names == ['clip_2_', 'clip_3', 'clip_2']
+
+
+def test_a_cell_of_no_seconds_is_as_long_as_the_video(workdir, tmp_path):
+    (tmp_path / 'list.csv').write_text('video,duration_s\na.mp4,0\nb.mp4,\nc.mp4,2\n')
+    config = _config(workdir, input=str(tmp_path / 'list.csv'), duration_s=3.0)
+    assert [job.duration_s for job in generate_jobs.jobs(config.generate, config.sampling)] == [None, 3.0, 2.0]
 
 
 def test_same_stem_and_mistakes(workdir, tmp_path):

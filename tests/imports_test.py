@@ -20,7 +20,8 @@ ROOMS = [
     {'sampler', 'embeddings', 'score_inputs', 'score_metrics', 'score_tables'},
     {'train_step', 'input_pipeline', 'checkpoints', 'train_log', 'train_samples', 'request',
      'pretrained', 'pipeline'},
-    {'train', 'generate_jobs', 'generate', 'split_sounds', 'evaluate', 'score', 'ablations', 'exchange', 'compile_report'},
+    {'train', 'fingerprints', 'generate_jobs', 'generate', 'split_sounds', 'evaluate', 'score', 'ablations', 'exchange',
+     'compile_report'},
 ]
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}
 FORBIDDEN = {'torch', 'torchvision', 'torchaudio', 'tensorflow', 'configs', 'data_pipelines'}

@@ -100,6 +100,12 @@ def test_macro_is_over_clips_and_micro_over_onsets():
     np.testing.assert_allclose(result['micro']['average_precision'], (1 + 2 / 4) / 4)
 
 
+def test_a_sound_that_is_not_finite_is_refused():
+    for value in (np.nan, np.inf):
+        with pytest.raises(ValueError, match='the sound is not finite'):
+            metrics.detect_onsets(np.full(RATE, value, np.float32), RATE, 0.3, LAG_S)
+
+
 def test_confident_neighbour_survives():
     rng = np.random.default_rng(3)
     clicks = np.zeros(2 * RATE, np.float32)

@@ -96,6 +96,40 @@ def test_what_a_container_cannot_hold_is_encoded_anew(tmp_path, source_name, cod
     assert len(media.read_audio(tmp_path / out_name, RATE, 0.0, None)) == RATE
 
 
+def test_pictures_whose_times_step_back_are_encoded_all_the_same(tmp_path):
+    source = write_video(tmp_path / 'in.avi', frames=50)  # H.264 in AVI: pictures have the times in which they are stored
+    with av.open(str(source)) as container:
+        stored = [frame.time for frame in container.decode(video=0)]
+    assert stored != sorted(stored)
+    with pytest.warns(mux.MediaWarning, match='webm cannot hold h264 video: encoded anew'):
+        mux.write_video(source, tone(2 * RATE, RATE), RATE, tmp_path / 'out.webm')
+    with av.open(str(tmp_path / 'out.webm')) as container:
+        times = [frame.time for frame in container.decode(video=0)]
+    np.testing.assert_allclose(times, sorted(stored)[:len(times)], atol=0.002)
+    assert len(times) >= 48
+    assert len(media.read_audio(tmp_path / 'out.webm', RATE, 0.0, None)) == 2 * RATE
+
+
+def test_a_repeated_time_is_encoded_once(tmp_path, monkeypatch):
+    """As in MPEG program streams."""
+    source, decode = write_video(tmp_path / 'in.webm', codec='libvpx'), media.decode
+    monkeypatch.setattr(media, 'decode', lambda *arguments: (pair for pair in decode(*arguments) for _ in range(2)))
+    with pytest.warns(mux.MediaWarning, match='encoded anew'):
+        mux.write_video(source, tone(RATE, RATE), RATE, tmp_path / 'out.mp4')
+    monkeypatch.undo()
+    assert numbers(media.read_frames(tmp_path / 'out.mp4', [SMALL], 0.0, 1.0)[0]) == list(range(25))
+
+
+def test_a_container_that_refuses_twice_is_said_in_one_line(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise mux._Refused('mp4 cannot take this video')
+    monkeypatch.setattr(mux, '_interleave', refuse)
+    source = write_video(tmp_path / 'in.mp4')
+    with pytest.warns(mux.MediaWarning), pytest.raises(media.MediaError, match='out.mp4: cannot be written: mp4 cannot take'):
+        mux.write_video(source, tone(RATE, RATE), RATE, tmp_path / 'out.mp4')
+    assert [entry.name for entry in tmp_path.iterdir()] == ['in.mp4']
+
+
 def test_rotation_stays(tmp_path):
     source = rotate(write_sound_and_video(tmp_path / 'a.mp4', corner=True))
     request = FrameRequest(25.0, 64, 48, 'squash')

@@ -1,5 +1,6 @@
 """The Pipeline of the official networks at a tiny size: what is loaded when, bfloat16, several devices, --mode=generate."""
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +53,7 @@ def fixture_loaded(monkeypatch):
         return {**params, 'latent_std': np.ones((1, 1, 20), dtype)} if name == NETWORK else params
 
     monkeypatch.setattr(pretrained.store, 'load', load)
+    monkeypatch.setattr(pretrained.store, 'converted', lambda name, **_: pathlib.Path(f'{name}-md5-code.safetensors'))
     return loaded
 
 
@@ -115,5 +117,6 @@ def test_generate_with_an_official_network(loaded, tmp_path):
     config.sampling.num_steps = 2
     assert generate.generate(config, tmp_path / 'run') == 0
     record = json.loads((tmp_path / 'run' / 'generated' / 'a.json').read_text())
-    assert record['settings']['weights'] == {'run': 'small_16k', 'step': None, 'pretrained': 'small_16k', 'dtype': 'float32'}
+    assert record['settings']['weights'] == {'run': 'small_16k', 'step': None, 'digest': f'{NETWORK}-md5', 'codec': None,
+                                             'pretrained': 'small_16k', 'dtype': 'float32'}
     assert record['files'] == ['a.flac', 'a.mp4', 'a.png']

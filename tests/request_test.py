@@ -74,6 +74,25 @@ def test_images(tmp_path):
     np.testing.assert_array_equal(request.read_image(tmp_path / 'turned.png'), np.rot90(pixels, -1))
 
 
+def test_an_image_of_16_bits_keeps_its_greys(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 256, (7, 5), np.uint8)
+    for name in ('a.png', 'a.tif'):
+        Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / name)
+        np.testing.assert_array_equal(request.read_image(tmp_path / name), np.repeat(grey[..., None], 3, axis=2))
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / 'float.tif')
+    with pytest.raises(media.MediaError, match='float.tif: holds floating-point numbers; an image of 8 or 16 bits'):
+        request.read_image(tmp_path / 'float.tif')
+
+
+def test_transparency_is_on_black(tmp_path):
+    Image.fromarray(np.uint8([[[200, 0, 0, 0], [200, 0, 0, 255], [200, 100, 0, 51]]])).save(tmp_path / 'rgba.png')
+    assert request.read_image(tmp_path / 'rgba.png').tolist() == [[[0, 0, 0], [200, 0, 0], [40, 20, 0]]]
+    palette = Image.fromarray(np.uint8([[0, 1]]), 'P')
+    palette.putpalette([200, 0, 0, 0, 50, 0])
+    palette.save(tmp_path / 'palette.png', transparency=0)
+    assert request.read_image(tmp_path / 'palette.png').tolist() == [[[0, 0, 0], [0, 50, 0]]]
+
+
 def test_noise():
     noise = np.random.default_rng(0).normal(size=(63, 20))
     assert make(noise=noise, duration_s=2.0).noise.shape == (1, 63, 20)

@@ -60,6 +60,9 @@ def test_references_of_a_folder(tmp_path):
     (folder / 'b_times.txt').write_text('soon\n')
     with pytest.raises(ValueError, match='b_times.txt: a line does not begin with a time'):
         score_inputs.references(str(folder), '', 8.0)
+    (folder / 'b_times.txt').write_text('0.5\n,\n')
+    with pytest.raises(ValueError, match='b_times.txt: a line does not begin with a time'):
+        score_inputs.references(str(folder), '', 8.0)
 
 
 def test_references_whose_names_have_an_ending(tmp_path):
@@ -99,6 +102,11 @@ def test_references_of_a_table(tmp_path):
     assert set(score_inputs.references(str(path), '', 8.0, ['b']).sounds) == {'b'}
     with pytest.raises(ValueError, match=r'no row for 1 of the 2 records \(c\)'):
         score_inputs.references(str(path), '', 8.0, ['a', 'c'])
+    for times in ('null', '0.5', '["0.5"]'):
+        path.write_text('{"id": "a", "onset_times_s": %s}' % times)
+        with pytest.raises(ValueError) as error:
+            score_inputs.references(str(path), '', 8.0)
+        assert str(error.value).startswith(f"{path}, row 'a': onset_times_s is {times}; a list of seconds is needed")
     path.write_text(2 * (json.dumps(row) + '\n'))
     with pytest.raises(ValueError, match='two rows have one id'):
         score_inputs.references(str(path), '', 8.0)

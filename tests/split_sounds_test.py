@@ -1,5 +1,6 @@
 """The sounds of a split: made once, resumed, never of another network; and scored against the media of its records."""
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -58,6 +59,25 @@ def test_made_once_and_resumed(trained, capsys):
     others = split_sounds.write(other, trained)
     assert others['clip_0'].parent != folder and list(others) == NAMES[:2]
     assert np.abs(soundfile.read(others['clip_0'])[0] - sounds['clip_0']).max() > 1e-3
+
+
+def test_sounds_of_other_data_or_weights_are_others(trained, tmp_path):
+    config, run = _config(), tmp_path / 'run'
+    config.evaluate.max_clips, config.data_dir = 2, str(tmp_path / 'moved')
+    shutil.copytree(trained / 'ema', run / 'ema')
+    shutil.copytree(trained / 'records', tmp_path / 'moved' / 'records')
+    folder = split_sounds.write(config, run)['clip_0'].parent
+    assert folder.name == split_sounds.write(_config(), trained)['clip_0'].parent.name  # the place does not count
+    folders = [folder]
+    metadata = tmp_path / 'moved' / 'records' / 'impacts' / 'metadata.json'
+    metadata.write_text(json.dumps({**json.loads(metadata.read_text()), 'made_with': {'tables': {'test': 'of other clips'}}}))
+    folders.append(split_sounds.write(config, run)['clip_0'].parent)
+    trained_run.write_codec(tmp_path / 'moved', config, seed=2)
+    folders.append(split_sounds.write(config, run)['clip_0'].parent)
+    shutil.rmtree(run / 'ema')
+    trained_run.write_weights(run, config, seed=1)
+    folders.append(split_sounds.write(config, run)['clip_0'].parent)
+    assert len(set(folders)) == 4
 
 
 def test_a_split_is_scored_against_its_own_media(trained, capsys):
@@ -129,6 +149,27 @@ def test_sync_features_of_records_serve_again(tmp_path):
     config.extract.encoder = 'pixels'
     with pytest.raises(ValueError, match="needs records of the 'official' encoder, not of 'pixels'"):
         split_sounds.SyncFeatures(config, tmp_path)
+
+
+def test_ids_with_slashes(trained, tmp_path):
+    config = _config()
+    shutil.copytree(trained / 'ema', tmp_path / 'ema')
+    trained_run.write_codec(tmp_path, config)
+    trained_run.write_split(tmp_path, config, 'one/of/{}')
+    made = split_sounds.write(config, tmp_path)
+    assert list(made) == [f'one/of/{index}' for index in range(trained_run.CLIPS)]
+    written = {name: path.stat().st_mtime_ns for name, path in made.items()}
+    assert _scored(tmp_path, config)['systems']['impacts']['paired'] == trained_run.CLIPS
+    assert {name: path.stat().st_mtime_ns for name, path in split_sounds.write(config, tmp_path).items()} == written
+    evaluate.evaluate(trained_run.make_config(), tmp_path)
+    assert {path.name for path in (tmp_path / 'generated' / 'test' / 'one' / 'of').iterdir()} == {
+        '0.mp4', '0.png', '1.mp4', '1.png'}
+
+
+@pytest.mark.parametrize('name', ['/etc/a', '../a', 'a/../../b', 'a/', './a', ''])
+def test_an_id_does_not_lead_out_of_the_folder(tmp_path, name):
+    with pytest.raises(ValueError, match=f"cannot hold a file for the record '{name}', whose id is no path inside of a folder"):
+        split_sounds.place_of(tmp_path, name, '.flac')
 
 
 def test_mistakes(trained, tmp_path):

@@ -1,4 +1,6 @@
 """The golden training run of the official modules; masks, draws and metrics on a network small enough to see through."""
+import types
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -341,11 +343,13 @@ def test_wrong_constants_are_named(mean, std, text, word):
 
 
 def test_only_tpus_are_told_how_to_compile():
+    v5e, v5p = (types.SimpleNamespace(platform='tpu', device_kind=kind) for kind in ('TPU v5 lite', 'TPU v5'))
     config = base.get_config()
     given = dict(config.train.compiler_options)
-    assert train_step.compiler_options(config, 'cpu') is None
-    assert train_step.compiler_options(config, 'tpu') == given
+    assert train_step.compiler_options(config, jax.devices('cpu')[0]) is None
+    assert train_step.compiler_options(config, v5e) == train_step.compiler_options(config, v5p) == given
     config.train.async_gradients = True
-    assert train_step.compiler_options(config, 'tpu') == train_step.ASYNC_GRADIENTS | given
+    assert train_step.compiler_options(config, v5e) == train_step.ASYNC_GRADIENTS | given
+    assert train_step.compiler_options(config, v5p) == train_step.ASYNC_GRADIENTS_V5P | given
     config.train.compiler_options += (('xla_tpu_scoped_vmem_limit_kib', '32768'),)
-    assert train_step.compiler_options(config, 'tpu')['xla_tpu_scoped_vmem_limit_kib'] == '32768'
+    assert train_step.compiler_options(config, v5e)['xla_tpu_scoped_vmem_limit_kib'] == '32768'

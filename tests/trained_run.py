@@ -43,7 +43,7 @@ def _sequence(config) -> Sequence:
     return Sequence(config.sequence.rate, config.sequence.duration_s)
 
 
-def write_weights(workdir: pathlib.Path, config, step: int = STEP) -> None:
+def write_weights(workdir: pathlib.Path, config, step: int = STEP, seed: int = 0) -> None:
     """Snapshots of random weights, the same in every average."""
     sequence = _sequence(config)
     model = mmaudio.build(config.model, sequence)
@@ -51,18 +51,18 @@ def write_weights(workdir: pathlib.Path, config, step: int = STEP) -> None:
               (77, 1024))
     params = jax.jit(model.init)(jax.random.key(0), *(jnp.zeros((1, *shape)) for shape in shapes))['params']
     leaves, structure = jax.tree.flatten(params)
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     noisy = [np.asarray(leaf) + 0.02 * generator.normal(size=leaf.shape).astype(np.float32) for leaf in leaves]
     params = jax.tree.unflatten(structure, noisy)
     params['latent_std'] = np.ones_like(params['latent_std'])
     checkpoints.save_ema_snapshot(workdir, step, {width: params for width in config.ema.sigma_rels}, config)
 
 
-def write_codec(workdir: pathlib.Path, config) -> None:
+def write_codec(workdir: pathlib.Path, config, seed: int = 1) -> None:
     """records/codec.npz, fitted to noise."""
     sequence = _sequence(config)
     (workdir / 'records').mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(1).normal(size=(4, sequence.waveform_length)).astype(np.float32)
+    noise = np.random.default_rng(seed).normal(size=(4, sequence.waveform_length)).astype(np.float32)
     codec.fit_pca([noise * scale for scale in (0.01, 0.1, 0.3)], sequence, workdir / 'records' / 'codec.npz')
 
 
@@ -72,15 +72,15 @@ def write_video(path: pathlib.Path, seed: int = 0, duration_s: float = DURATION_
     impacts.write_clip(impacts.Job(str(path), seed, duration_s, 64, 25))
 
 
-def write_split(workdir: pathlib.Path, config) -> None:
-    """media/impacts and records/impacts with a split 'test'; the last clip's truth is empty."""
+def write_split(workdir: pathlib.Path, config, ids: str = 'clip_{}') -> None:
+    """media/impacts and records/impacts with a split 'test', its ids by number; the last clip's truth is empty."""
     sequence = _sequence(config)
     folder, set_folder = workdir / 'media' / 'impacts', workdir / 'records' / 'impacts'
     set_folder.mkdir(parents=True)
     encoder, coder = encoders.make('pixels', sequence), codec.make('pca', sequence, workdir / 'records' / 'codec.npz')
     rows, examples = [], []
     for index in range(CLIPS):
-        row = {'id': f'clip_{index}', 'video': f'test/clip_{index}.mp4', 'audio': None, 'caption': f'clip number {index}',
+        row = {'id': ids.format(index), 'video': f'test/clip_{index}.mp4', 'audio': None, 'caption': f'clip number {index}',
                'split': 'test', 'onset_times_s': [0.2 + 0.1 * index, 5.0] if index < CLIPS - 1 else []}
         write_video(folder / row['video'], index)
         frames = media.read_frames(folder / row['video'], encoder.frame_requests, 0.0, DURATION_S)

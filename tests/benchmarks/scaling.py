@@ -38,7 +38,8 @@ AT_ONCE = {'L': 16, 'M': 32, 'S': 64}  # clips at once for every 16 GiB of a chi
 LOOP = {'scan_layers': True, 'remat': 'dots'}  # where the compiler needs more time or memory for a program without one
 ONE_PART = {'microbatches': 1, 'remat': 'none', 'scan_layers': False, 'async_gradients': False, 'convolution': 'xla'}
 DATA_PARALLEL = {'data': -1, 'fsdp': 1, **ONE_PART}
-BETTER = {('L', 'v5e-64'): {'async_gradients': True}, ('M', 'v5e-64'): {'async_gradients': True},
+ASYNC = {'async_gradients': True}
+BETTER = {('L', 'v5e-64'): ASYNC, ('M', 'v5e-64'): ASYNC, ('L', 'v5p-128'): ASYNC, ('M', 'v5p-128'): ASYNC,
           ('L', 'v5e-256'): FEW_CLIPS, ('M', 'v5e-256'): FEW_CLIPS,
           ('L', 'v6e-8'): LOOP, ('M', 'v6e-8'): LOOP, ('L', 'v4-32'): LOOP}
 ENCODERS = ('frames', 'segments')  # of compile_report.PROGRAMS
