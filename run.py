@@ -14,13 +14,14 @@ from mmaudio_jax import shorthands
 MODES = ('impacts', 'extract', 'train', 'evaluate', 'generate', 'ablations', 'import', 'export', 'compile')
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, e.g. configs/impacts.py.', lock_config=True)
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of everything that the run makes.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of everything that the run makes; --mode=compile needs none.')
 _MODE = flags.DEFINE_enum('mode', None, MODES, 'One stage; without it, those of config.stages.')
-flags.mark_flags_as_required(['config', 'workdir'])
+flags.mark_flag_as_required('config')
+flags.register_multi_flags_validator(['workdir', 'mode'], lambda f: f['workdir'] or f['mode'] == 'compile', 'needs --workdir')
 _TRACEBACK = flags.DEFINE_bool('traceback', False, 'Show where an error came from.')
 
 
-def run_mode(mode: str, config, workdir: pathlib.Path) -> int:
+def run_mode(mode: str, config, workdir: pathlib.Path | None) -> int:
     """Runs one stage and returns its exit code. Imports are here: a stage loads only what it needs."""
     stage: Callable[..., int | None]
     if mode == 'impacts':
@@ -51,8 +52,8 @@ def main(argv: list[str]) -> None:
     try:
         if len(argv) > 1:
             raise ValueError(f'unexpected argument {argv[1]!r}; flags look like --mode=train')
-        workdir = pathlib.Path(str(_WORKDIR.value))
-        workdir.mkdir(parents=True, exist_ok=True)
+        workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else None  # --mode=compile then only prints
+        pathlib.Path(workdir or '.').mkdir(parents=True, exist_ok=True)
         modes = [_MODE.value] if _MODE.value else _CONFIG.value.stages
         with distributed.joined(_CONFIG.value.hosts, alone='ablations' in modes):  # whose runs join for themselves
             code = next(filter(None, (run_mode(mode, _CONFIG.value, workdir) for mode in modes)), 0)  # the first failure

@@ -74,7 +74,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.input.validation = 'vggsound'  # its split 'validation'
     c.input.statistics = 'vggsound'  # latent mean and std are measured on its split 'train'
     c.input.batch_size = 512  # over all devices
-    c.input.validation_batch_size = 64
+    c.input.validation_batch_size = 64  # rounded up so that all devices have as many; no loss depends on it
     c.input.validation_examples = 2048
     c.input.workers = 4  # processes a host that read records; 0 reads in threads
     c.input.prefetch = 2  # batches on the device ahead of the step
@@ -186,7 +186,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.sampling.guidance = 4.5  # w; below 1 the conditioned velocity alone
     c.sampling.negative_prompt = ''
     c.sampling.seed = 42
-    c.sampling.batch_size = 16
+    c.sampling.batch_size = 16  # rounded up so that all devices have as many; no sound depends on it
 
     # Generation (generate.py): --mode=generate.
     c.generate = ml_collections.ConfigDict()
@@ -216,7 +216,9 @@ def get_config() -> ml_collections.ConfigDict:
     # Ahead-of-time compilation for TPUs that need not be there (compile_report.py): --mode=compile, with --topology.
     c.compile = ml_collections.ConfigDict()
     c.compile.topology = 'v5e:16x16'  # chip (v4, v5e, v5p, v6e) and arrangement
-    c.compile.programs = ('train', 'sampler', 'frames', 'segments')  # any of these
+    c.compile.slices = 1  # of that kind, in a network of
+    c.compile.network_gbits = 50.0  # a chip, assumed, Gbit/s; only estimates of several slices depend on it
+    c.compile.programs = ('train', 'sampler', 'frames', 'segments')  # any of compile_report.PROGRAMS
     c.compile.clips_per_device = 8  # of the sampler's batch
 
     # Scores of folders of sound, any system's (score.py): --mode=evaluate when `sample`, `generated` or `compare` is set.

@@ -2,8 +2,10 @@
 
 train      the train step that train.py runs, with the same shardings and donation
 sampler    features → conditions → guided flow → VAE → vocoder → waveforms, one program
-frames     CLIP's image tower on the frames of a call of the feature extraction (one device)
-segments   Synchformer on the segments of a call (one device)
+frames     CLIP's image tower on the frames of a call of the feature extraction (one device, like the next three)
+segments   Synchformer on the segments of a call
+texts      CLIP's text tower on the captions of a call
+latents    log-mel and the VAE's encoder on the waveforms of a call
 
 Times are estimates by hlo_cost, whose method and limits the report repeats; memory is what the compiler laid out.
 """
@@ -35,15 +37,20 @@ from mmaudio_jax.models import synchformer
 from mmaudio_jax.models import vae
 from mmaudio_jax.sequence import Sequence
 from mmaudio_jax.sequence import SYNC_SEGMENT_FRAMES
+from mmaudio_jax.sequence import TEXT_LENGTH
+from mmaudio_jax.weights import store
 
 METHOD = ('Times are estimates: the compiler\'s cycles of every operation, loops times their trips, over the clock, and what '
-          'collectives take beyond what runs beside them, at the full bandwidth of their links, without latency. Copies are '
-          'counted where the program waits for them. Nothing of it was measured on a chip. Memory is the compiler\'s layout.')
+          'collectives take beyond what runs beside them, at the full bandwidth of their links, without latency, and between '
+          'slices at config.compile.network_gbits. Copies are counted where the program waits for them. Nothing of it was '
+          'measured on a chip. Memory is the compiler\'s layout.')
 _COSTLIEST = 10
 
 
-def report(config, workdir: pathlib.Path) -> None:
+def report(config, workdir: pathlib.Path | None) -> None:
     """Compiles config.compile.programs for config.compile.topology, prints what they need and writes workdir/compile.json.
+
+    Without a workdir it only prints.
 
     Raises:
       ValueError: no TPU compiler, an unknown topology or program, or a config that does not fit the topology.
@@ -52,17 +59,24 @@ def report(config, workdir: pathlib.Path) -> None:
     unknown = sorted(set(config.compile.programs) - set(PROGRAMS))
     if unknown:
         raise ValueError(f'config.compile.programs names {", ".join(unknown)}; those that exist are {", ".join(PROGRAMS)}')
-    devices = chips.devices_of(config.compile.topology)
-    print(f'{config.name} for {len(devices)} devices {config.compile.topology}, config.mesh '
+    if not config.compile.network_gbits > 0:
+        raise ValueError(f'config.compile.network_gbits is {config.compile.network_gbits}; it must be above 0')
+    devices = chips.devices_of(config.compile.topology, config.compile.slices)
+    several = f' in {config.compile.slices} slices' if config.compile.slices > 1 else ''
+    print(f'{config.name} for {len(devices)} devices {config.compile.topology}{several}, config.mesh '
           f'{json.dumps(dict(config.mesh))}', flush=True)
     results = {}
     for name in config.compile.programs:
-        results[name] = measure(PROGRAMS[name], config, devices, pathlib.Path(workdir) / f'compile_{name}.txt')
+        text = None if workdir is None else workdir / f'compile_{name}.txt'
+        results[name] = measure(PROGRAMS[name], config, devices, text)
         print(table(name, results[name]), flush=True)
     print(METHOD)
-    path = pathlib.Path(workdir) / 'compile.json'
-    path.write_text(json.dumps({'config': config.name, 'topology': config.compile.topology, 'mesh': dict(config.mesh),
-                                'method': METHOD, 'programs': results}, indent=1) + '\n')
+    if workdir is None:
+        return
+    path = workdir / 'compile.json'
+    path.write_text(json.dumps({'config': config.name, 'topology': config.compile.topology,
+                                'slices': config.compile.slices, 'mesh': dict(config.mesh), 'method': METHOD,
+                                'programs': results}, indent=1) + '\n')
     print(f'every figure is in {path}')
 
 
@@ -91,6 +105,8 @@ def measure(program: Any, config, devices: list[Any], text: pathlib.Path | None 
     shape = chips.torus(devices)
 
     def collective_cycles(collective):
+        if not collective.group:  # between slices
+            return chip.clock_hz * collective.bytes / (config.compile.network_gbits * 1e9 / 8)
         group = [used[place] for place in collective.group]
         return chip.clock_hz * chips.collective_seconds(chip, collective.bytes, group, shape)
 
@@ -165,8 +181,7 @@ def _model(config, sequence: Sequence) -> mmaudio.MMAudio:
 def train(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:
     """The train step."""
     mesh = partitioning.make_mesh(config.mesh, config.sharding.slice_axis, devices)
-    partitioning.check_batch_size(mesh, config.input.batch_size // config.train.microbatches,
-                                  'config.input.batch_size / config.train.microbatches')
+    partitioning.check_microbatches(mesh, config)
     sequence = Sequence(**config.sequence)
     model = _model(config, sequence)
     init = functools.partial(train_step.init_state, config, model, sequence)
@@ -189,6 +204,8 @@ def train(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:
 def sample(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:
     """The sampler, from features to waveforms."""
     mesh = partitioning.make_mesh(config.mesh, config.sharding.slice_axis, devices)
+    if config.compile.clips_per_device < 1:
+        raise ValueError(f'config.compile.clips_per_device is {config.compile.clips_per_device}; it must be at least 1')
     size = config.compile.clips_per_device * partitioning.batch_shards(mesh)
     sequence = Sequence(**config.sequence)
     model = _model(config, sequence)
@@ -228,33 +245,65 @@ def sample(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:
 
 def frames(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:
     """CLIP's image tower."""
-    del config
-    count = official_encoder.ACCELERATOR_CALLS.frames
+    dtype, count = _feature_dtype(config), official_encoder.ACCELERATOR_CALLS.frames
     size = clip.VARIANTS[official_encoder.CLIP_VARIANT]['image_size']
-    return _tower(official_encoder.image_features, clip.build(official_encoder.CLIP_VARIANT, jnp.bfloat16), 'encode_image',
-                  (count, size, size, 3), devices, f'CLIP features of {count} frames')
+    return _tower(official_encoder.image_features, clip.build(official_encoder.CLIP_VARIANT, dtype), 'encode_image',
+                  jax.ShapeDtypeStruct((count, size, size, 3), jnp.uint8), dtype, devices, f'CLIP features of {count} frames')
 
 
 def segments(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:
     """Synchformer's visual encoder."""
-    del config
-    count = official_encoder.ACCELERATOR_CALLS.segments
+    dtype, count = _feature_dtype(config), official_encoder.ACCELERATOR_CALLS.segments
     size = synchformer.VARIANTS[official_encoder.SYNC_VARIANT]['image_size']
-    return _tower(official_encoder.sync_features, synchformer.build(official_encoder.SYNC_VARIANT, jnp.bfloat16), None,
-                  (count, SYNC_SEGMENT_FRAMES, size, size, 3), devices, f'Synchformer features of {count} segments')
+    return _tower(official_encoder.sync_features, synchformer.build(official_encoder.SYNC_VARIANT, dtype), None,
+                  jax.ShapeDtypeStruct((count, SYNC_SEGMENT_FRAMES, size, size, 3), jnp.uint8), dtype, devices,
+                  f'Synchformer features of {count} segments')
 
 
-def _tower(function: Any, module: Any, method: str | None, shape: tuple[int, ...], devices: list[Any],
-           what: str) -> tuple[Any, list[Any], dict]:
-    """An encoder's jitted function on one device, parameters and products in bfloat16."""
+def texts(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:
+    """CLIP's text tower."""
+    dtype, count = _feature_dtype(config), official_encoder.ACCELERATOR_CALLS.texts
+    return _tower(official_encoder.text_features, clip.build(official_encoder.CLIP_VARIANT, dtype), 'encode_text',
+                  jax.ShapeDtypeStruct((count, TEXT_LENGTH), jnp.int32), dtype, devices, f'CLIP features of {count} texts')
+
+
+def latents(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:
+    """The codec's encoder, always float32."""
+    sequence = Sequence(**config.sequence)
+    model = vae.build(sequence.rate)
+    count = max(1, min(config.extract.batch_size, official_codec.ACCELERATOR_FRAMES_A_CALL // sequence.mel_length))
+
+    @jax.jit
+    def encode(params, waveforms):
+        return official_codec.latent_distribution(model, params, sequence.rate, waveforms)
+
+    return _tower(encode, model, 'encode', jax.ShapeDtypeStruct((count, sequence.waveform_length), jnp.float32),
+                  jnp.dtype(jnp.float32), devices, f'latents of {count} waveforms of {sequence.duration_s:g} s',
+                  jax.ShapeDtypeStruct((1, sequence.mel_length, sequence.audio.mel_bins), jnp.float32))
+
+
+def _feature_dtype(config) -> Any:
+    """In which the extraction's condition encoders compute."""
+    if config.weights.dtype not in store.DTYPES:
+        raise ValueError(f'config.weights.dtype is {config.weights.dtype!r}; it must be one of {", ".join(store.DTYPES)}')
+    return store.DTYPES[config.weights.dtype]
+
+
+def _tower(function: Any, module: Any, method: str | None, items: jax.ShapeDtypeStruct, dtype: Any, devices: list[Any],
+           what: str, example: jax.ShapeDtypeStruct | None = None) -> tuple[Any, list[Any], dict]:
+    """An encoder's jitted function on one device, with parameters of the dtype.
+
+    `example` is what the module itself takes: without it bytes in the dtype, and any other items as they are.
+    """
     one = jax.sharding.SingleDeviceSharding(devices[0])
-    items = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=one)
-    example = jax.ShapeDtypeStruct((1, *shape[1:]), jnp.bfloat16)
+    if example is None:
+        example = jax.ShapeDtypeStruct((1, *items.shape[1:]), dtype if items.dtype == jnp.uint8 else items.dtype)
     params = jax.eval_shape(functools.partial(module.init, method=method), jax.random.key(0), example)['params']
-    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=one), params)
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=one), params)
+    items = jax.ShapeDtypeStruct(items.shape, items.dtype, sharding=one)
     products = flops.traced(jax.make_jaxpr(function)(params, items).jaxpr)
-    work = {'what': f'{what}, bfloat16', 'devices': 1, 'model_flops': products}
+    work = {'what': f'{what}, {dtype.name}', 'devices': 1, 'model_flops': products}
     return function.lower(params, items), devices[:1], work
 
 
-PROGRAMS = {'train': train, 'sampler': sample, 'frames': frames, 'segments': segments}
+PROGRAMS = {'train': train, 'sampler': sample, 'frames': frames, 'segments': segments, 'texts': texts, 'latents': latents}

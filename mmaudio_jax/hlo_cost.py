@@ -33,6 +33,8 @@ _FREE = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'afte
          'opt-barrier', 'add-dependency')
 _FREE_CALLS = re.compile(r'custom_call_target="(AllocateBuffer|ConcatBitcast|AssumeGatherIndicesInBound)"')
 _ARRAY = re.compile(r'\b(pred|[suf]\d+|bf16|c64)\[([\d,]*)\]')
+# What slices send each other: the runtime's, by send and recv of one rendezvous. Groups: that, the slices, the collective.
+_BETWEEN_SLICES = re.compile(r'rendezvous="([^"]*)".*_xla_megascale_target="\{([\d,:]+)\}.*megascale_transfer_type="(\w+)"')
 _HEAD = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\{$')
 _LINE = re.compile(r'^\s+(ROOT )?%?([\w.\-]+) = (.*)$')
 
@@ -80,7 +82,10 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """A collective: how many bytes a device gives to it and sends in one run, the first group of devices, and its runs."""
+    """A collective: how many bytes a device gives to it and sends in one run, the first group of devices, and its runs.
+
+    One between slices, of each device with those of its place in the others, has the kind 'between slices' and no group.
+    """
     kind: str
     given: float
     bytes: float
@@ -226,7 +231,7 @@ def cost(program: Program, memory_bytes_per_cycle: float, collective_cycles: Cal
     cycles = simulation.run(program.entry, 1)
     return Cost(cycles=cycles,
                 compute_cycles=simulation.compute,
-                collective_cycles=simulation.waits['link'],
+                collective_cycles=simulation.waits['link'] + simulation.waits['network'],
                 copy_cycles=simulation.waits['copy'],
                 guessed_cycles=simulation.guessed,
                 operations=sorted(simulation.operations.values(), key=lambda item: -item[1]),
@@ -234,12 +239,18 @@ def cost(program: Program, memory_bytes_per_cycle: float, collective_cycles: Cal
                 unknown_loops=simulation.unknown_loops)
 
 
+def _between_slices(found: re.Match, given: float, runs: int, source: str) -> Collective:
+    slices = sum(int(part.split(':')[-1]) - int(part.split(':')[0]) + 1 for part in found[2].split(','))
+    sent = _SENT.get(found[3].lower().replace('_', '-'), _SENT['collective-permute'])
+    return Collective('between slices', given, given * sent(slices), (), runs, source)
+
+
 class _Clock:
     """The time in one run of a computation: the program's own, and that of what it started beside itself."""
 
     def __init__(self):
         self.now = 0.0
-        self._free = {'link': 0.0, 'copy': 0.0}  # when each queue will be empty
+        self._free = {'link': 0.0, 'network': 0.0, 'copy': 0.0}  # when each queue will be empty
         self._ends: dict[str, tuple[str, float]] = {}
 
     def start(self, queue: str, name: str, cycles: float) -> None:
@@ -266,7 +277,7 @@ class _Simulation:
         self.memory_bytes_per_cycle = memory_bytes_per_cycle
         self.collective_cycles = collective_cycles
         self.compute = self.guessed = 0.0
-        self.waits = {'link': 0.0, 'copy': 0.0}
+        self.waits = {'link': 0.0, 'network': 0.0, 'copy': 0.0}
         self.operations: dict[tuple[str, str], tuple[Operation, float]] = {}
         self.collectives: list[Collective] = []
         self.unknown_loops: list[str] = []
@@ -277,7 +288,14 @@ class _Simulation:
         operations = self.program.computations[computation]
         shapes = {op.name: op.shape for op in operations}
         copied = {op.operands[0]: op.shape for op in operations if op.opcode.endswith('-done')}
+        between = {op.name: found for op in operations if (found := _BETWEEN_SLICES.search(op.attributes))}
         for op in operations:
+            if op.name in between:
+                if op.opcode == 'send':
+                    sent = _between_slices(between[op.name], shape_bytes(shapes[op.operands[0]]), runs, op.source)
+                    self.collectives.append(sent)
+                    clock.start('network', between[op.name][1], self.collective_cycles(sent))
+                continue
             around, collective = self._collective(op, shapes)
             channel = re.search(r'channel_id=(\d+)', around.attributes) if around else None
             name = f'channel {channel[1]}' if channel and op.opcode == 'fusion' else op.name
@@ -289,7 +307,8 @@ class _Simulation:
             elif collective and self._inside(op, 'AsyncCollectiveDone'):
                 self._wait(clock, name, runs)
             elif op.opcode.endswith('-done'):
-                self._wait(clock, op.operands[0], runs)
+                begun = op.operands[0]
+                self._wait(clock, between[begun][1] if begun in between else begun, runs)
             elif op.opcode.endswith('-start'):
                 clock.start('copy', op.name, shape_bytes(copied.get(op.name, '')) / self.memory_bytes_per_cycle)
             elif op.opcode == 'while':

@@ -244,42 +244,49 @@ def train_iterator(config, records_dir: pathlib.Path, mesh: jax.sharding.Mesh) -
 
 
 class ValidationBatches:
-    """The same batches in every pass; see `validation_batches`."""
+    """The same batches in every pass; see `validation_batches`.
 
-    def __init__(self, examples: grain.MapDataset, batch_size: int, prefetch: int, sharding: jax.sharding.Sharding):
-        self._examples = examples
-        self._batch_size = batch_size
+    Attributes:
+      count: of the examples. batch_size: rows of a batch; those of the last one after all examples repeat the last example.
+    """
+
+    def __init__(self, part: _Part, count: int, batch_size: int, prefetch: int, sharding: jax.sharding.Sharding):
+        self.count = count
+        self.batch_size = batch_size
+        places = np.arange(-(-count // batch_size) * batch_size)
+        self._examples = grain.MapDataset.source(_Chosen(part, np.minimum(places, count - 1)))
         self._prefetch = max(1, prefetch)
         self._sharding = sharding
 
     def __len__(self) -> int:
-        return len(self._examples) // self._batch_size
+        return len(self._examples) // self.batch_size
 
     def __iter__(self) -> Iterator[dict[str, jax.Array]]:
-        source = _Batches(self._examples, self._batch_size, _local_rows(self._sharding, self._batch_size), 0)
+        source = _Batches(self._examples, self.batch_size, _local_rows(self._sharding, self.batch_size), 0)
         options = grain.ReadOptions(num_threads=self._prefetch, prefetch_buffer_size=self._prefetch)
         for batch in grain.MapDataset.source(source)[:len(self)].to_iter_dataset(options):
-            yield _to_global(batch, self._sharding, self._batch_size)
+            yield _to_global(batch, self._sharding, self.batch_size)
 
 
 def validation_batches(config, records_dir: pathlib.Path, mesh: jax.sharding.Mesh) -> ValidationBatches:
-    """The first config.input.validation_examples of the split 'validation', in whole batches, in the order of the records.
+    """The first config.input.validation_examples of the split 'validation', in the order of the records.
+
+    Batches have config.input.validation_batch_size rows, rounded up so that all devices have as many; the last is filled up.
 
     Returns:
-      Iterable any number of times, with len(); batches as of `train_iterator`. Examples that do not fill a batch are left out.
+      Iterable any number of times, with len(); batches as of `train_iterator`.
 
     Raises:
-      FileNotFoundError, ValueError: as `train_iterator`; also fewer examples than one batch.
+      FileNotFoundError, ValueError: as `train_iterator`; also no examples, or a batch size below 1.
     """
     source = _load(config, records_dir, config.input.validation, 'validation')
     count, size = min(len(source), config.input.validation_examples), config.input.validation_batch_size
-    partitioning.check_batch_size(mesh, size, 'config.input.validation_batch_size')
-    if count < size:
-        raise ValueError(f'config.input.validation_batch_size is {size}, but only {count} examples are there: '
-                         f'{config.input.validation!r} has {len(source)} in its split validation and '
-                         f'config.input.validation_examples is {config.input.validation_examples}')
-    examples = grain.MapDataset.source(source)[:count]
-    return ValidationBatches(examples, size, config.input.prefetch, partitioning.batch_sharding(mesh))
+    if count < 1:
+        raise ValueError(f'there is nothing to validate on: {config.input.validation!r} (config.input.validation) has '
+                         f'{len(source)} examples in its split validation, and config.input.validation_examples is '
+                         f'{config.input.validation_examples}')
+    size = partitioning.rounded_up(mesh, min(size, count), 'config.input.validation_batch_size')
+    return ValidationBatches(source, count, size, config.input.prefetch, partitioning.batch_sharding(mesh))
 
 
 def read_split(config, records_dir: pathlib.Path, dataset: str, split: str) -> Iterator[dict[str, Any]]:

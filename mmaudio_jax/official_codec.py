@@ -85,7 +85,7 @@ class OfficialCodec:
         if np.ndim(waveform) != 2 or waveform.shape[1] != sequence.waveform_length:
             raise ValueError(f'the codec takes waveforms [B, {sequence.waveform_length}] at {sequence.rate} and '
                              f'{sequence.duration_s:g} s, not {list(np.shape(waveform))}')
-        run = functools.partial(_encode, self._vae, self._parts.encoder, sequence.rate)
+        run = functools.partial(latent_distribution, self._vae, self._parts.encoder, sequence.rate)
         return self._in_calls(run, np.asarray(waveform, np.float32), sequence.mel_length)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
@@ -151,7 +151,8 @@ def waveforms(decoder: vae.VAE, vocoder: bigvgan.BigVGAN, frames_a_call: int, pa
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'rate'))
-def _encode(model: vae.VAE, params: Any, rate: str, waveform: jax.Array) -> Any:
+def latent_distribution(model: vae.VAE, params: Any, rate: str, waveform: jax.Array) -> Any:
+    """Waveforms `[B, samples]` → mean and standard deviation, `[B, N, C]` each, by log-mel and the VAE's encoder."""
     return model.apply({'params': params}, mel.log_mel(waveform, rate), method='encode')
 
 

@@ -141,7 +141,7 @@ class OfficialEncoder:
         tokens, places = np.unique(tokenizer.tokenize(texts), axis=0, return_inverse=True)
         if not len(tokens):
             return np.zeros((0, TEXT_LENGTH, CLIP_WIDTH), np.float32)
-        return self._in_calls(_text_features, self._towers.text, tokens, self._sizes.texts)[places.reshape(-1)]
+        return self._in_calls(text_features, self._towers.text, tokens, self._sizes.texts)[places.reshape(-1)]
 
     def _in_calls(self, function: Callable[[Any, Any], Any], params: Any, items: Arrays, size: int) -> np.ndarray:
         return calls.in_calls(functools.partial(function, params), items, size, self._towers.mesh)
@@ -155,7 +155,7 @@ def image_features(params: Any, frames: jax.Array) -> Any:
 
 
 @jax.jit
-def _text_features(params: Any, tokens: jax.Array) -> Any:
+def text_features(params: Any, tokens: jax.Array) -> Any:
     """int32 `[texts, 77]` → float32 `[texts, 77, 1024]`."""
     return clip.build(CLIP_VARIANT, _dtype(params)).apply({'params': params}, tokens, method='encode_text')
 

@@ -69,7 +69,9 @@ def make_mesh(mesh_config: Mapping[str, int], slice_axis: str = 'data', devices:
     if len(free) > 1:
         raise ValueError(f'config.mesh: only one axis can be -1, not {" and ".join(free)}')
     fixed = math.prod(size for size in sizes.values() if size != -1)
-    if free and len(devices) % fixed == 0:
+    if free and len(devices) % fixed:
+        raise ValueError(_does_not_divide({name: size for name, size in sizes.items() if size > 1}, len(devices)))
+    if free:
         sizes[free[0]] = len(devices) // fixed
     shape = tuple(sizes[name] for name in AXES)
     if math.prod(shape) != len(devices):
@@ -79,13 +81,24 @@ def make_mesh(mesh_config: Mapping[str, int], slice_axis: str = 'data', devices:
     return Mesh(_arrange(shape, slice_axis, devices), AXES)
 
 
+def _does_not_divide(sizes: Mapping[str, int], devices: int) -> str:
+    """Says that these axes leave no whole number of devices, and sizes that do."""
+    left, flags = devices, []
+    for name, size in sizes.items():
+        flags.append(f'--config.mesh.{name}={math.gcd(size, left)}')
+        left //= math.gcd(size, left)
+    given = ' x '.join(f'{name} {size}' for name, size in sizes.items())
+    return (f'config.mesh: {given} does not divide the {devices} devices, so that the axis of -1 cannot take what is left; set '
+            f'for example {" ".join(flags)}')
+
+
 def _arrange(shape: tuple[int, ...], slice_axis: str, devices: Sequence[Any]) -> np.ndarray:
     """The devices as an array of `shape`, neighbours on fast links; slices lie along slice_axis only."""
+    if slice_axis not in BATCH_AXES:
+        raise ValueError(f'config.sharding.slice_axis is {slice_axis!r}; it must be one of {", ".join(BATCH_AXES)}')
     slices = len({getattr(device, 'slice_index', 0) for device in devices})
     if slices == 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    if slice_axis not in BATCH_AXES:
-        raise ValueError(f'config.sharding.slice_axis is {slice_axis!r}; it must be one of {", ".join(BATCH_AXES)}')
     over = tuple(slices if name == slice_axis else 1 for name in AXES)
     within, rest = zip(*(divmod(size, count) for size, count in zip(shape, over)))
     if any(rest):
@@ -144,8 +157,32 @@ def _without_fsdp(spec: PartitionSpec) -> PartitionSpec:
 
 
 def rules_of(config) -> tuple[tuple[str, tuple], ...]:
-    """config.sharding.rules, then RULES."""
+    """config.sharding.rules, then RULES.
+
+    Raises:
+      ValueError: one of the config's is no rule, or its regular expression is none.
+    """
+    for rule in config.sharding.rules:
+        if not _is_rule(rule):
+            raise ValueError(f'config.sharding.rules has {rule!r}, which is not a pair of a regular expression and a tuple '
+                             f'with one of {", ".join(AXES)}, a tuple of them, or None for each of the last dimensions, such '
+                             "as ('/w2$', ('fsdp', None))")
+        try:
+            re.compile(rule[0])
+        except re.error as error:
+            raise ValueError(f'config.sharding.rules: {rule[0]!r} is not a regular expression: {error}') from error
     return (*((pattern, tuple(axes)) for pattern, axes in config.sharding.rules), *RULES)
+
+
+def _is_rule(rule: Any) -> bool:
+    """Whether it is (text, axes), with axes that exist, each at most once."""
+    if not isinstance(rule, (tuple, list)) or len(rule) != 2:
+        return False
+    pattern, axes = rule
+    if not isinstance(pattern, str) or not isinstance(axes, (tuple, list)):
+        return False
+    used = [axis for dimension in axes for axis in _several(dimension)]
+    return all(axis in AXES for axis in used) and len(used) == len(set(used))
 
 
 class OnMesh:
@@ -287,6 +324,26 @@ def check_batch_size(mesh: Mesh, batch_size: int, field: str) -> None:
         nearest = max(size, round(batch_size / size) * size)
         raise ValueError(f'{field} is {batch_size}, which the {size} parts of the mesh axes data and fsdp do not share evenly; '
                          f'set it to a multiple of {size}, for example {nearest}')
+
+
+def check_microbatches(mesh: Mesh, config) -> None:
+    """Raises ValueError, naming the fields, when config.input.batch_size is no whole number of parts that the mesh shares."""
+    size, parts = config.input.batch_size, config.train.microbatches
+    if parts < 1 or size % parts:
+        raise ValueError(f'config.train.microbatches is {parts}, which does not divide config.input.batch_size {size}')
+    check_batch_size(mesh, size // parts, 'config.input.batch_size / config.train.microbatches')
+
+
+def rounded_up(mesh: Mesh, batch_size: int, field: str) -> int:
+    """The batch size, or the next one that the axes data and fsdp share evenly, for batches that may be filled up.
+
+    Raises:
+      ValueError: it is below 1; names the config field.
+    """
+    if batch_size < 1:
+        raise ValueError(f'{field} is {batch_size}; it must be at least 1')
+    parts = batch_shards(mesh)
+    return -(-batch_size // parts) * parts
 
 
 def abstract(tree: Any, shardings: Any) -> Any:

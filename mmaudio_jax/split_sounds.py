@@ -79,17 +79,22 @@ class SyncFeatures(Mapping):
         return len(self._places)
 
 
+def _batch_size(config, mesh: jax.sharding.Mesh | None = None) -> int:
+    """config.sampling.batch_size, rounded up so that all devices have as many examples."""
+    mesh = mesh or partitioning.make_mesh(config.mesh, config.sharding.slice_axis)
+    return partitioning.rounded_up(mesh, config.sampling.batch_size, 'config.sampling.batch_size')
+
+
 def make_sampler(config, model: mmaudio.MMAudio, params: Any, sequence: Sequence,
                  decoder: codec.Codec | None = None) -> Sampler:
     """(a batch, the number of its first example) → its latents `[size, N, C]` or, with a decoder, waveforms `[size, samples]`.
 
     Float32, split over all devices; one program makes them from the features. Rows after those of the batch fill it up.
-    A batch has at most config.sampling.batch_size examples. Example i has the noise of (config.sampling.seed, i), whatever the
+    A batch has at most `_batch_size` examples. Example i has the noise of (config.sampling.seed, i), whatever the
     batch size and the number of devices.
     """
     mesh = partitioning.make_mesh(config.mesh, config.sharding.slice_axis)
-    size = config.sampling.batch_size
-    partitioning.check_batch_size(mesh, size, 'config.sampling.batch_size')
+    size = _batch_size(config, mesh)
     settings = sampler.SamplerSettings(config.sampling.solver, config.sampling.num_steps, config.sampling.guidance,
                                        config.sampling.schedule)
     rules = partitioning.rules_of(config)
@@ -122,7 +127,7 @@ def make_sampler(config, model: mmaudio.MMAudio, params: Any, sequence: Sequence
 def sample(config, model: mmaudio.MMAudio, params: Any, split: Sequence_[Example], sequence: Sequence,
            decoder: codec.Codec | None = None) -> np.ndarray:
     """Latents or waveforms of all examples, float32 `[len(split), …]` on every process, by `make_sampler`."""
-    run, size, done = make_sampler(config, model, params, sequence, decoder), config.sampling.batch_size, []
+    run, size, done = make_sampler(config, model, params, sequence, decoder), _batch_size(config), []
     for start in range(0, len(split), size):
         batch = split[start:start + size]
         done.append(partitioning.to_host(run(batch, start))[:len(batch)])
@@ -143,7 +148,7 @@ def write(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
       ValueError: no network, one of another config, two records of one id, an id that is no place in a folder.
       FileNotFoundError: records or codec are missing.
     """
-    started, data = time.monotonic(), pathlib.Path(config.data_dir or workdir)
+    started, data, size = time.monotonic(), pathlib.Path(config.data_dir or workdir), _batch_size(config)
     sequence = Sequence(config.sequence.rate, config.sequence.duration_s)
     parts = _network(config, workdir, sequence)
     folder = _folder(config, workdir, data, parts)
@@ -153,7 +158,7 @@ def write(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
     count = made = 0
     writing: list[concurrent.futures.Future] = []
     with concurrent.futures.ThreadPoolExecutor(1) as pool:  # writes a batch while the next is made
-        while batch := list(itertools.islice(split, config.sampling.batch_size)):
+        while batch := list(itertools.islice(split, size)):
             paths = [place_of(folder, example['id'], '.flac') for example in batch]
             found |= {example['id']: path for example, path in zip(batch, paths)}
             first, count = count, count + len(batch)

@@ -101,11 +101,7 @@ def check_fields(config) -> None:
 def _run(config, workdir: pathlib.Path, checkpointer: checkpoints.Checkpointer) -> bool:
     """Prepares everything and runs the loop; whether it ended because of a preemption notice."""
     mesh = partitioning.make_mesh(config.mesh, config.sharding.slice_axis)
-    if config.train.microbatches < 1 or config.input.batch_size % config.train.microbatches:
-        raise ValueError(f'config.train.microbatches is {config.train.microbatches}, which does not divide '
-                         f'config.input.batch_size {config.input.batch_size}')
-    partitioning.check_batch_size(mesh, config.input.batch_size // config.train.microbatches,
-                                  'config.input.batch_size / config.train.microbatches')
+    partitioning.check_microbatches(mesh, config)
     sequence = Sequence(**config.sequence)
     model = mmaudio.build(config.model, sequence)
     records = pathlib.Path(config.data_dir or workdir) / 'records'
@@ -118,23 +114,25 @@ def _run(config, workdir: pathlib.Path, checkpointer: checkpoints.Checkpointer) 
     rules = partitioning.rules_of(config)
     shardings = partitioning.state_sharding(mesh, shapes, rules, config.sharding.whole_params)
     placed = partitioning.OnMesh(model, mesh, rules, config.sharding.exchange_dtype)
+    tx, schedule = optimizer.make(config.optimizer, shapes.params)
+    # What these refuse they refuse now: the statistics below are a pass over all records.
+    update = train_step.jit_train_step(config, placed, tx, schedule, mesh, shardings)
+    validation_loss = _validation(config, placed, records, mesh)
+    sample = train_samples.make_sample(config, placed, sequence, records, workdir, shardings.params)
+    profile = train_log.Profile(workdir, config.train.profile_steps)
     restored = checkpointer.restore_latest(partitioning.abstract(shapes, shardings), iterator, config)
     if restored is None:
         checkpoints.check_snapshots(workdir, config)
-        statistics = input_pipeline.latent_statistics(config, records)
         encoder = encoders.make(config.extract.encoder, sequence, store.loader(config.weights, config.weights.dtype))
         empty_string_feat = np.asarray(encoder.encode_text([''])[0])
+        statistics = input_pipeline.latent_statistics(config, records)
         state, step = jax.jit(lambda: init(statistics, empty_string_feat), out_shardings=shardings)(), 0
     else:
         state, step = restored
-    tx, schedule = optimizer.make(config.optimizer, shapes.params)
     log = train_log.TrainLog(workdir, config, step, config.input.batch_size * flops.training(model, sequence))
     log.say(_opening(config, mesh, shapes.params, step))
     job = Job(config=config, workdir=workdir, mesh=mesh, iterator=iterator, checkpointer=checkpointer, log=log,
-              step=train_step.jit_train_step(config, placed, tx, schedule, mesh, shardings),
-              validation_loss=_validation(config, placed, records, mesh),
-              sample=train_samples.make_sample(config, placed, sequence, records, workdir, shardings.params),
-              profile=train_log.Profile(workdir, config.train.profile_steps))
+              step=update, validation_loss=validation_loss, sample=sample, profile=profile)
     try:
         return _loop(job, state, step)
     except train_log.NonFiniteError as error:
@@ -216,15 +214,14 @@ def _due(step: int, every: int) -> bool:
 def _validation(config, model, records: pathlib.Path, mesh: jax.sharding.Mesh) -> Callable[[Any], float]:
     """fn(params) -> mean loss over config.input.validation_examples examples, with the same noise and times at every call."""
     batches = input_pipeline.validation_batches(config, records, mesh)
-    size = config.input.validation_batch_size
+    rows = np.arange(batches.batch_size, dtype=np.int32)
     step = jax.jit(train_step.make_validation_step(config, model), out_shardings=partitioning.replicated(mesh))
 
     def loss(params) -> float:
         losses = []
         for number, batch in enumerate(batches):
-            indices = number * size + np.arange(size, dtype=np.int32)
-            losses.append(np.asarray(step(params, batch, indices)))
-        return float(np.mean(losses, dtype=np.float64))
+            losses.append(np.asarray(step(params, batch, number * batches.batch_size + rows)))
+        return float(np.mean(np.concatenate(losses)[:batches.count], dtype=np.float64))
     return loss
 
 

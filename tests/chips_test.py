@@ -31,6 +31,26 @@ def test_a_mistake_in_the_topology_is_explained(topology):
         chips.devices_of(topology)
 
 
+@pytest.mark.parametrize('topology', ['v5e:1x1', 'v5e:3x5', 'v5e:2x2x2', 'v5e:4x4x4', 'v5e:32x32', 'v6e:8x32', 'v5p:2x2',
+                                      'v5p:2x4x8', 'v5p:4x4x6', 'v4:32x32x32', 'v4:0x4x4'])
+def test_slices_that_do_not_exist_are_refused_with_those_that_do(topology):
+    slices = ('2x2x1, 2x2x2, 2x2x4, 2x4x4, and multiples of 4x4x4 up to' if topology[1:3] in ('4:', '5p') else
+              '2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16$')
+    chip = topology.partition(':')[0]
+    with pytest.raises(ValueError, match=f"^--topology is '{topology}'; {chip} has {slices}"):
+        chips.devices_of(topology)
+
+
+def test_any_other_failure_of_libtpu_is_told_without_advice(monkeypatch):
+    pytest.importorskip('libtpu')
+
+    def fail(*args, **options):
+        raise RuntimeError('The TPU is already in use\nby another')
+    monkeypatch.setattr('jax.experimental.topologies.get_topology_desc', fail)
+    with pytest.raises(ValueError, match='cannot be described by libtpu: The TPU is already in use$'):
+        chips.devices_of('v5e:2x2')
+
+
 def test_without_libtpu_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, 'libtpu', None)
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
@@ -44,5 +64,8 @@ def test_described_topologies():
     assert len(found) == 16 and chips.torus(found) == (4, 4, 1)
     found = chips.devices_of('v4:2x2x2')
     assert len(found) == 8 and found[0].num_cores == 2  # a device is a chip
-    with pytest.raises(ValueError, match='cannot be described'):
-        chips.devices_of('v5e:3x5')
+    assert len(chips.devices_of('v5p:4x4x12')) == 192
+    found = chips.devices_of('v5e:4x4', slices=2)
+    assert len(found) == 32 and chips.torus(found) == (4, 4, 1) and {device.slice_index for device in found} == {0, 1}
+    with pytest.raises(ValueError, match='config.compile.slices is 0; it must be at least 1'):
+        chips.devices_of('v5e:4x4', slices=0)

@@ -10,6 +10,8 @@ from configs import base
 from mmaudio_jax import chips
 from mmaudio_jax import compile_report
 from mmaudio_jax import flops
+from mmaudio_jax import hlo_cost
+from mmaudio_jax import partitioning
 from mmaudio_jax.models import mmaudio
 from mmaudio_jax.sequence import Sequence
 
@@ -37,6 +39,13 @@ def test_a_program_that_does_not_fit_is_a_result():
     assert 'does not fit into 16 GiB' in compile_report.table('train', result)
 
 
+def test_a_network_of_no_bandwidth_is_refused(tmp_path):
+    config = small_config()
+    config.compile.network_gbits = 0.0
+    with pytest.raises(ValueError, match='config.compile.network_gbits is 0.0; it must be above 0'):
+        compile_report.report(config, tmp_path)
+
+
 def test_any_other_error_of_the_compiler_is_one():
 
     def compile_():
@@ -51,6 +60,51 @@ def test_an_unknown_program_is_refused(tmp_path):
     config.compile.programs = ('train', 'trian')
     with pytest.raises(ValueError, match='config.compile.programs names trian'):
         compile_report.report(config, tmp_path)
+
+
+def test_several_slices_send_over_their_network(monkeypatch):
+    """Of a collective without a group the bytes take the time that config.compile.network_gbits gives them."""
+    pytest.importorskip('libtpu')
+    config = small_config()
+    config.compile.update(slices=2, network_gbits=80.0)
+    devices = chips.devices_of('v5e:2x2', 2)
+    mesh = partitioning.make_mesh(config.mesh, 'data', devices)
+    assert mesh.shape['data'] == 4 and [device.slice_index for device in mesh.devices[:, 0, 0]] == [0, 0, 1, 1]
+    sent = hlo_cost.Collective('between slices', 1e9, 1e9, (), 1, '')
+    monkeypatch.setattr(hlo_cost, 'parse', lambda text: text)
+    monkeypatch.setattr(hlo_cost, 'cost', lambda program, memory, cycles: hlo_cost.Cost(
+        cycles(sent), 0.0, cycles(sent), 0.0, 0.0, [], [sent], []))
+    sizes = types.SimpleNamespace(**{f'{name}_size_in_bytes': 0 for name in (
+        'argument', 'output', 'alias', 'temp', 'generated_code')})
+    compiled = types.SimpleNamespace(as_text=lambda: '', memory_analysis=lambda: sizes)
+    lowered = types.SimpleNamespace(compile=lambda: compiled)
+    work = {'what': 'a step', 'devices': 8, 'model_flops': 1.0}
+    result = compile_report.measure(lambda config, devices: (lowered, devices, work), config, devices)
+    assert result['seconds']['all'] == pytest.approx(0.1) and result['sent_bytes'] == {'between slices': 1e9}
+
+
+def test_without_a_workdir_it_only_prints(monkeypatch, tmp_path, capsys):
+    pytest.importorskip('libtpu')
+    monkeypatch.chdir(tmp_path)
+    work = {'what': 'a step', 'fits': False, 'memory_bytes': 2**34, 'reason': 'too large'}
+    monkeypatch.setattr(compile_report, 'measure', lambda program, config, devices, text: work)
+    compile_report.report(small_config(), None)
+    assert 'train: a step\n  does not fit' in capsys.readouterr().out and not list(tmp_path.iterdir())
+    compile_report.report(small_config(), tmp_path)
+    assert json.loads((tmp_path / 'compile.json').read_text())['programs'] == {'train': work}
+
+
+@pytest.mark.parametrize('program, section, name, value, message', [
+    ('train', 'train', 'microbatches', 0, 'config.train.microbatches is 0, which does not divide config.input.batch_size 8'),
+    ('train', 'train', 'microbatches', 3, 'config.train.microbatches is 3'),
+    ('train', 'model', 'dtype', 'floaty', 'model.dtype is .floaty.; it must be one of'),
+    ('sampler', 'compile', 'clips_per_device', 0, 'config.compile.clips_per_device is 0; it must be at least 1'),
+])
+def test_fields_that_cannot_be_compiled_are_named(program, section, name, value, message):
+    config = small_config()
+    config[section][name] = value
+    with pytest.raises(ValueError, match=message):
+        compile_report.PROGRAMS[program](config, jax.devices()[:4])
 
 
 @pytest.mark.slow
@@ -80,9 +134,18 @@ def test_the_train_step_of_a_small_network(tmp_path, capsys):
     assert (tmp_path / 'compile_train.txt').read_text().startswith('HloModule')
 
 
-def test_an_encoder_on_one_device():
+@pytest.mark.parametrize('name, function, dtype, text, operations', [
+    ('segments', 'sync_features', 'bfloat16', 'xbf16>', 5.7e12),
+    ('frames', 'image_features', 'float32', 'xf32>', 3.2e13),
+    ('texts', 'text_features', 'bfloat16', 'xbf16>', 7.6e11),
+    ('latents', 'encode', 'bfloat16', 'xf32>', 1e11),  # whatever the others have
+])
+def test_an_encoder_on_one_device(name, function, dtype, text, operations):
     """Lowered, not compiled: the jitted function of the extraction itself, and its operations from its trace."""
     pytest.importorskip('libtpu')
-    lowered, used, work = compile_report.segments(small_config(), chips.devices_of('v5e:2x2'))
-    assert len(used) == 1 and 'sync_features' in lowered.as_text()[:300]
-    assert 1e12 < work['model_flops'] < 1e13  # measured 5.7e12
+    config = small_config()
+    config.weights.dtype = dtype
+    lowered, used, work = compile_report.PROGRAMS[name](config, chips.devices_of('v5e:2x2'))
+    assert len(used) == 1 and function in lowered.as_text()[:300]
+    assert work['what'].endswith('float32' if text == 'xf32>' else 'bfloat16') and text in lowered.as_text().split(') ->')[0]
+    assert 0.5 < work['model_flops'] / operations < 2, work

@@ -106,8 +106,10 @@ def test_sampling_depends_neither_on_batches_nor_on_devices(evaluated):
     more.sampling.batch_size = 16
     np.testing.assert_allclose(one, split_sounds.sample(more, model, params, examples, sequence), atol=5e-5)  # measured 1.8e-5
     assert one.shape == (2 * trained_run.CLIPS, sequence.latent_length, sequence.latent_channels)
-    more.sampling.batch_size = 12
-    with pytest.raises(ValueError, match='sampling.batch_size'):
+    more.sampling.batch_size = 3  # rounded up to eight
+    np.testing.assert_array_equal(one, split_sounds.sample(more, model, params, examples, sequence))
+    more.sampling.batch_size = 0
+    with pytest.raises(ValueError, match='config.sampling.batch_size is 0; it must be at least 1'):
         split_sounds.sample(more, model, params, examples, sequence)
 
 

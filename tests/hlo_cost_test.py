@@ -108,6 +108,22 @@ ENTRY %main (v: bf16[100], w: bf16[80,10]) -> bf16[10,10] {
 '''
 
 
+SLICES = """HloModule jit_f, is_scheduled=true, num_partitions=8
+
+ENTRY %main (v: f32[100]) -> f32[100] {
+  %v = f32[100]{0:T(512)} parameter(0)
+  %after-all = token[] after-all()
+  %send = (f32[100]{0:T(512)}, u32[], token[]) send(%v, %after-all), channel_id=2, is_host_transfer=true, frontend_attributes={\
+_xla_host_transfer_rendezvous="all-reduce.7_0",_xla_megascale_target="{1:4}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (f32[100]{0:T(512)}, u32[], token[]) recv(%after-all), channel_id=3, is_host_transfer=true, frontend_attributes={\
+_xla_host_transfer_rendezvous="all-reduce.7_0",_xla_megascale_target="{1:4}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %fusion = f32[100]{0:T(512)} fusion(%v), kind=kLoop, calls=%beside, backend_config={"estimated_cycles":"250"}
+  %send-done = token[] send-done(%send), channel_id=2, is_host_transfer=true
+  ROOT %recv-done = (f32[100]{0:T(512)}, token[]) recv-done(%recv), channel_id=3, is_host_transfer=true
+}
+"""
+
+
 def cost(text: str, memory: float = 40.0, link: float = 1.0) -> hlo_cost.Cost:
     return hlo_cost.cost(hlo_cost.parse(text), memory, lambda collective: collective.bytes / link)
 
@@ -121,6 +137,14 @@ def test_a_loop_counts_once_a_trip_and_a_copy_hides_behind_what_runs_beside_it()
     assert cost(LOOP, memory=20.0).copy_cycles == 5 * 100
     operation, cycles = result.operations[0]
     assert operation.name == 'fusion.1' and cycles == 500 and operation.source == 'jit(f)/while/body/exp'
+
+
+def test_what_slices_send_each_other_runs_beside_the_program():
+    """An all-reduce of 400 bytes between four slices: a device sends 600, at one a cycle, 250 of them beside the fusion."""
+    result = cost(SLICES)
+    assert result.bytes_by_kind() == {'between slices': 600} and result.collectives[0].given == 400
+    assert not result.collectives[0].group and result.guessed_cycles == 0
+    assert result.collective_cycles == 350 and result.cycles == 600
 
 
 def test_a_loop_of_unknown_length_is_named():

@@ -173,8 +173,17 @@ def test_state_of_another_order_is_refused(folder, field, changes):
 
 def test_validation_is_the_same_in_every_pass(folder):
     batches = input_pipeline.validation_batches(make_config(), folder, make_mesh())
-    assert len(batches) == 1
-    assert [numbers(b) for b in batches] == [numbers(b) for b in batches] == [list(range(TRAIN, TRAIN + 8))]
+    assert len(batches) == 2 and batches.count == 11
+    expected = list(range(TRAIN, TRAIN + 11)) + 5 * [TRAIN + 10]
+    assert [numbers(b) for b in batches] == [numbers(b) for b in batches] == [expected[:8], expected[8:]]
+
+
+@pytest.mark.parametrize('asked, size', [(1, 8), (9, 16), (64, 16)])
+def test_validation_batches_are_rounded_up_and_hold_every_example(folder, asked, size):
+    """Eight devices and eleven examples: no more rows than are needed."""
+    batches = input_pipeline.validation_batches(make_config(validation_batch_size=asked), folder, make_mesh())
+    rows = [number for batch in batches for number in numbers(batch)]
+    assert batches.batch_size == size and len(rows) == 16 and rows[:11] == list(range(TRAIN, TRAIN + 11))
 
 
 def test_read_split_keeps_ids_and_order(folder):
@@ -205,16 +214,20 @@ def test_what_cannot_train_is_refused(folder, changes, message):
         input_pipeline.train_iterator(make_config(**changes), folder, make_mesh())
 
 
+@pytest.mark.parametrize('changes, message', [
+    ({'validation_batch_size': 0}, 'config.input.validation_batch_size is 0; it must be at least 1'),
+    ({'validation_examples': 0}, 'nothing to validate on.* has 11 examples .* config.input.validation_examples is 0'),
+])
+def test_validation_without_rows_is_refused(folder, changes, message):
+    with pytest.raises(ValueError, match=message):
+        input_pipeline.validation_batches(make_config(**changes), folder, make_mesh())
+
+
 def test_sets_of_two_codecs_do_not_mix(tmp_path):
     for i, name in enumerate(('clips', 'sounds')):
         write_numbered(tmp_path / name, 100 * i, {'train': TRAIN}, codec_fitted_to={'dataset': name, 'table': 'abc'})
     with pytest.raises(ValueError, match="mixture: .* of 'clips' .* fitted to .*'clips'.* of 'sounds' .* fitted to .*'sounds'"):
         input_pipeline.train_iterator(make_config(), tmp_path, make_mesh())
-
-
-def test_validation_smaller_than_a_batch_is_refused(folder):
-    with pytest.raises(ValueError, match='validation_batch_size is 16, but only 11 examples'):
-        input_pipeline.validation_batches(make_config(validation_batch_size=16), folder, make_mesh())
 
 
 def test_a_constant_channel_is_refused(tmp_path):

@@ -206,7 +206,8 @@ def test_angles_of_frames(rope, scales, monkeypatch):
 
 @pytest.mark.parametrize('fields, message', [({'rope': 'allinged'}, 'rope'), ({'joint_blocks': 0}, 'joint_blocks'),
                                              ({'num_heads': 5}, 'num_heads'), ({'variant': 'small_44k'}, 'latent channels'),
-                                             ({'variant': 'huge'}, 'huge')])
+                                             ({'variant': 'huge'}, 'huge'), ({'dtype': 'floaty'}, "model.dtype is 'floaty'"),
+                                             ({'dtype': 'float16'}, 'must be one of')])
 def test_impossible_networks_are_refused(fields, message):
     features = tiny_features()
     with pytest.raises(ValueError, match=message):

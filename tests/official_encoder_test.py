@@ -98,7 +98,7 @@ def test_sizes_of_the_calls_do_not_matter(trees):
 def test_equal_texts_are_encoded_once(trees, monkeypatch):
     encoder = encoder_of(Loader(trees))
     seen = []
-    monkeypatch.setattr(official_encoder, '_text_features', lambda params, tokens: seen.append(tokens) or
+    monkeypatch.setattr(official_encoder, 'text_features', lambda params, tokens: seen.append(tokens) or
                         np.repeat(np.asarray(tokens, np.float32)[..., None], 1024, axis=2))
     features = encoder.encode_text(['rain', 'wind', 'rain', 'RAIN '])
     assert [len(tokens) for tokens in seen] == [2]

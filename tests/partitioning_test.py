@@ -28,6 +28,9 @@ def test_minus_one_takes_all_devices():
     ({'data': 3}, r'config.mesh \(data 3 x fsdp 1 x tensor 1\) does not cover the 8 devices'),
     ({'data': 0}, 'config.mesh.data is 0'),
     ({'data': 1, 'pipeline': 8}, 'data, pipeline'),
+    ({'data': -1, 'fsdp': 16}, 'fsdp 16 does not divide the 8 devices.* set for example --config.mesh.fsdp=8$'),
+    ({'data': -1, 'fsdp': 4, 'tensor': 6}, r'fsdp 4 x tensor 6 does not divide .*--config.mesh.fsdp=4 --config.mesh.tensor=2$'),
+    ({'data': 2, 'fsdp': -1, 'tensor': 7}, '--config.mesh.data=2 --config.mesh.tensor=1$'),
 ])
 def test_wrong_mesh_names_the_field(config, message):
     with pytest.raises(ValueError, match=message):
@@ -54,6 +57,27 @@ def test_slices_that_do_not_fit_are_refused():
         partitioning._arrange((1, 8, 1), 'data', devices)
     with pytest.raises(ValueError, match="slice_axis is 'tensor'"):
         partitioning._arrange((1, 1, 8), 'tensor', devices)
+
+
+def test_an_unknown_slice_axis_is_refused_on_one_slice_too():
+    with pytest.raises(ValueError, match="config.sharding.slice_axis is 'nonsense'; it must be one of data, fsdp"):
+        partitioning.make_mesh({'data': -1}, 'nonsense')
+
+
+@pytest.mark.parametrize('rule, message', [
+    (('w2$', ('model',)), 'is not a pair of a regular expression and a tuple'),
+    (('w2$', 'fsdp'), 'is not a pair'),
+    (('w2$',), 'is not a pair'),
+    (('w2$', (['fsdp', 'tensor'], None)), 'is not a pair'),
+    (('w2$', ('fsdp', 'fsdp')), 'is not a pair'),
+    ('w2', 'is not a pair'),
+    (('(w2$', ('fsdp', None)), r"config.sharding.rules: '\(w2\$' is not a regular expression"),
+])
+def test_what_is_no_rule_is_refused(rule, message):
+    config = base.get_config()
+    config.sharding.rules = (('/w1$', (('tensor', 'fsdp'), None)), rule)
+    with pytest.raises(ValueError, match=message):
+        partitioning.rules_of(config)
 
 
 def test_every_tensor_of_a_state_has_a_sharding():

@@ -84,6 +84,28 @@ def test_stop_and_go_on_equals_one_run(tmp_path, records, cache, undisturbed):
     assert_equal_ends(undisturbed, workdir)
 
 
+def losses(workdir: pathlib.Path) -> dict[tuple[int, str], float]:
+    """(step, name) → value, of training and of validation."""
+    lines = [json.loads(line) for line in (workdir / 'logs' / 'metrics.jsonl').read_text().splitlines()]
+    return {(line['step'], name): line[name] for line in lines for name in ('loss', 'validation_loss') if name in line}
+
+
+@pytest.mark.parametrize('first, then', [(0, 4), (2, 0)])
+def test_a_run_goes_on_on_another_mesh(tmp_path, records, cache, undisturbed, first, then):
+    """Six steps on one mesh, six on another: data 8 (0), data 2 x fsdp 2 (4), fsdp 2 (2). All agrees but for rounding."""
+    workdir = new_workdir(tmp_path, records, 'run')
+    tiny_run.Run(workdir, cache, devices=first, total_steps=STEPS // 2).finish()
+    assert f'from step {STEPS // 2}:' in tiny_run.Run(workdir, cache, devices=then).finish()
+    ours, expected = losses(workdir), losses(undisturbed)
+    shared = sorted(ours.keys() & expected.keys())
+    assert {step for step, _ in shared} >= {4, 8, STEPS}
+    assert max(abs(ours[key] / expected[key] - 1) for key in shared) < 1e-5  # measured below 1e-6
+    one, other = saved(undisturbed, STEPS), saved(workdir, STEPS)
+    assert one.pop('iterator') == other.pop('iterator')
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], atol=1e-6, err_msg=name)  # measured 5e-8
+
+
 def test_profiled_steps_leave_a_profile(tmp_path, records, cache, undisturbed):
     workdir = new_workdir(tmp_path, records, 'run')
     tiny_run.Run(workdir, cache, profile_steps=(3, 4)).finish()

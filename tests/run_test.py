@@ -15,13 +15,15 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize('arguments, expected', [
     ((), '--config must have a value'),
-    ((BASE,), '--workdir must have a value'),
+    ((BASE,), 'needs --workdir'),
     (('--config=configs/nothing.py', '--workdir=w'), "no config file 'configs/nothing.py'"),
     ((BASE, '--workdir=w', '--mode=trian'), 'value should be one of'),
     ((BASE, '--workdir=w', '--config.model.hiden_size=3'), 'no field'),
     ((BASE, '--workdir=w', '--config.train.total_steps=abc'), 'total_steps'),
     ((BASE, '--workdir=w', '--verbos'), 'verbos'),
     ((BASE, '--workdir=w', 'train'), "unexpected argument 'train'"),
+    ((BASE, '--mode=train'), 'needs --workdir'),
+    ((BASE, '--mode=compile', '--topology=v9:2x2'), "--topology is 'v9:2x2'"),  # needs no workdir
     ((BASE, '--workdir=w', '--mode=compile', '--topology=v9:2x2'), "--topology is 'v9:2x2'"),
     ((BASE, '--workdir=w', '--mode=evaluate', '--compare', '--compat'), '--compare needs name=FOLDER'),
     ((BASE, '--workdir=w', '--mode=evaluate', '--compare', 'ours', 'b=x'), "--compare: 'ours' is not of the form name=FOLDER"),

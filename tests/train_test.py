@@ -15,6 +15,8 @@ from mmaudio_jax import checkpoints
 from mmaudio_jax import codec
 from mmaudio_jax import ema
 from mmaudio_jax import flops
+from mmaudio_jax import input_pipeline
+from mmaudio_jax import partitioning
 from mmaudio_jax import train
 from mmaudio_jax import train_log
 from mmaudio_jax import train_step
@@ -215,12 +217,41 @@ def test_resuming_with_another_config_names_the_field(workdir):
         train.train(config, workdir)
 
 
-def test_too_few_validation_examples_are_an_error_before_the_first_step(workdir):
+@pytest.mark.parametrize('field, value, message', [
+    ('input.validation_batch_size', 0, 'config.input.validation_batch_size is 0'),
+    ('input.validation_examples', 0, 'config.input.validation_examples is 0'),
+    ('input.validation', 'nowhere', 'nowhere: no such record set'),
+    ('train.profile_steps', (5,), 'config.train.profile_steps'),
+    ('optimizer.schedule', 'none', 'schedule'),
+    ('train.microbatches', 0, 'config.train.microbatches is 0'),
+])
+def test_mistakes_are_found_before_all_records_are_read(workdir, monkeypatch, field, value, message):
+    monkeypatch.setattr(train.input_pipeline, 'latent_statistics', lambda *args: pytest.fail('read every record'))
     config = tiny_run.make_config(total_steps=4)
-    config.input.validation_batch_size = 16
-    with pytest.raises(ValueError, match='validation_batch_size is 16, but only 8 examples'):
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         train.train(config, workdir)
-    assert not lines(workdir)
+    assert not (workdir / 'logs').exists()
+
+
+@pytest.mark.parametrize('devices', [1, 3, 8])
+@pytest.mark.parametrize('size', [2, 8])
+def test_validation_loss_depends_neither_on_batches_nor_on_the_mesh(workdir, devices, size):
+    """Seven examples; the rows that fill a batch up do not count."""
+    config = tiny_run.make_config()
+    config.input.update(validation_batch_size=size, validation_examples=7)
+    sequence = Sequence(**config.sequence)
+    model = tiny_run.build_network(None, sequence)
+    mesh = partitioning.make_mesh({'data': -1}, devices=jax.devices()[:devices])
+    inputs = (np.zeros((1, length, width), np.float32) for length, width in (
+        (sequence.latent_length, 20), (sequence.clip_length, 1024), (sequence.sync_length, 768), (77, 1024)))
+    params = model.init(jax.random.key(0), next(inputs), np.zeros(1), *inputs)['params']
+    params = {**params, 'latent_std': jnp.ones((1, 1, 20))}
+    loss = train._validation(config, model, workdir / 'records', mesh)(params)
+    examples = list(input_pipeline.read_split(config, workdir / 'records', 'bells', 'validation'))[:7]
+    batch = {name: np.stack([example[name] for example in examples]) for name in input_pipeline.BATCH_FIELDS}
+    expected = train_step.make_validation_step(config, model)(params, batch, np.arange(7, dtype=np.int32)).mean()
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
 
 def test_log_after_a_resume_has_every_step_once(tmp_path):

@@ -34,6 +34,7 @@ VARIANTS: dict[str, dict[str, int]] = {
     'large_44k': {**_LARGE, **_FEATURES, 'latent_channels': seq.AUDIO_RATES['44k'].latent_channels},
     'large_44k_v2': {**_LARGE, **_FEATURES, 'latent_channels': seq.AUDIO_RATES['44k'].latent_channels, 'version': 2},
 }
+DTYPES = ('bfloat16', 'float32')
 _CHOICES = {
     'version': (1, 2),
     'sync_fusion': ('modulate', 'sum_with_visual', 'none'),
@@ -260,7 +261,7 @@ def build(model_config: Mapping[str, Any], sequence: seq.Sequence) -> MMAudio:
       sequence: the Sequence whose latents the network works on.
 
     Raises:
-      ValueError: an unknown variant, or one whose latent channels are not those of the sequence's rate.
+      ValueError: an unknown variant or dtype, or a variant whose latent channels are not those of the sequence's rate.
     """
     fields = dict(model_config)
     variant = fields.pop('variant')
@@ -270,6 +271,8 @@ def build(model_config: Mapping[str, Any], sequence: seq.Sequence) -> MMAudio:
     if channels != sequence.latent_channels:
         raise ValueError(f'model.variant {variant!r} has {channels} latent channels, but sequence.rate {sequence.rate!r} has '
                          f'{sequence.latent_channels}: choose the variant that ends in {sequence.rate!r}')
+    if fields['dtype'] not in DTYPES:
+        raise ValueError(f'model.dtype is {fields["dtype"]!r}; it must be one of {DTYPES}')
     chosen = VARIANTS[variant] | {name: value for name, value in fields.items() if value is not None}
     if chosen['convolution'] == 'auto':
         chosen['convolution'] = _convolution(jnp.dtype(chosen['dtype']))

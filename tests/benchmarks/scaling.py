@@ -102,7 +102,9 @@ def measure_sampler(model: str, kind: str) -> dict[str, Any]:
 
 def measure_encoder(program: str, kind: str) -> dict[str, Any]:
     """One call of an image encoder, on one chip."""
-    return measure(compile_report.PROGRAMS[program], configure('L', DATA_PARALLEL), smallest(kind))
+    config = configure('L', DATA_PARALLEL)
+    config.weights.dtype = 'bfloat16'
+    return measure(compile_report.PROGRAMS[program], config, smallest(kind))
 
 
 def measure_growth(model: str, name: str) -> dict[str, Any]:
