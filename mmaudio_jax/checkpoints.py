@@ -1,8 +1,7 @@
-"""Checkpoints: state, EMA, data iterator and config saved as one, restored exactly; snapshots of the averages for sampling.
+"""Checkpoints: state, EMA, data iterator and config saved as one, restored exactly.
 
-A checkpoint is a folder `checkpoints/<step>` that Orbax writes beside and renames when whole, in the background.
-`ema/<step>` holds the averages of one step, and is renamed when whole too. Orbax decides at every step whether to save, so
-that a preemption notice (SIGTERM, or the one that JAX passes between hosts) saves too.
+A checkpoint is a folder `checkpoints/<step>` that Orbax writes beside and renames when whole, in the background. Orbax decides
+at every step whether to save, so that a preemption notice (SIGTERM, or the one that JAX passes between hosts) saves too.
 """
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -14,13 +13,11 @@ import fcntl
 import json
 import os
 import pathlib
-import shutil
 import signal
 import sys
 import threading
 from typing import Any
 
-from flax import traverse_util
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
@@ -29,10 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mmaudio_jax import distributed
-from mmaudio_jax import ema
-from mmaudio_jax import partitioning
 
-_SIGMA_REL = 'sigma_rel_'  # then its value: the name of a stored average
 _DISK_FULL = os.strerror(errno.ENOSPC)
 _LONGEST = 300  # bytes of a reason that goes to the other processes
 _UNFINISHED = '.orbax-checkpoint-tmp'  # in the name of a folder that Orbax has not renamed yet
@@ -239,7 +233,7 @@ class Checkpointer:
             except CheckpointError:
                 raise
             except Exception as error:  # whatever a damaged file makes Orbax, TensorStore or JSON raise
-                reason = _first_line(error)
+                reason = first_line(error)
             reason = _of_any_process(reason)
             if not reason and not is_finite(restored.state):
                 reason = 'its numbers are not finite'
@@ -303,7 +297,7 @@ class Checkpointer:
             whole = sorted(int(entry.name) for entry in self._directory.iterdir() if entry.name.isdigit())
             kept = f'the checkpoint of step {whole[-1]} is intact' if whole else 'there is no earlier one'
             raise CheckpointError(
-                f'the checkpoint of step {self._in_flight} could not be written to {self._directory} ({_first_line(error)}); '
+                f'the checkpoint of step {self._in_flight} could not be written to {self._directory} ({first_line(error)}); '
                 f'{kept}. Free some disk space or repair the folder, then run the same command again') from error
 
 
@@ -325,124 +319,6 @@ def _of_any_process(reason: str) -> str:
         return reason
     texts = multihost_utils.process_allgather(np.frombuffer(reason.encode()[:_LONGEST].ljust(_LONGEST), np.uint8))
     return next(filter(None, (text.tobytes().decode(errors='replace').strip() for text in texts)), '')
-
-
-class _StoredTensor:
-    """A tensor in an .npz file, read when numpy asks for it: many snapshots of a large network do not fit in memory."""
-
-    def __init__(self, file: np.lib.npyio.NpzFile, name: str):
-        self._file, self._name = file, name
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self._file[self._name].shape
-
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        return np.asarray(self._file[self._name], dtype)
-
-
-def save_ema_snapshot(workdir: pathlib.Path, step: int, averages: Mapping[float, Any], config: Any) -> None:
-    """Writes `ema/<step>`: the averaged parameters of each sigma_rel and the config. Does nothing when it is there.
-
-    Args:
-      workdir: of the run.
-      step: number of updates that the averages have seen.
-      averages: sigma_rel -> tree of dicts of float32 arrays; every process must call.
-      config: the run's ConfigDict.
-
-    Raises:
-      CheckpointError: the folder could not be written; nothing is left of it.
-    """
-    folder = _ema_folder(workdir) / str(step)
-    if partitioning.agreed(folder.exists()):
-        return
-    partial, writes = folder.with_name(f'.{step}.partial'), jax.process_index() == 0
-    try:
-        if writes:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        for sigma_rel, params in averages.items():
-            tensors = _on_first_host(traverse_util.flatten_dict(params, sep='/'))
-            if writes:
-                np.savez(partial / f'{_SIGMA_REL}{sigma_rel:g}.npz', allow_pickle=False, **tensors)
-        if writes:
-            (partial / 'config.json').write_text(json.dumps(to_json(config), indent=1))
-            partial.rename(folder)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(f'the EMA snapshot {folder} could not be written ({_first_line(error)}). '
-                              'Free some disk space or repair the folder, then run the same command again') from error
-
-
-def _on_first_host(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Whole tensors as numpy on process 0, an empty dict on the others, which only send their parts."""
-    whole = {}
-    for name, tensor in tensors.items():
-        host = partitioning.to_host(tensor)
-        if jax.process_index() == 0:
-            whole[name] = host
-    return whole
-
-
-def has_ema_snapshot(workdir: pathlib.Path, step: int) -> bool:
-    """Whether the averages of that step are stored, as process 0 sees it."""
-    return partitioning.agreed(step in _snapshot_steps(workdir))
-
-
-def load_ema_snapshots(workdir: pathlib.Path) -> list[ema.Snapshot]:
-    """Every stored average in workdir/ema by step; the leaves are read from the files when they are used.
-
-    Raises:
-      CheckpointError: there is none.
-    """
-    found = []
-    for step in _snapshot_steps(workdir):
-        for path in sorted((_ema_folder(workdir) / str(step)).glob(f'{_SIGMA_REL}*.npz')):
-            file = np.load(path)
-            tree = traverse_util.unflatten_dict({name: _StoredTensor(file, name) for name in file.files}, sep='/')
-            found.append(ema.Snapshot(ema.sigma_rel_to_gamma(float(path.stem.removeprefix(_SIGMA_REL))), step, tree))
-    if not found:
-        raise CheckpointError(f'no trained weights in {_ema_folder(workdir)}: train first (--mode=train), or check --workdir')
-    return found
-
-
-def latest_snapshot(workdir: pathlib.Path) -> int:
-    """The last step whose averages are stored; raises CheckpointError when there is none."""
-    return load_ema_snapshots(workdir)[-1].step
-
-
-def load_params(workdir: pathlib.Path, sigma_rel: float | None = None, step: int | None = None) -> tuple[Any, dict]:
-    """Weights to sample from: the average of width sigma_rel at a step, synthesised from the stored snapshots.
-
-    Args:
-      workdir: of a training run; reads ema/.
-      sigma_rel: relative width of the average (EDM2, arXiv 2312.02696, section 3), for example 0.05; None for
-        config.ema.synthesis_sigma_rel of the run.
-      step: one of the stored ones; None for the last.
-
-    Returns:
-      (params as a tree of float32 numpy arrays, the config of that run as a plain dict).
-
-    Raises:
-      CheckpointError: there is no snapshot.
-      ValueError: the step is not stored, or sigma_rel is out of range.
-    """
-    snapshots = load_ema_snapshots(workdir)
-    step = snapshots[-1].step if step is None else step
-    stored = _snapshot_steps(workdir)
-    if step not in stored:
-        raise CheckpointError(f'no EMA snapshot of step {step} in {_ema_folder(workdir)}; it has those of '
-                              f'{", ".join(map(str, stored))}')
-    config = json.loads((_ema_folder(workdir) / str(step) / 'config.json').read_text())
-    sigma_rel = config['ema']['synthesis_sigma_rel'] if sigma_rel is None else sigma_rel
-    return ema.synthesize([snapshot for snapshot in snapshots if snapshot.step <= step], sigma_rel, step), config
-
-
-def check_snapshots(workdir: pathlib.Path, config: Any) -> None:
-    """Raises CheckpointError when workdir/ema holds averages of a run with another config: they must not be mixed."""
-    for step in _snapshot_steps(workdir):
-        folder = _ema_folder(workdir) / str(step)
-        check_config(json.loads((folder / 'config.json').read_text()), to_json(config), folder)
 
 
 def check_config(saved: Mapping[str, Any], current: Mapping[str, Any], source: pathlib.Path) -> None:
@@ -476,15 +352,8 @@ def _first_difference(saved: Any, current: Any, name: str) -> tuple[str, Any, An
     return None if saved == current else (name, saved, current)
 
 
-def _ema_folder(workdir: pathlib.Path) -> pathlib.Path:
-    return pathlib.Path(workdir).absolute() / 'ema'
-
-
-def _snapshot_steps(workdir: pathlib.Path) -> list[int]:
-    return sorted(int(entry.name) for entry in _ema_folder(workdir).glob('*') if entry.name.isdigit())
-
-
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error, or what caused it, says first; of a full disk, only that."""
     while error.__cause__ is not None:  # a SystemError of a library's binding names the function that was called only
         error = error.__cause__
     text = str(error).strip().splitlines()

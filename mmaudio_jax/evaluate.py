@@ -27,6 +27,7 @@ from mmaudio_jax import mux
 from mmaudio_jax import plots
 from mmaudio_jax import score as score_folders
 from mmaudio_jax import score_inputs
+from mmaudio_jax import snapshots
 from mmaudio_jax import split_sounds
 from mmaudio_jax.models import mmaudio
 from mmaudio_jax.sequence import Sequence
@@ -61,13 +62,13 @@ def evaluate(config, workdir: pathlib.Path) -> None:
         return
     started = time.monotonic()
     data = pathlib.Path(config.data_dir or workdir)
-    step = checkpoints.latest_snapshot(workdir)
+    step = snapshots.latest(workdir)
     identity = _identity(config, workdir, data, step)
     path = workdir / 'report.json'
     if _matches(path, identity):
         print(f'evaluate: {path} is of step {step}, this config and these data, nothing to do', flush=True)
         return
-    params, trained = checkpoints.load_params(workdir, config.ema.synthesis_sigma_rel, step)
+    params, trained = snapshots.load_params(workdir, config.ema.synthesis_sigma_rel, step)
     checkpoints.check_config(trained, checkpoints.to_json(config), workdir / 'ema')
     examples = list(split_sounds.examples(config, data))
     rows = _rows(data / 'media' / config.evaluate.dataset, config.evaluate.split, [example['id'] for example in examples])
@@ -79,10 +80,7 @@ def evaluate(config, workdir: pathlib.Path) -> None:
     sampled = time.monotonic()
     if reading is None:
         return
-    broken = [example['id'] for example, sound in zip(examples, generated, strict=True) if not np.isfinite(sound).all()]
-    if broken:
-        raise ValueError(f'{len(broken)} of {len(examples)} generated sounds are not finite, first that of {broken[0]!r}: '
-                         'lower config.sampling.guidance, or train again with a lower config.optimizer.learning_rate')
+    _check_finite(examples, generated)
     samples = round(sequence.duration_s * sequence.sample_rate_hz)
     sounds = {'generated': list(generated[:, :samples]),
               'codec': list(_decoded_truth(config, decoder, examples)[:, :samples]), 'truth': reading.result()}
@@ -103,6 +101,13 @@ def evaluate(config, workdir: pathlib.Path) -> None:
     partial.replace(path)
     print(table(report), flush=True)
     print(f'evaluate: {len(examples)} clips in {report["seconds"]["total"]:.0f} s; every figure is in {path}', flush=True)
+
+
+def _check_finite(examples: list[Any], sounds: Any) -> None:
+    broken = [example['id'] for example, sound in zip(examples, sounds, strict=True) if not np.isfinite(sound).all()]
+    if broken:
+        raise ValueError(f'{len(broken)} of {len(examples)} generated sounds are not finite, first that of {broken[0]!r}: '
+                         'lower config.sampling.guidance, or train again with a lower config.optimizer.learning_rate')
 
 
 def score(options, sounds: Mapping[str, list[np.ndarray]], truths: list[list[float]],

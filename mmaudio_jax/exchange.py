@@ -2,7 +2,7 @@
 import pathlib
 from typing import Any
 
-from mmaudio_jax import checkpoints
+from mmaudio_jax import snapshots
 from mmaudio_jax.models import mmaudio
 from mmaudio_jax.sequence import Sequence
 from mmaudio_jax.weights import files
@@ -55,7 +55,7 @@ def export_weights(config: Any, workdir: pathlib.Path) -> None:
 
 
 def _trained(config: Any, workdir: pathlib.Path) -> tuple[dict[str, Any], str]:
-    params, run = checkpoints.load_params(workdir, config.ema.synthesis_sigma_rel)
+    params, run = snapshots.load_params(workdir, config.ema.synthesis_sigma_rel)
     model = mmaudio.build(run['model'], Sequence(run['sequence']['rate'], run['sequence']['duration_s']))
     return mmaudio_weights.from_params(params, model), f'mmaudio_{run["model"]["variant"]}'
 

@@ -5,7 +5,7 @@ import os
 import pathlib
 from typing import Any
 
-from mmaudio_jax import checkpoints
+from mmaudio_jax import snapshots
 from mmaudio_jax.media import Path
 from mmaudio_jax.models import mmaudio
 from mmaudio_jax.sequence import Sequence
@@ -80,8 +80,8 @@ def _official(variant: str, dtype: str | None, load: Callable[[str], Any]) -> Pr
 
 def _trained(workdir: pathlib.Path, dtype: str | None, load: Callable[[str], Any], sigma_rel: float | None, step: int | None,
              data_dir: Path | None) -> Pretrained:
-    step = checkpoints.latest_snapshot(workdir) if step is None else step
-    params, config = checkpoints.load_params(workdir, sigma_rel, step)
+    step = snapshots.latest(workdir) if step is None else step
+    params, config = snapshots.load_params(workdir, sigma_rel, step)
     sequence = Sequence(config['sequence']['rate'], config['sequence']['duration_s'])
     model = {**config['model'], **({'dtype': dtype} if dtype else {})}
     data = pathlib.Path(data_dir or config['data_dir'] or workdir)

@@ -16,6 +16,7 @@ from mmaudio_jax import flops
 from mmaudio_jax import input_pipeline
 from mmaudio_jax import optimizer
 from mmaudio_jax import partitioning
+from mmaudio_jax import snapshots
 from mmaudio_jax import train_log
 from mmaudio_jax import train_samples
 from mmaudio_jax import train_step
@@ -71,7 +72,7 @@ def train(config, workdir: pathlib.Path) -> None:
         try:
             checkpointer.check(config)
             done = checkpointer.latest_step() or 0
-            if done >= config.train.total_steps and checkpoints.has_ema_snapshot(workdir, done):
+            if done >= config.train.total_steps and snapshots.exists(workdir, done):
                 print(f'training: all {done} steps are done (config.train.total_steps), in {checkpointer.directory}')
                 return
             preempted = _run(config, workdir, checkpointer)
@@ -122,7 +123,7 @@ def _run(config, workdir: pathlib.Path, checkpointer: checkpoints.Checkpointer) 
     profile = train_log.Profile(workdir, config.train.profile_steps)
     restored = checkpointer.restore_latest(partitioning.abstract(shapes, shardings), iterator, config)
     if restored is None:
-        checkpoints.check_snapshots(workdir, config)
+        snapshots.check(workdir, config)
         encoder = encoders.make(config.extract.encoder, sequence, store.loader(config.weights, config.weights.dtype))
         empty_string_feat = np.asarray(encoder.encode_text([''])[0])
         statistics = input_pipeline.latent_statistics(config, records)
@@ -199,7 +200,7 @@ def _evaluate(job: Job, state: train_step.TrainState, step: int, last: bool) -> 
         job.sample(step, state)
     if last or _due(step, config.ema.snapshot_every):
         averages = dict(zip(state.ema.sigma_rels, state.ema.averages, strict=True))
-        checkpoints.save_ema_snapshot(job.workdir, step, averages, config)
+        snapshots.save(job.workdir, step, averages, config)
 
 
 def _evaluation_is_due(config, step: int, last: bool) -> bool:

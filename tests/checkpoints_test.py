@@ -14,6 +14,7 @@ import pytest
 from configs import base
 from mmaudio_jax import checkpoints
 from mmaudio_jax import partitioning
+from mmaudio_jax import snapshots
 
 
 @flax.struct.dataclass
@@ -256,42 +257,42 @@ def _averages(step):
 def test_weights_are_synthesised_from_the_snapshots(tmp_path):
     config = _config()
     for step in (10, 20, 30):
-        checkpoints.save_ema_snapshot(tmp_path, step, _averages(step), config)
+        snapshots.save(tmp_path, step, _averages(step), config)
     for sigma_rel, step, value in ((0.05, None, 30), (0.1, 20, 10)):  # a stored average comes back as it is
-        params, saved = checkpoints.load_params(tmp_path, sigma_rel, step)
+        params, saved = snapshots.load_params(tmp_path, sigma_rel, step)
         np.testing.assert_allclose(params['dense']['kernel'], np.full((3, 2), value), rtol=1e-6)
         np.testing.assert_array_equal(params['latent_mean'], np.full((1, 1, 2), 7))
         assert saved == checkpoints.to_json(config)
-    assert checkpoints.latest_snapshot(tmp_path) == 30
-    own_width = checkpoints.load_params(tmp_path, config.ema.synthesis_sigma_rel)[0]
-    np.testing.assert_array_equal(checkpoints.load_params(tmp_path)[0]['dense']['kernel'], own_width['dense']['kernel'])
+    assert snapshots.latest(tmp_path) == 30
+    own_width = snapshots.load_params(tmp_path, config.ema.synthesis_sigma_rel)[0]
+    np.testing.assert_array_equal(snapshots.load_params(tmp_path)[0]['dense']['kernel'], own_width['dense']['kernel'])
     with pytest.raises(ValueError, match='no EMA snapshot of step 25'):
-        checkpoints.load_params(tmp_path, 0.05, 25)
+        snapshots.load_params(tmp_path, 0.05, 25)
 
 
 def test_snapshot_is_whole_or_absent(tmp_path, monkeypatch):
     config = _config()
-    checkpoints.save_ema_snapshot(tmp_path, 10, _averages(10), config)
-    checkpoints.save_ema_snapshot(tmp_path, 10, _averages(99), config)  # there already: not written again
-    np.testing.assert_allclose(checkpoints.load_params(tmp_path, 0.05)[0]['dense']['kernel'], np.full((3, 2), 10))
+    snapshots.save(tmp_path, 10, _averages(10), config)
+    snapshots.save(tmp_path, 10, _averages(99), config)  # there already: not written again
+    np.testing.assert_allclose(snapshots.load_params(tmp_path, 0.05)[0]['dense']['kernel'], np.full((3, 2), 10))
     monkeypatch.setattr(np, 'savez', lambda *args, **kwargs: (_ for _ in ()).throw(OSError(28, 'No space left on device')))
     with pytest.raises(checkpoints.CheckpointError, match='No space left'):
-        checkpoints.save_ema_snapshot(tmp_path, 20, _averages(20), config)
+        snapshots.save(tmp_path, 20, _averages(20), config)
     assert [p.name for p in (tmp_path / 'ema').iterdir()] == ['10']
 
 
 def test_snapshots_of_another_config_are_refused(tmp_path):
     config = _config()
-    checkpoints.save_ema_snapshot(tmp_path, 10, _averages(10), config)
-    checkpoints.check_snapshots(tmp_path, config)
+    snapshots.save(tmp_path, 10, _averages(10), config)
+    snapshots.check(tmp_path, config)
     config.seed = 2
     with pytest.raises(checkpoints.CheckpointError, match='config.seed is 2'):
-        checkpoints.check_snapshots(tmp_path, config)
+        snapshots.check(tmp_path, config)
 
 
 def test_no_weights_says_train_first(tmp_path):
     with pytest.raises(checkpoints.CheckpointError, match='train first'):
-        checkpoints.load_params(tmp_path, 0.05)
+        snapshots.load_params(tmp_path, 0.05)
 
 
 def test_a_second_process_is_refused(tmp_path):

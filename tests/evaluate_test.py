@@ -8,6 +8,7 @@ import pytest
 
 from mmaudio_jax import checkpoints
 from mmaudio_jax import evaluate
+from mmaudio_jax import snapshots
 from mmaudio_jax import split_sounds
 from mmaudio_jax.models import mmaudio
 from mmaudio_jax.sequence import Sequence
@@ -99,7 +100,7 @@ def test_sampling_depends_neither_on_batches_nor_on_devices(evaluated):
     config, workdir = evaluated
     sequence = Sequence(config.sequence.rate, config.sequence.duration_s)
     model = mmaudio.build(config.model, sequence)
-    params, _ = checkpoints.load_params(workdir)
+    params, _ = snapshots.load_params(workdir)
     examples = 2 * list(split_sounds.examples(config, workdir))  # two batches, or one
     one = split_sounds.sample(config, model, params, examples, sequence)
     more = trained_run.make_config()

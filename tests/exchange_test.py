@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from configs import base
-from mmaudio_jax import checkpoints
 from mmaudio_jax import exchange
+from mmaudio_jax import snapshots
 from mmaudio_jax.models import mmaudio
 from mmaudio_jax.models import vae
 from mmaudio_jax.sequence import Sequence
@@ -74,7 +74,7 @@ def test_export_of_a_trained_network(tmp_path):
     config.model.update({'hidden_size': 64, 'num_heads': 1, 'joint_blocks': 2, 'fused_blocks': 1})
     trained_run.write_weights(tmp_path, config)
     model = mmaudio.build(config.model, Sequence('16k', 1.0))
-    params, _ = checkpoints.load_params(tmp_path)
+    params, _ = snapshots.load_params(tmp_path)
     for export_format in exchange.FORMATS:
         config.weights.export_format = export_format
         exchange.export_weights(config, tmp_path)
@@ -88,7 +88,7 @@ def test_export_takes_the_average_that_is_asked_for(tmp_path, monkeypatch):
     def load_params(workdir, sigma_rel=None):
         asked.append((workdir, sigma_rel))
         raise ValueError('enough')
-    monkeypatch.setattr(checkpoints, 'load_params', load_params)
+    monkeypatch.setattr(snapshots, 'load_params', load_params)
     config = make_config(tmp_path)
     config.ema.synthesis_sigma_rel = 0.08
     with pytest.raises(ValueError, match='enough'):

@@ -18,7 +18,7 @@ ROOMS = [
     {'official_codec', 'official_encoder', 'encoders', 'codec', 'weights', 'embedders', 'published_caches'},
     {'flow_matching', 'optimizer', 'ema', 'metrics', 'metrics_distribution', 'metrics_onsets_published', 'flops'},
     {'sampler', 'embeddings', 'score_inputs', 'score_metrics', 'score_tables'},
-    {'train_step', 'input_pipeline', 'checkpoints', 'train_log', 'train_samples', 'request',
+    {'train_step', 'input_pipeline', 'checkpoints', 'snapshots', 'train_log', 'train_samples', 'request',
      'pretrained', 'pipeline'},
     {'train', 'fingerprints', 'generate_jobs', 'generate', 'split_sounds', 'evaluate', 'score', 'ablations', 'exchange',
      'compile_report'},

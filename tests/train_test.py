@@ -17,6 +17,7 @@ from mmaudio_jax import ema
 from mmaudio_jax import flops
 from mmaudio_jax import input_pipeline
 from mmaudio_jax import partitioning
+from mmaudio_jax import snapshots
 from mmaudio_jax import train
 from mmaudio_jax import train_log
 from mmaudio_jax import train_step
@@ -65,7 +66,7 @@ def test_run_writes_everything_and_a_second_one_does_nothing(workdir, capfd):
     assert steps_of(workdir / 'checkpoints') == [3, 6] and steps_of(workdir / 'ema') == [4, 6]
     assert [(line['step'], line['steps']) for line in lines(workdir) if 'loss' in line] == [(2, 2), (3, 1), (4, 1), (6, 2)]
     assert any((workdir / 'logs').glob('events.*'))
-    params, saved = checkpoints.load_params(workdir)
+    params, saved = snapshots.load_params(workdir)
     assert saved['name'] == 'tiny' and params['latent_mean'].shape == (1, 1, 20)
     sample, rate = soundfile.read(workdir / 'samples' / '6' / '00_clip-024.flac')
     assert rate == 16_000 and len(sample) == 16_000 and np.abs(sample).max() > 0
@@ -81,7 +82,7 @@ def test_every_average_is_stored_under_its_own_width(tmp_path):
     state = types.SimpleNamespace(ema=ema.EMAState(count=jnp.int32(4), averages=averages, sigma_rels=(0.05, 0.1)))
     train._evaluate(types.SimpleNamespace(config=config, workdir=tmp_path), state, step=4, last=False)
     stored = {round(snapshot.gamma, 3): float(np.asarray(snapshot.params['kernel'])[0])
-              for snapshot in checkpoints.load_ema_snapshots(tmp_path)}
+              for snapshot in snapshots.load_all(tmp_path)}
     assert stored == {round(ema.sigma_rel_to_gamma(width), 3): 100 * width for width in (0.05, 0.1)}
 
 
@@ -128,7 +129,7 @@ def test_single_bad_steps_are_left_out_and_counted(workdir, monkeypatch, capfd):
     found = {line['step']: line for line in lines(workdir) if 'steps' in line}
     assert {step for step, line in found.items() if line['skipped']} == bad
     assert all(('loss' in line) == (step not in bad) for step, line in found.items()) and len(found) == 8
-    params, _ = checkpoints.load_params(workdir)
+    params, _ = snapshots.load_params(workdir)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 

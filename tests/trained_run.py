@@ -8,11 +8,11 @@ import numpy as np
 
 from configs import impacts as impacts_config
 from data_pipelines import impacts
-from mmaudio_jax import checkpoints
 from mmaudio_jax import codec
 from mmaudio_jax import encoders
 from mmaudio_jax import media
 from mmaudio_jax import records
+from mmaudio_jax import snapshots
 from mmaudio_jax.models import mmaudio
 from mmaudio_jax.sequence import Sequence
 from tests import tiny_run
@@ -55,7 +55,7 @@ def write_weights(workdir: pathlib.Path, config, step: int = STEP, seed: int = 0
     noisy = [np.asarray(leaf) + 0.02 * generator.normal(size=leaf.shape).astype(np.float32) for leaf in leaves]
     params = jax.tree.unflatten(structure, noisy)
     params['latent_std'] = np.ones_like(params['latent_std'])
-    checkpoints.save_ema_snapshot(workdir, step, {width: params for width in config.ema.sigma_rels}, config)
+    snapshots.save(workdir, step, {width: params for width in config.ema.sigma_rels}, config)
 
 
 def write_codec(workdir: pathlib.Path, config, seed: int = 1) -> None:

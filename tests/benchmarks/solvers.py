@@ -16,10 +16,10 @@ import jax
 import ml_collections
 import numpy as np
 
-from mmaudio_jax import checkpoints
 from mmaudio_jax import input_pipeline
 from mmaudio_jax import pipeline
 from mmaudio_jax import sampler
+from mmaudio_jax import snapshots
 from mmaudio_jax.models import mmaudio
 from mmaudio_jax.sequence import Sequence
 
@@ -29,7 +29,7 @@ EVALUATIONS_A_STEP = {'euler': 1, 'midpoint': 2, 'heun': 2}
 
 def inputs_of(workdir: pathlib.Path, clips: int) -> tuple[Any, Any, list[Any], float]:
     """The network, its parameters, the arguments of a sampler after them, and the guidance."""
-    params, saved = checkpoints.load_params(workdir)
+    params, saved = snapshots.load_params(workdir)
     config = ml_collections.ConfigDict(saved)
     sequence = Sequence(config.sequence.rate, config.sequence.duration_s)
     model = mmaudio.build(config.model, sequence)

@@ -1,0 +1,148 @@
+"""Snapshots of the running averages: WORKDIR/ema/<step>/sigma_rel_<width>.npz and config.json, which sampling reads.
+
+A folder is written beside and renamed when whole. Of the stored averages `load_params` synthesises one of any width and step
+(EDM2, arXiv 2312.02696, section 3).
+"""
+from collections.abc import Mapping
+import json
+import pathlib
+import shutil
+from typing import Any
+
+from flax import traverse_util
+import jax
+import numpy as np
+
+from mmaudio_jax import checkpoints
+from mmaudio_jax import ema
+from mmaudio_jax import partitioning
+
+_SIGMA_REL = 'sigma_rel_'  # then its value: the name of a stored average
+
+
+class _StoredTensor:
+    """A tensor in an .npz file, read when numpy asks for it: many snapshots of a large network do not fit in memory."""
+
+    def __init__(self, file: np.lib.npyio.NpzFile, name: str):
+        self._file, self._name = file, name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._file[self._name].shape
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(self._file[self._name], dtype)
+
+
+def save(workdir: pathlib.Path, step: int, averages: Mapping[float, Any], config: Any) -> None:
+    """Writes `ema/<step>`: the averaged parameters of each sigma_rel and the config. Does nothing when it is there.
+
+    Args:
+      workdir: of the run.
+      step: number of updates that the averages have seen.
+      averages: sigma_rel -> tree of dicts of float32 arrays; every process must call.
+      config: the run's ConfigDict.
+
+    Raises:
+      CheckpointError: the folder could not be written; nothing is left of it.
+    """
+    folder = _folder(workdir) / str(step)
+    if partitioning.agreed(folder.exists()):
+        return
+    partial, writes = folder.with_name(f'.{step}.partial'), jax.process_index() == 0
+    try:
+        if writes:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        for sigma_rel, params in averages.items():
+            tensors = _on_first_host(traverse_util.flatten_dict(params, sep='/'))
+            if writes:
+                np.savez(partial / f'{_SIGMA_REL}{sigma_rel:g}.npz', allow_pickle=False, **tensors)
+        if writes:
+            (partial / 'config.json').write_text(json.dumps(checkpoints.to_json(config), indent=1))
+            partial.rename(folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise checkpoints.CheckpointError(
+            f'the EMA snapshot {folder} could not be written ({checkpoints.first_line(error)}). Free some disk space or repair '
+            'the folder, then run the same command again') from error
+
+
+def _on_first_host(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Whole tensors as numpy on process 0, an empty dict on the others, which only send their parts."""
+    whole = {}
+    for name, tensor in tensors.items():
+        host = partitioning.to_host(tensor)
+        if jax.process_index() == 0:
+            whole[name] = host
+    return whole
+
+
+def exists(workdir: pathlib.Path, step: int) -> bool:
+    """Whether the averages of that step are stored, as process 0 sees it."""
+    return partitioning.agreed(step in _steps(workdir))
+
+
+def load_all(workdir: pathlib.Path) -> list[ema.Snapshot]:
+    """Every stored average in workdir/ema by step; the leaves are read from the files when they are used.
+
+    Raises:
+      CheckpointError: there is none.
+    """
+    found = []
+    for step in _steps(workdir):
+        for path in sorted((_folder(workdir) / str(step)).glob(f'{_SIGMA_REL}*.npz')):
+            file = np.load(path)
+            tree = traverse_util.unflatten_dict({name: _StoredTensor(file, name) for name in file.files}, sep='/')
+            found.append(ema.Snapshot(ema.sigma_rel_to_gamma(float(path.stem.removeprefix(_SIGMA_REL))), step, tree))
+    if not found:
+        raise checkpoints.CheckpointError(f'no trained weights in {_folder(workdir)}: train first (--mode=train), or check '
+                                          '--workdir')
+    return found
+
+
+def latest(workdir: pathlib.Path) -> int:
+    """The last step whose averages are stored; raises CheckpointError when there is none."""
+    return load_all(workdir)[-1].step
+
+
+def load_params(workdir: pathlib.Path, sigma_rel: float | None = None, step: int | None = None) -> tuple[Any, dict]:
+    """Weights to sample from: the average of width sigma_rel at a step, synthesised from the stored snapshots.
+
+    Args:
+      workdir: of a training run; reads ema/.
+      sigma_rel: relative width of the average (EDM2, arXiv 2312.02696, section 3), for example 0.05; None for
+        config.ema.synthesis_sigma_rel of the run.
+      step: one of the stored ones; None for the last.
+
+    Returns:
+      (params as a tree of float32 numpy arrays, the config of that run as a plain dict).
+
+    Raises:
+      CheckpointError: there is no snapshot.
+      ValueError: the step is not stored, or sigma_rel is out of range.
+    """
+    found = load_all(workdir)
+    step = found[-1].step if step is None else step
+    stored = _steps(workdir)
+    if step not in stored:
+        raise checkpoints.CheckpointError(f'no EMA snapshot of step {step} in {_folder(workdir)}; it has those of '
+                                          f'{", ".join(map(str, stored))}')
+    config = json.loads((_folder(workdir) / str(step) / 'config.json').read_text())
+    sigma_rel = config['ema']['synthesis_sigma_rel'] if sigma_rel is None else sigma_rel
+    return ema.synthesize([snapshot for snapshot in found if snapshot.step <= step], sigma_rel, step), config
+
+
+def check(workdir: pathlib.Path, config: Any) -> None:
+    """Raises CheckpointError when workdir/ema holds averages of a run with another config: they must not be mixed."""
+    for step in _steps(workdir):
+        folder = _folder(workdir) / str(step)
+        checkpoints.check_config(json.loads((folder / 'config.json').read_text()), checkpoints.to_json(config), folder)
+
+
+def _folder(workdir: pathlib.Path) -> pathlib.Path:
+    return pathlib.Path(workdir).absolute() / 'ema'
+
+
+def _steps(workdir: pathlib.Path) -> list[int]:
+    return sorted(int(entry.name) for entry in _folder(workdir).glob('*') if entry.name.isdigit())
