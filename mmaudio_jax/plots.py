@@ -91,7 +91,8 @@ def intervals(path: str | os.PathLike, panels: Mapping[str, Mapping[str, tuple[f
             axis.hlines(row, low, high, colors=colour, linewidth=2.0)
             axis.plot([value], [row], 'o', color=colour, markersize=4)
         axis.set_title(title, fontsize=10)
-        axis.set_yticks(range(len(names)), [textwrap.shorten(name, _TITLE_LETTERS, placeholder=' …') for name in names])
+        axis.set_yticks(range(len(names)), [textwrap.shorten(name, _TITLE_LETTERS, placeholder=' …') for name in names],
+                        parse_math=False)  # '$' is a letter
         axis.set_ylim(len(names) - 0.5, -0.5)
         axis.tick_params(labelsize=8)
     for axis in axes[len(panels):]:

@@ -78,6 +78,7 @@ def test_dots_stand_at_their_figures(tmp_path):
     low, high = blue(2.0), blue(8.0)
     assert high.mean() - low.mean() > 3 * np.ptp(low) / 2 > 0  # 6 to the right, with bars of ± 1
     plots.intervals(tmp_path / 'b.png', {str(i): {'x': (1.0, 0.5, 1.5)} for i in range(5)})
+    plots.intervals(tmp_path / 'd.png', {'FD': {r'ours $a\x and $6': (1.0, 0.5, 1.5)}})  # '$' is a letter, not mathematics
     assert _rows(tmp_path / 'b.png').shape[0] > _rows(tmp_path / 'a.png').shape[0]  # a second row of panels
     with pytest.raises(ValueError, match='at least one panel'):
         plots.intervals(tmp_path / 'c.png', {})
