@@ -157,7 +157,12 @@ def read_splits(folder: pathlib.Path) -> dict[str, list[Clip]]:
     return found
 
 
+def digest(path: pathlib.Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def digests(folder: pathlib.Path) -> dict[str, str]:
     """SHA-256 of the tables of a dataset's folder, by split: they change when the clips do."""
     paths = [folder / f'{split}.jsonl' for split in SPLITS]
-    return {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()}
+    return {path.stem: digest(path) for path in paths if path.is_file()}

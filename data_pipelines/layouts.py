@@ -6,7 +6,6 @@ all: media are found, ids and captions checked, overlap with test sets removed, 
 import collections
 import csv
 import dataclasses
-import hashlib
 import io
 import json
 import os
@@ -15,6 +14,7 @@ from typing import Any, Callable, Iterator, Sequence
 
 import soundfile
 
+from data_pipelines import clips as clips_lib
 from mmaudio_jax import media
 
 VIDEO_SUFFIXES = ('.mp4', '.mkv', '.webm', '.mov', '.avi', '.m4v', '.mpg', '.mpeg', '.flv', '.f4v', '.wmv', '.asf', '.3gp',
@@ -99,7 +99,7 @@ class Report:
 
     def read(self, path: pathlib.Path) -> str:
         """The text of a listing; what stands in it is remembered by its digest."""
-        self.listings[str(path)] = digest(path)
+        self.listings[str(path)] = clips_lib.digest(path)
         return read_text(path)
 
     def summary(self) -> str:
@@ -152,11 +152,6 @@ def csv_rows(path: pathlib.Path, text: str, delimiter: str = ',') -> Iterator[tu
     except csv.Error as error:
         raise ValueError(f'{path}, line {line}: the row that starts there cannot be read ({error}); close its quotes, and '
                          'write those within a cell twice') from error
-
-
-def digest(path: pathlib.Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read_text(path: pathlib.Path) -> str:

@@ -5,7 +5,6 @@ FOLDER/meta.json names shape and dtype of each tensor, FOLDER/<tensor>.memmap ho
 `[examples, S, 768]`. FOLDER.tsv beside it has a row for each example: id, and label (videos) or caption (sounds).
 """
 import dataclasses
-import hashlib
 import json
 import pathlib
 import time
@@ -105,8 +104,7 @@ def import_sets(config, root: pathlib.Path, index: int, count: int) -> list[str]
         if unknown:
             raise ValueError(f'config.extract.memmaps: {unknown[0]!r} is not one of {", ".join(clips_lib.SPLITS)}')
         maps = {split: open_maps(folder, schema) for split, folder in places.items()}
-        digests = {split: hashlib.sha256(folder.with_name(f'{folder.name}.tsv').read_bytes()).hexdigest()
-                   for split, folder in places.items()}
+        digests = {split: clips_lib.digest(folder.with_name(f'{folder.name}.tsv')) for split, folder in places.items()}
         made_with = {'tables': digests, 'memory_maps': {split: str(folder) for split, folder in places.items()}}
         if not is_done(root / 'records' / name, schema, made_with):
             target = shards_lib.Target(schema, root / 'records' / f'.{name}.partial', root / 'records' / 'codec.npz')

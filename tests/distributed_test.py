@@ -1,4 +1,6 @@
 """One, two and four processes on this machine as one run: the same numbers, every example once, and no process left waiting."""
+from collections.abc import Iterator
+import contextlib
 import functools
 import json
 import os
@@ -10,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -287,6 +290,15 @@ def test_a_lost_process_is_told_from_errors_of_python():
     assert not distributed.is_lost(ValueError('config.mesh.data is 0')) and not distributed.is_lost(OSError('disk full'))
 
 
+@contextlib.contextmanager
+def _joined(hosts: dict) -> Iterator[Any]:
+    """The config of a process that start_each started, which has joined the others."""
+    config = base.get_config()
+    config.hosts.update(hosts)
+    with distributed.joined(config.hosts, alone=False):
+        yield config
+
+
 class _NoRecords:
     """An iterator that stays where it is."""
 
@@ -306,9 +318,7 @@ def _state() -> dict:
 
 
 def _write_where_one_disk_is_full(folder: str, hosts: dict) -> None:
-    config = base.get_config()
-    config.hosts.update(hosts)
-    with distributed.joined(config.hosts, alone=False), checkpoints.Preemption():
+    with _joined(hosts) as config, checkpoints.Preemption():
         checkpointer = checkpoints.Checkpointer(pathlib.Path(folder), config.train)
         state = _state()
         if hosts['index'] == '1':
@@ -328,9 +338,7 @@ def test_a_full_disk_of_one_process_is_said_at_once_and_ends_all(tmp_path):
 
 
 def _read_where_one_disk_fails(folder: str, hosts: dict) -> None:
-    config = base.get_config()
-    config.hosts.update(hosts)
-    with distributed.joined(config.hosts, alone=False), checkpoints.Preemption():
+    with _joined(hosts) as config, checkpoints.Preemption():
         checkpointer = checkpoints.Checkpointer(pathlib.Path(folder), config.train)
         state = _state()
         for step in (1, 2):
@@ -359,9 +367,7 @@ def test_all_go_back_to_the_checkpoint_that_all_can_read(tmp_path):
 def _work_for_long(folder: str, hosts: dict) -> None:
     """The first process works longer than JAX lets the others wait."""
     jax.distributed.initialize = functools.partial(jax.distributed.initialize, shutdown_timeout_seconds=2)
-    config = base.get_config()
-    config.hosts.update(hosts)
-    with distributed.joined(config.hosts, alone=False):
+    with _joined(hosts):
         time.sleep(5 if hosts['index'] == '0' else 0)
         (pathlib.Path(folder) / hosts['index']).write_text(str(time.time()))
     (pathlib.Path(folder) / f'{hosts["index"]}.left').write_text(str(time.time()))
@@ -374,9 +380,7 @@ def test_a_process_that_is_done_waits_for_the_others(tmp_path):
 
 
 def _do_not_train(folder: str, hosts: dict) -> None:
-    config = base.get_config()
-    config.hosts.update(hosts)
-    with distributed.joined(config.hosts, alone=False):
+    with _joined(hosts):
         for _ in range(2):  # the stages of a run
             with checkpoints.Preemption():
                 assert not multihost_utils.reached_preemption_sync_point(0)
