@@ -148,6 +148,9 @@ def get_config() -> ml_collections.ConfigDict:
     # Matrices, and their gradients' sums, travel between devices in 'compute' (config.model.dtype), or 'float32'.
     c.sharding.exchange_dtype = 'compute'
     c.sharding.rules = ()  # (regular expression, axes) pairs that are tried before those of partitioning.RULES
+    # The same for activations: searched in a module's path, of each of its results. None: they follow batch and parameters.
+    # (('/fused$', (('data', 'fsdp'), 'tensor', None)),) splits the tokens between fused blocks.
+    c.sharding.activations = ()
 
     # Several processes (distributed.py). TPU pods, Slurm and Open MPI need nothing here; otherwise set the first three, or
     # JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.

@@ -190,7 +190,7 @@ def train(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:
     rules = partitioning.rules_of(config)
     shardings = partitioning.state_sharding(mesh, shapes, rules, config.sharding.whole_params)
     tx, schedule = optimizer.make(config.optimizer, shapes.params)
-    placed = partitioning.OnMesh(model, mesh, rules, config.sharding.exchange_dtype)
+    placed = partitioning.on_mesh(model, mesh, config)
     step = train_step.jit_train_step(config, placed, tx, schedule, mesh, shardings)
     schema, size = records.schema_of(config), config.input.batch_size
     dtype = records.FEATURE_DTYPES[schema.feature_dtype]
@@ -215,7 +215,7 @@ def sample(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:
     decoder, vocoder = vae.build(sequence.rate), bigvgan.build(sequence.rate)
     decode = partitioning.on_parts(functools.partial(official_codec.waveforms, decoder, vocoder,
                                                      official_codec.ACCELERATOR_FRAMES_A_CALL), mesh)
-    placed = partitioning.OnMesh(model, mesh, rules, config.sharding.exchange_dtype)
+    placed = partitioning.on_mesh(model, mesh, config)
 
     def run(params, codec, *inputs):
         return sampler.make_sampler(placed, settings, mesh, functools.partial(decode, codec))(params, *inputs)

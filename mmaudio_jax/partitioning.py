@@ -126,24 +126,34 @@ def state_sharding(mesh: Mesh, tree: Any, rules: Sequence[tuple[str, tuple]] = R
         name = tensor_name(path)
         if not leaf.shape:
             return NamedSharding(mesh, PartitionSpec())
-        axes = next((axes for pattern, axes in rules if re.search(pattern, f'/{name}')), None)
+        axes = _first(rules, name)
         if axes is None:
             raise ValueError(f'no sharding rule matches the tensor {name} {tuple(leaf.shape)}; '
                              'add one to config.sharding.rules')
-        if len(axes) > len(leaf.shape):
-            raise ValueError(f'the sharding rule {axes} has more axes than the tensor {name} {tuple(leaf.shape)} '
-                             'has dimensions')
-        for dimension, used in zip(leaf.shape[len(leaf.shape) - len(axes):], map(_several, axes)):
-            parts = math.prod(mesh.shape[axis] for axis in used)
-            if dimension % parts:
-                raise ValueError(f'the mesh axis {" and ".join(map(repr, used))} of size {parts} does not divide the dimension '
-                                 f'{dimension} of the tensor {name} {tuple(leaf.shape)}; change config.mesh.{used[-1]}, or put '
-                                 f'a rule other than {axes} into config.sharding.rules')
-        spec = PartitionSpec(*[None] * (len(leaf.shape) - len(axes)), *axes)
+        spec = _spec(mesh, axes, leaf.shape, f'the tensor {name}', 'rules')
         if whole_params and not name.startswith(('opt_state/', 'ema/')):
             spec = _without_fsdp(spec)
         return NamedSharding(mesh, spec)
     return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def _first(rules: Sequence[tuple[str, tuple]], name: str) -> tuple | None:
+    """The axes of the first rule that matches, or None."""
+    return next((axes for pattern, axes in rules if re.search(pattern, f'/{name}')), None)
+
+
+def _spec(mesh: Mesh, axes: tuple, shape: tuple[int, ...], what: str, field: str) -> PartitionSpec:
+    """`axes` for the last dimensions of an array. Raises ValueError, naming `what` and config.sharding.`field`, if they do not fit."""
+    if len(axes) > len(shape):
+        raise ValueError(f'the sharding rule {axes} has more axes than {what} {tuple(shape)} has dimensions; '
+                         f'change it in config.sharding.{field}')
+    for dimension, used in zip(shape[len(shape) - len(axes):], map(_several, axes)):
+        parts = math.prod(mesh.shape[axis] for axis in used)
+        if dimension % parts:
+            raise ValueError(f'the mesh axis {" and ".join(map(repr, used))} of size {parts} does not divide the dimension '
+                             f'{dimension} of {what} {tuple(shape)}; change config.mesh.{used[-1]}, or put '
+                             f'a rule other than {axes} into config.sharding.{field}')
+    return PartitionSpec(*[None] * (len(shape) - len(axes)), *axes)
 
 
 def _several(axes: Any) -> tuple[str, ...]:
@@ -162,16 +172,21 @@ def rules_of(config) -> tuple[tuple[str, tuple], ...]:
     Raises:
       ValueError: one of the config's is no rule, or its regular expression is none.
     """
-    for rule in config.sharding.rules:
+    return (*_checked_rules(config, 'rules', "('/w2$', ('fsdp', None))"), *RULES)
+
+
+def _checked_rules(config, field: str, example: str) -> tuple[tuple[str, tuple], ...]:
+    """Those of config.sharding.`field`."""
+    for rule in config.sharding[field]:
         if not _is_rule(rule):
-            raise ValueError(f'config.sharding.rules has {rule!r}, which is not a pair of a regular expression and a tuple '
+            raise ValueError(f'config.sharding.{field} has {rule!r}, which is not a pair of a regular expression and a tuple '
                              f'with one of {", ".join(AXES)}, a tuple of them, or None for each of the last dimensions, such '
-                             "as ('/w2$', ('fsdp', None))")
+                             f'as {example}')
         try:
             re.compile(rule[0])
         except re.error as error:
-            raise ValueError(f'config.sharding.rules: {rule[0]!r} is not a regular expression: {error}') from error
-    return (*((pattern, tuple(axes)) for pattern, axes in config.sharding.rules), *RULES)
+            raise ValueError(f'config.sharding.{field}: {rule[0]!r} is not a regular expression: {error}') from error
+    return tuple((pattern, tuple(axes)) for pattern, axes in config.sharding[field])
 
 
 def _is_rule(rule: Any) -> bool:
@@ -190,8 +205,8 @@ class OnMesh:
 
     A block of a scan so gathers its own slice of parameters that fsdp splits, again in the backward pass when blocks are
     recomputed, and its gradient is reduced and split at once. Without that the partitioner may move activations instead,
-    which is cheaper at some sizes and never meant. Activations need no such help: with whole parameters, or parameters
-    split over tensor, their places follow from the batch's.
+    which is cheaper at some sizes and never meant. Activations follow from the batch's place and the parameters'; rules of
+    their own may put the results of modules elsewhere.
 
     Matrices travel in the dtype in which the network multiplies by them, and their gradients, which such products make in
     that dtype, are summed over the devices in it: in bfloat16 half the bytes of float32. The sums that a device then keeps,
@@ -201,23 +216,26 @@ class OnMesh:
       model: a flax module; attributes that are not here are its own.
       mesh, rules: as for state_sharding.
       exchange_dtype: config.sharding.exchange_dtype, 'compute' as above, or 'float32'.
+      activations: like `rules`, but searched in the paths of modules, such as '/fused/latents/qkv', whose results (each
+        array of them) are placed so. A module that no rule matches leaves its results where they come to be.
 
     Raises:
-      ValueError: another exchange_dtype.
+      ValueError: another exchange_dtype; from `apply`, a rule for activations that matches no module, or does not fit a result.
     """
 
     def __init__(self, model: nn.Module, mesh: Mesh, rules: Sequence[tuple[str, tuple]] = RULES,
-                 exchange_dtype: str = 'compute'):
+                 exchange_dtype: str = 'compute', activations: Sequence[tuple[str, tuple]] = ()):
         if exchange_dtype not in ('compute', 'float32'):
             raise ValueError(f"config.sharding.exchange_dtype is {exchange_dtype!r}; it must be 'compute' or 'float32'")
-        self._model, self._mesh, self._rules, self._exchange_dtype = model, mesh, rules, exchange_dtype
+        self._model, self._mesh = model, mesh
+        self._rules, self._exchange_dtype, self._activations = rules, exchange_dtype, activations
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
     def clone(self, **fields: Any) -> 'OnMesh':
         """The same with other fields of the module."""
-        return OnMesh(self._model.clone(**fields), self._mesh, self._rules, self._exchange_dtype)
+        return OnMesh(self._model.clone(**fields), self._mesh, self._rules, self._exchange_dtype, self._activations)
 
     def apply(self, variables: Mapping[str, Any], *args, **kwargs) -> Any:
         """The module's apply."""
@@ -225,13 +243,40 @@ class OnMesh:
         whole = jax.tree.map(lambda s: NamedSharding(self._mesh, _without_fsdp(s.spec)), split)
         dtypes = jax.tree_util.tree_map_with_path(self._dtype, variables['params'])
         boxes = jax.tree.map(_Placed, variables['params'], whole, split, dtypes)
-        return self._model.apply({**variables, 'params': boxes}, *args, **kwargs)
+        self._check_activations(variables['params'])
+        with nn.intercept_methods(self._place_results):
+            return self._model.apply({**variables, 'params': boxes}, *args, **kwargs)
+
+    def _check_activations(self, params: Any) -> None:
+        """Raises ValueError for a rule that is meant for no module of the network."""
+        tensors = [tensor_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        modules = {tensor[:end.start()] for tensor in tensors for end in re.finditer('/', tensor)}
+        for rule in self._activations:
+            if all(_first([rule], module) is None for module in modules):
+                raise ValueError(f'config.sharding.activations: {rule[0]!r} matches none of the modules, which are '
+                                 f'{", ".join(f"/{module}" for module in sorted(modules))}')
+
+    def _place_results(self, method: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        """What a method of a module returns, placed by the rule for activations that its path matches."""
+        results, name = method(*args, **kwargs), '/'.join(context.module.path)
+        axes = _first(self._activations, name) if context.method_name == '__call__' else None
+        if axes is None:
+            return results
+        place = lambda array: jax.lax.with_sharding_constraint(
+            array, NamedSharding(self._mesh, _spec(self._mesh, axes, array.shape, f'the result of {name}', 'activations')))
+        return jax.tree.map(place, results)
 
     def _dtype(self, path: tuple, leaf: jax.Array) -> Any:
         """In which a parameter travels."""
         name = f'/{tensor_name(path)}'
         narrow = self._exchange_dtype == 'compute' and re.search(MATRICES, name) and not re.search(FLOAT32, name)
         return self._model.dtype if narrow else leaf.dtype
+
+
+def on_mesh(model: nn.Module, mesh: Mesh, config) -> OnMesh:
+    """OnMesh with what config.sharding says; errors as rules_of and OnMesh have them."""
+    activations = _checked_rules(config, 'activations', "('/fused$', (('data', 'fsdp'), 'tensor', None))")
+    return OnMesh(model, mesh, rules_of(config), config.sharding.exchange_dtype, activations)
 
 
 class _Placed(flax.struct.PyTreeNode, nn.meta.AxisMetadata):

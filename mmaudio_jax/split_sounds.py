@@ -98,7 +98,7 @@ def make_sampler(config, model: mmaudio.MMAudio, params: Any, sequence: Sequence
     settings = sampler.SamplerSettings(config.sampling.solver, config.sampling.num_steps, config.sampling.guidance,
                                        config.sampling.schedule)
     rules = partitioning.rules_of(config)
-    placed = partitioning.OnMesh(model, mesh, rules, config.sharding.exchange_dtype)
+    placed = partitioning.on_mesh(model, mesh, config)
     sharding = partitioning.batch_sharding(mesh)
     weights, decode = (None, None) if decoder is None else decoder.program()
     weights = partitioning.spread(weights, partitioning.replicated(mesh))

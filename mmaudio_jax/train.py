@@ -114,7 +114,7 @@ def _run(config, workdir: pathlib.Path, checkpointer: checkpoints.Checkpointer) 
     shapes = jax.eval_shape(lambda: init((np.zeros(channels), np.ones(channels)), empty))
     rules = partitioning.rules_of(config)
     shardings = partitioning.state_sharding(mesh, shapes, rules, config.sharding.whole_params)
-    placed = partitioning.OnMesh(model, mesh, rules, config.sharding.exchange_dtype)
+    placed = partitioning.on_mesh(model, mesh, config)
     tx, schedule = optimizer.make(config.optimizer, shapes.params)
     # What these refuse they refuse now: the statistics below are a pass over all records.
     update = train_step.jit_train_step(config, placed, tx, schedule, mesh, shardings)

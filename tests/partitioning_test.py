@@ -161,6 +161,8 @@ MESHES = {  # name -> (mesh, whole_params)
     'tensor': ({'data': 2, 'tensor': 4}, False),
     'mixed': ({'data': 2, 'fsdp': 2, 'tensor': 2}, False),
 }
+TOKENS = ({'data': 4, 'tensor': 2}, False)  # the mesh of 'tokens', on which ACTIVATIONS split them between blocks
+ACTIVATIONS = (('/fused$', (('data', 'fsdp'), 'tensor', None)),)
 # Largest difference to one device over 5 steps: losses, norms, all gradients by their norm, and the first by each tensor.
 BOUND = 1e-5
 
@@ -177,24 +179,29 @@ def tiny_batch(seed: int) -> dict:
             'text_exists': np.arange(B) % 4 > 0}
 
 
+def tiny_model(name: str) -> mmaudio.MMAudio:
+    return mmaudio.MMAudio(latent_channels=C, hidden_size=64, num_heads=4, joint_blocks=1, fused_blocks=LAYERS, version=1,
+                           sync_fusion='modulate', rope='aligned', mlp='conv', dtype=jnp.float32,
+                           convolution='xla_taps' if name == 'unrolled' else 'matmul',
+                           remat='none' if name == 'unrolled' else 'blocks', clip_width=32, sync_width=24, text_width=16,
+                           text_length=T, scan_layers=name != 'unrolled')
+
+
 @functools.cache
 def run(name: str):
     """Five steps: [(loss, norm, gradients)], the compiled text, its memory, the state's shapes, and bytes a device."""
-    axes, whole = MESHES.get(name, ({'data': 1}, False))
+    axes, whole = {**MESHES, 'tokens': TOKENS}.get(name, ({'data': 1}, False))
     config = base.get_config()
     config.optimizer.warmup_steps = 2
-    model = mmaudio.MMAudio(latent_channels=C, hidden_size=64, num_heads=4, joint_blocks=1, fused_blocks=LAYERS, version=1,
-                            sync_fusion='modulate', rope='aligned', mlp='conv', dtype=jnp.float32,
-                            convolution='xla_taps' if name == 'unrolled' else 'matmul',
-                            remat='none' if name == 'unrolled' else 'blocks', clip_width=32, sync_width=24, text_width=16,
-                            text_length=T, scan_layers=name != 'unrolled')
+    config.sharding.activations = ACTIVATIONS if name == 'tokens' else ()
+    model = tiny_model(name)
     init = lambda: train_step.init_state(config, model, Lengths(), (np.zeros(C), np.ones(C)), np.ones((T, 16)))
     shapes = jax.eval_shape(init)
     mesh = partitioning.make_mesh(axes, devices=jax.devices()[:math.prod(axes.values())])
     shardings = partitioning.state_sharding(mesh, shapes, whole_params=whole)
     batch_sharding, replicated = partitioning.batch_sharding(mesh), partitioning.replicated(mesh)
     tx, schedule = optimizer.make(config.optimizer, shapes.params)
-    placed = partitioning.OnMesh(model, mesh)
+    placed = partitioning.on_mesh(model, mesh, config)
 
     def step(state, batch):
         draws = train_step.sample_draws(jax.random.fold_in(jax.random.key(0), state.step), config, batch)
@@ -212,7 +219,7 @@ def run(name: str):
 
 
 @pytest.mark.slow  # 15 s a mesh, nearly all of it compilation
-@pytest.mark.parametrize('name', MESHES)
+@pytest.mark.parametrize('name', [*MESHES, 'tokens'])
 def test_five_steps_on_a_mesh_equal_those_on_one_device(name):
     worst = {'loss': 0.0, 'norm': 0.0, 'gradient': 0.0, 'tensor of the first gradient': 0.0}
     for step, (ours, expected) in enumerate(zip(run(name)[0], run('one')[0], strict=True)):
@@ -266,6 +273,32 @@ def test_nothing_is_gathered_but_what_the_rules_imply(name):
     moved = {tuple(sorted(shape)) for shape in results(text, 'collective-permute')}
     assert not moved or name == 'mixed'
     assert moved <= halves, moved - halves
+
+
+@pytest.mark.slow
+def test_rules_for_activations_split_the_tokens_between_blocks():
+    """The carry of the blocks then has half the tokens; without rules every device of a clip has all of them."""
+    carry = (B // 4, N, 64)
+    assert f'f32[{B // 4},{N // 2},64]' in run('tokens')[1] and f'f32[{B // 2},{N // 2},64]' not in run('tensor')[1]
+    assert carry in results(run('tokens')[1], 'all-gather')
+    assert not [shape for shape in results(run('tensor')[1], 'all-gather') if N in shape]
+
+
+@pytest.mark.parametrize('rule, message', [
+    (('/fusde$', (None, 'tensor', None)), "'/fusde\\$' matches none of the modules, which are .*/fused, .*/fused/latents/qkv"),
+    (('/fused$', ('tensor', None, 'fsdp', None)), r'more axes than the result of fused \(8, 30, 64\) has dimensions'),
+    (('/text_input_proj$', ('tensor', None)), r"'tensor' of size 2 does not divide the dimension 7 of the result of text_input"),
+    (('/fused$', 'tensor'), 'config.sharding.activations has .* is not a pair of a regular'),
+])
+def test_wrong_rules_for_activations_name_the_module(rule, message):
+    config, model = base.get_config(), tiny_model('one')
+    config.sharding.activations = (rule,)
+    inputs = [jax.ShapeDtypeStruct(shape, jnp.float32)
+              for shape in ((8, N, C), (8,), (8, V, 32), (8, S, 24), (8, T, 16))]
+    params = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(partitioning.on_mesh(model, partitioning.make_mesh({'data': -1, 'tensor': 2}), config).apply, params,
+                       *inputs)
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ def main() -> None:
     init = functools.partial(train_step.init_state, config, model, sequence, (np.zeros(channels), np.ones(channels)), empty)
     shapes = jax.eval_shape(init)
     shardings = partitioning.state_sharding(mesh, shapes, rules, config.sharding.whole_params)
-    placed = partitioning.OnMesh(model, mesh, rules, config.sharding.exchange_dtype)
+    placed = partitioning.on_mesh(model, mesh, config)
     batch = features(config, mesh, flags.batch)
     state = jax.jit(init, out_shardings=shardings)()
     if flags.program == 'train':
