@@ -143,7 +143,7 @@ def _first(rules: Sequence[tuple[str, tuple]], name: str) -> tuple | None:
 
 
 def _spec(mesh: Mesh, axes: tuple, shape: tuple[int, ...], what: str, field: str) -> PartitionSpec:
-    """`axes` for the last dimensions of an array. Raises ValueError, naming `what` and config.sharding.`field`, if they do not fit."""
+    """`axes` for the last dimensions of an array; if they do not fit, a ValueError names `what` and config.sharding.`field`."""
     if len(axes) > len(shape):
         raise ValueError(f'the sharding rule {axes} has more axes than {what} {tuple(shape)} has dimensions; '
                          f'change it in config.sharding.{field}')
@@ -220,7 +220,8 @@ class OnMesh:
         array of them) are placed so. A module that no rule matches leaves its results where they come to be.
 
     Raises:
-      ValueError: another exchange_dtype; from `apply`, a rule for activations that matches no module, or does not fit a result.
+      ValueError: another exchange_dtype; from `apply`, a rule for activations that matches no module, or
+        does not fit a result.
     """
 
     def __init__(self, model: nn.Module, mesh: Mesh, rules: Sequence[tuple[str, tuple]] = RULES,
