@@ -287,7 +287,7 @@ def test_rules_for_activations_split_the_tokens_between_blocks():
 @pytest.mark.parametrize('rule, message', [
     (('/fusde$', (None, 'tensor', None)), "'/fusde\\$' matches none of the modules, .*/fused, .*/fused/latents/qkv,"),
     (('/fused$', ('tensor', None, 'fsdp', None)), r'more axes than the result of fused \(8, 30, 64\) has dimensions'),
-    (('/text_input_proj$', ('tensor', None)), r"'tensor' of size 2 does not divide the dimension 7 of the result of text_input"),
+    (('/text_input_proj$', ('tensor', None)), r"'tensor' of size 2 does not divide the dimension 7 of the result of text"),
     (('/fused$', 'tensor'), 'config.sharding.activations has .* is not a pair of a regular'),
 ])
 def test_wrong_rules_for_activations_name_the_module(rule, message):
