@@ -8,6 +8,7 @@ from absl import app
 from absl import flags
 from ml_collections import config_flags
 
+from mmaudio_jax import config_checks
 from mmaudio_jax import distributed
 from mmaudio_jax import shorthands
 
@@ -54,6 +55,7 @@ def main(argv: list[str]) -> None:
             raise ValueError(f'unexpected argument {argv[1]!r}; flags look like --mode=train')
         workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else None  # --mode=compile then only prints
         pathlib.Path(workdir or '.').mkdir(parents=True, exist_ok=True)
+        config_checks.check(_CONFIG.value)
         modes = [_MODE.value] if _MODE.value else _CONFIG.value.stages
         with distributed.joined(_CONFIG.value.hosts, alone='ablations' in modes):  # whose runs join for themselves
             code = next(filter(None, (run_mode(mode, _CONFIG.value, workdir) for mode in modes)), 0)  # the first failure
@@ -62,6 +64,11 @@ def main(argv: list[str]) -> None:
         if _TRACEBACK.value:
             raise
         sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+        if _TRACEBACK.value:
+            raise
+        print('stopped', file=sys.stderr)
+        sys.exit(130)  # as shells have it
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -77,7 +77,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.input.validation_batch_size = 64  # rounded up so that all devices have as many; no loss depends on it
     c.input.validation_examples = 2048
     c.input.workers = 4  # processes a host that read records; 0 reads in threads
-    c.input.prefetch = 2  # batches on the device ahead of the step
+    c.input.prefetch = 2  # batches on the device ahead of the step; without worker processes also how many threads read
 
     # Official weights (weights/store.py), wherever they are used. --mode=import brings them, --mode=export writes their form.
     c.weights = ml_collections.ConfigDict()
@@ -132,7 +132,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Post-hoc EMA (ema.py).
     c.ema = ml_collections.ConfigDict()
     c.ema.sigma_rels = (0.05, 0.1)
-    c.ema.snapshot_every = 5_000  # steps
+    c.ema.snapshot_every = 5_000  # steps, and at the end; 0: only then
     c.ema.synthesis_sigma_rel = 0.05  # the weights that are sampled from
 
     # The mesh (partitioning.py): axis sizes, -1 takes the remaining devices. A batch is split over data and fsdp.
@@ -148,16 +148,16 @@ def get_config() -> ml_collections.ConfigDict:
     # Matrices, and their gradients' sums, travel between devices in 'compute' (config.model.dtype), or 'float32'.
     c.sharding.exchange_dtype = 'compute'
     c.sharding.rules = ()  # (regular expression, axes) pairs that are tried before those of partitioning.RULES
-    # The same for activations: searched in a module's path, of each of its results. None: they follow batch and parameters.
-    # (('/fused$', (('data', 'fsdp'), 'tensor', None)),) splits the tokens between fused blocks.
+    # The same for activations, searched in the paths of modules, whose results they place. Without rules results stay where
+    # batch and parameters put them. (('/fused$', (('data', 'fsdp'), 'tensor', None)),) splits the tokens between fused blocks.
     c.sharding.activations = ()
 
     # Several processes (distributed.py). TPU pods, Slurm and Open MPI need nothing here; otherwise set the first three, or
     # JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
     c.hosts = ml_collections.ConfigDict()
     c.hosts.coordinator = ''  # 'host:port' of process 0, any free port
-    c.hosts.count = ''  # number of processes
-    c.hosts.index = ''  # which of them this one is, from 0
+    c.hosts.count = ''  # number of processes, as text: '4'
+    c.hosts.index = ''  # which of them this one is, from '0'
     c.hosts.start_timeout_s = 300  # how long the processes wait for each other at the start
     c.hosts.lost_after_s = 60  # a process that was not heard of for so long is lost, and the others end
 
@@ -172,21 +172,22 @@ def get_config() -> ml_collections.ConfigDict:
     # clips, more than twice the compile time (docs/scaling.md).
     c.train.async_gradients = False
     c.train.max_skipped = 10  # steps in a row that are not finite and left out before the run stops; 0: the first one stops it
-    c.train.log_every = 50
+    c.train.log_every = 50  # steps; 0: only before evaluations and checkpoints
     c.train.profile_steps = ()  # (first, last): a JAX profile of these steps is in workdir/profile; --profile=N-M
-    c.train.validate_every = 5_000
+    c.train.validate_every = 5_000  # and at the end; 0: only then
     c.train.sample_every = 20_000  # and at the end; 0: never
     c.train.sample_clips = 4  # spectrogram and sound of that many validation clips
-    c.train.checkpoint_every = 10_000
+    c.train.checkpoint_every = 10_000  # and at the end, and when told to stop; 0: only then
     c.train.keep_last = 2
     c.train.keep_every = 50_000  # checkpoints at these steps are never deleted; 0: none
 
     # Sampling (sampler.py).
     c.sampling = ml_collections.ConfigDict()
     c.sampling.solver = 'euler'  # 'euler', 'midpoint', 'heun' or 'dopri5'
-    c.sampling.num_steps = 25
-    c.sampling.schedule = 'uniform'  # of the steps: 'uniform', 'cosine' (short at both ends) or 'quadratic' (at the start)
-    c.sampling.guidance = 4.5  # w; below 1 the conditioned velocity alone
+    c.sampling.num_steps = 25  # for 'dopri5', which chooses its steps: 1 / the first one that it tries
+    # Of the steps: 'uniform', 'cosine' (short at both ends) or 'quadratic' (at the start); 'dopri5' takes 'uniform' alone.
+    c.sampling.schedule = 'uniform'
+    c.sampling.guidance = 4.5  # w; at 1 or less the conditioned velocity alone
     c.sampling.negative_prompt = ''
     c.sampling.seed = 42
     c.sampling.batch_size = 16  # rounded up so that all devices have as many; no sound depends on it
@@ -197,7 +198,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.generate.input = ''  # a video, an image, a folder of videos, or a CSV (columns: generate_jobs.COLUMNS)
     c.generate.output = ''  # folder; '' means workdir/generated
     c.generate.prompt = ''
-    c.generate.duration_s = 0.0  # 0: as long as the video
+    c.generate.duration_s = 0.0  # 0: as long as the video (at most 120 s), without one as long as the training clips
     c.generate.mask_clip = False  # videos give the timing (sync features) alone
     c.generate.audio_format = 'flac'  # 'flac' or 'wav'
     c.generate.video_format = 'mp4'  # 'mp4', 'm4v', 'mov', 'mkv' or 'webm'; pictures that it cannot take are encoded anew

@@ -42,12 +42,14 @@ def run(config, workdir: pathlib.Path) -> int:
       0, or 1 when a run failed (the others are done, and the next call tries it again) or the table was told to stop.
 
     Raises:
-      ValueError: no rows or seeds, two rows of one name, or no run at once.
+      ValueError: no rows or seeds, two rows of one name, no run at once, or --config.seed, which all runs would get.
     """
     rows, seeds = config.ablations.rows, config.ablations.seeds
     if not rows or not seeds:
         raise ValueError('config.ablations has no rows or no seeds; the built-in table is '
                          '--config=configs/ablations/table.py')
+    if any(argument.startswith('--config.seed=') for argument in (*config.ablations.flags, *sys.argv[1:])):
+        raise ValueError('--config.seed would be that of every run; the seeds of the runs are config.ablations.seeds')
     if config.ablations.at_once < 1:
         raise ValueError(f'config.ablations.at_once is {config.ablations.at_once}; it must be at least 1')
     names = [name for name, _ in rows]
@@ -130,7 +132,7 @@ def _run_one(name: str, file: str, seed: int, workdir: pathlib.Path, data: pathl
     print(f'ablations: {name}, seed {seed}: {" ".join(command[1:])}', flush=True)
     code = children.run(command, cores)
     reason = f'exit code {code}' if code else '' if _figures(folder) else 'ended without a report'
-    if reason:
+    if reason and not children.stopped:
         print(f'ablations: FAILED: {name}, seed {seed}: {reason}', file=sys.stderr, flush=True)
     return not reason
 

@@ -31,7 +31,8 @@ _DISK_FULL = os.strerror(errno.ENOSPC)
 _LONGEST = 300  # bytes of a reason that goes to the other processes
 _UNFINISHED = '.orbax-checkpoint-tmp'  # in the name of a folder that Orbax has not renamed yet
 
-# Fields that may differ between the run that saved and the run that resumes: they change no number that training computes.
+# Fields that may differ between the run that saved and the run that resumes: they change no number that training computes, but
+# for the rounding of its last digits.
 FREE_FIELDS = (
     'name', 'stages', 'data_dir', 'impacts.workers', 'clips', 'extract.batch_size', 'extract.workers', 'extract.rates',
     'extract.clips_per_shard', 'extract.memmaps', 'extract.max_rejected', 'extract.process_index', 'extract.process_count',
@@ -67,20 +68,26 @@ def exclusive(workdir: pathlib.Path) -> Iterator[None]:
 
 
 class Preemption:
-    """Turns SIGTERM into a flag while the `with` block runs, so that the loop saves and ends.
+    """Turns SIGTERM and the first Ctrl-C into a flag while the `with` block runs, so that the loop saves and ends.
 
-    With several processes JAX's own service passes the notice on, so that all of them save the same step.
+    With several processes JAX's own service passes SIGTERM on, so that all of them save the same step; Ctrl-C is not a notice
+    then, and ends this one.
+
+    Attributes:
+      noticed: whether to end. exit_code: with which the process then ends, 0, or 130 after Ctrl-C, as shells have it.
     """
 
     def __init__(self):
         self.noticed = False
+        self.exit_code = 0
         self._undo = contextlib.ExitStack()
 
     def __enter__(self):
         if jax.process_count() > 1:
             self._undo.enter_context(distributed.preemption_notices())
         elif threading.current_thread() is threading.main_thread():
-            self._undo.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, self._notice))
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._undo.callback(signal.signal, number, signal.signal(number, self._notice))
         return self
 
     def __exit__(self, *exception):
@@ -88,6 +95,11 @@ class Preemption:
 
     def _notice(self, signum, frame):
         self.noticed = True
+        if signum == signal.SIGINT:
+            self.exit_code = 130
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            print('\nsaving before the end; Ctrl-C again ends at once, and the run then goes on from its last checkpoint',
+                  file=sys.stderr, flush=True)
 
 
 @dataclasses.dataclass
@@ -334,6 +346,16 @@ def to_json(config: Any) -> dict:
     """A ConfigDict as plain JSON data: tuples become lists, unset placeholders None."""
     plain = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
     return json.loads(json.dumps(plain))
+
+
+def without_free_fields(config: Any, kept: tuple[str, ...]) -> dict:
+    """The config as plain JSON data without FREE_FIELDS, but with those that `kept` names."""
+    free = set(FREE_FIELDS) - set(kept)
+
+    def chosen(plain: dict, name: str) -> dict:
+        return {key: chosen(value, f'{name}{key}.') if isinstance(value, dict) else value
+                for key, value in plain.items() if f'{name}{key}' not in free}
+    return chosen(to_json(config), '')
 
 
 _MISSING = 'not set'

@@ -178,7 +178,8 @@ def fit_pca(waveforms: Iterable[np.ndarray], sequence: Sequence, path: pathlib.P
 def _read(path: pathlib.Path, sequence: Sequence) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean [2 · mels], components [C, 2 · mels] and posterior deviation [C] of a fitted pca codec."""
     if not path.is_file():
-        raise FileNotFoundError(f'{path}: the fitted pca codec is missing; make it with --mode=extract')
+        raise FileNotFoundError(f'{path}: the fitted pca codec is missing; make it with --mode=extract, or say where '
+                                'the folder with records/ is (config.data_dir, in Python data_dir=)')
     try:
         with np.load(path) as data:
             stored = {name: data[name] for name in ('version', 'rate', 'mean', 'components', 'std')}

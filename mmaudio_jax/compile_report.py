@@ -84,9 +84,9 @@ def measure(program: Any, config, devices: list[Any], text: pathlib.Path | None 
     """Compiles one of PROGRAMS and reads what it costs; the compiled program is written to `text`.
 
     Returns:
-      Plain data: `fits`; when it does not, only `needs_bytes` and `memory_bytes`. Otherwise bytes a device, seconds of one
-      run, `utilisation` (model operations over those that the devices could do in that time), `sent_bytes` by kind of
-      collective, the costliest operations, and the seconds of tracing and compiling.
+      Plain data: what was compiled, and `fits`; when it does not, `memory_bytes` and the `reason`. Otherwise bytes a
+      device, seconds of one run, `utilisation` (model operations over those that the devices could do in that time),
+      `sent_bytes` by kind of collective, the costliest operations, and the seconds of tracing and compiling.
     """
     chip = chips.CHIPS[config.compile.topology.partition(':')[0]]
     started = time.monotonic()
@@ -210,8 +210,7 @@ def sample(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:
     sequence = Sequence(**config.sequence)
     model = _model(config, sequence)
     rules = partitioning.rules_of(config)
-    settings = sampler.SamplerSettings(config.sampling.solver, config.sampling.num_steps, config.sampling.guidance,
-                                       config.sampling.schedule)
+    settings = sampler.SamplerSettings.of(config.sampling)
     decoder, vocoder = vae.build(sequence.rate), bigvgan.build(sequence.rate)
     decode = partitioning.on_parts(functools.partial(official_codec.waveforms, decoder, vocoder,
                                                      official_codec.ACCELERATOR_FRAMES_A_CALL), mesh)

@@ -8,10 +8,8 @@
 from collections.abc import Mapping
 import concurrent.futures
 import hashlib
-from importlib import metadata
 import json
 import pathlib
-import platform
 import time
 from typing import Any
 
@@ -36,10 +34,8 @@ from mmaudio_jax.weights import store
 REPORT_VERSION = 1
 ROWS = ('generated', 'shuffled', 'codec', 'truth')
 SHUFFLE_SEED = 0  # of the control: always the same pairs, so that runs compare
-_PACKAGES = ('jax', 'flax', 'numpy', 'librosa', 'mmaudio_jax')
-# Sections that change no figure.
-_WITHOUT_INFLUENCE = ('name', 'stages', 'data_dir', 'generate', 'score', 'ablations', 'mesh', 'sharding', 'hosts',
-                      'compile')
+# Sections and fields that change figures, of those that training does not depend on.
+_WITH_INFLUENCE = ('sampling', 'evaluate', 'ema.synthesis_sigma_rel')
 Row = Mapping[str, Any]
 
 
@@ -93,7 +89,7 @@ def evaluate(config, workdir: pathlib.Path) -> None:
         'quoted_window_s': config.evaluate.onset_windows_s[0], 'onsets': scores,
         'seconds': {'sampling': round(sampled - started, 1), 'total': round(time.monotonic() - started, 1)},
         'devices': f'{jax.device_count()} {jax.devices()[0].device_kind}',
-        'versions': {'python': platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        'versions': score_folders.versions(),
         'config': checkpoints.to_json(config),
     }
     partial = path.with_name('.report.json.partial')
@@ -161,8 +157,8 @@ def table(report: Mapping[str, Any]) -> str:
 
 def _identity(config, workdir: pathlib.Path, data: pathlib.Path, step: int) -> dict[str, Any]:
     """What a report depends on. The data count by their content: a folder that moved is still the same."""
-    plain = checkpoints.to_json(config)
-    counted = {name: value for name, value in plain.items() if name not in _WITHOUT_INFLUENCE}
+    counted = checkpoints.without_free_fields(config, _WITH_INFLUENCE)
+    counted['sampling'].pop('batch_size')
     digest = hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
     return {
         'report_version': REPORT_VERSION, 'fingerprint': digest, 'step': step,
@@ -190,7 +186,8 @@ def _rows(folder: pathlib.Path, split: str, ids: list[str]) -> list[Row]:
         for number, line in enumerate(file, 1):
             row = json.loads(line)
             if 'onset_times_s' not in row:
-                raise ValueError(f'{path}:{number}: no onset_times_s; onsets can only be scored against known ones')
+                raise ValueError(f'{path}:{number}: no onset_times_s; onsets can only be scored against known ones. For the '
+                                 'metrics of the paper set --config.score.sample=True (docs/evaluation.md)')
             score_inputs.onset_times(row, f'{path}:{number}')
             by_id[row['id']] = row
     missing = [name for name in ids if name not in by_id]
@@ -230,10 +227,3 @@ def _save_clips(config, workdir: pathlib.Path, data: pathlib.Path, rows: list[Ro
         titles = {f'generated: {row["caption"]}': generated, 'true sound': sounds['truth'][index]}
         marks = {'true onsets': row['onset_times_s'], 'found in the generated sound': onsets['generated'][index].times_s}
         plots.spectrogram(picture, titles, sequence.sample_rate_hz, marks)
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:  # run from the source folder, not installed
-        return 'source'

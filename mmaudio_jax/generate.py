@@ -69,7 +69,7 @@ def _load(config, workdir: pathlib.Path) -> pipeline.Pipeline:
     """The network of config.generate.pretrained, or that of the workdir."""
     options = config.generate
     common = {**store.places(config.weights), 'compilation_cache': options.compilation_cache, 'verbose': options.verbose,
-              'devices': jax.local_devices()}
+              'devices': jax.local_devices(), 'batch_size': config.sampling.batch_size}
     if options.pretrained:
         return pipeline.Pipeline.from_pretrained(options.pretrained, dtype=config.weights.dtype, **common)
     return pipeline.Pipeline.from_pretrained(workdir, sigma_rel=config.ema.synthesis_sigma_rel,
@@ -101,8 +101,7 @@ class _Run:
 
     def __init__(self, config, pipe: pipeline.Pipeline, weights: dict[str, Any], folder: pathlib.Path, jobs: list[Job]):
         self._config, self._pipe, self._weights, self._folder, self._jobs = config, pipe, weights, folder, jobs
-        self._settings = sampler.SamplerSettings(config.sampling.solver, config.sampling.num_steps, config.sampling.guidance,
-                                                 config.sampling.schedule)
+        self._settings = sampler.SamplerSettings.of(config.sampling)
         self._numbers = {job.name: number for number, job in enumerate(jobs, 1)}
         self._failed = 0
         process = f'_{jax.process_index()}' if jax.process_count() > 1 else ''
@@ -120,7 +119,7 @@ class _Run:
                 fields = {name: value for name, value in dataclasses.asdict(job).items() if name != 'name'}
                 request = self._pipe.request(**fields, mask_clip=self._config.generate.mask_clip and job.video is not None)
                 waiting.setdefault(request.sequence, []).append((job, request))
-        size = self._config.sampling.batch_size
+        size = self._pipe.batch_size
         batches = [alike[start:start + size] for alike in waiting.values() for start in range(0, len(alike), size)]
         with concurrent.futures.ThreadPoolExecutor(pipeline.READERS) as pool:
             reading = [pool.submit(self._pipe.read, request) for _, request in batches[0]] if batches else []

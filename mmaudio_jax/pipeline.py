@@ -99,9 +99,14 @@ class Pipeline:
       name: of the official variant or the training run. config: plain data, as in configs/base.py.
       step: of the weights; None for an official network.
       codec_path: of the fitted codec; None for an official network.
+      batch_size: sounds that are made at once.
     """
 
-    def __init__(self, parts: pretrained.Pretrained, devices: Sequence_[jax.Device] | None, stages: Stages):
+    def __init__(self, parts: pretrained.Pretrained, devices: Sequence_[jax.Device] | None, stages: Stages,
+                 batch_size: int | None):
+        self.batch_size = parts.config['sampling']['batch_size'] if batch_size is None else batch_size
+        if self.batch_size < 1:
+            raise ValueError(f'batch_size is {self.batch_size}; it must be at least 1')
         self.name, self.config, self.step = parts.name, parts.config, parts.step
         self._model, self.codec_path, self._stages = parts.model, parts.codec_path, stages
         self._summed = parts.step is None  # an official network is shown the frames that the official code shows it
@@ -121,7 +126,8 @@ class Pipeline:
     def from_pretrained(cls, source: Path, *, variant: str | None = None, dtype: str | None = None, cache: Path | None = None,
                         folder: Path | None = None, offline: bool = False, verify: bool = True, compilation_cache: bool = True,
                         devices: Sequence_[jax.Device] | None = None, verbose: bool = False, sigma_rel: float | None = None,
-                        step: int | None = None, data_dir: Path | None = None) -> 'Pipeline':
+                        step: int | None = None, data_dir: Path | None = None,
+                        batch_size: int | None = None) -> 'Pipeline':
         """Loads the network; encoders and codec are loaded when they are first used.
 
         Args:
@@ -141,6 +147,7 @@ class Pipeline:
           sigma_rel: training run: width of the weights' average; None for its config.ema.synthesis_sigma_rel.
           step: training run: one of the stored ones; None for the last.
           data_dir: training run: folder with records/ (the fitted codec); None for its config.data_dir, or the workdir.
+          batch_size: sounds that are made at once; None for config.sampling's.
 
         Raises:
           ValueError: an unknown name, nothing in the folder, a file of other weights, a step that is not stored.
@@ -153,7 +160,7 @@ class Pipeline:
         with stages('load', os.fspath(source)):
             parts = pretrained.find(source, variant=variant, dtype=dtype, cache=cache, folder=folder, offline=offline,
                                     verify=verify, sigma_rel=sigma_rel, step=step, data_dir=data_dir)
-            pipe = cls(parts, devices, stages)
+            pipe = cls(parts, devices, stages, batch_size)
         pipe.room(Sequence(pipe.config['sequence']['rate'], pipe.config['sequence']['duration_s']))  # reports a missing codec
         return pipe
 
@@ -235,8 +242,8 @@ class Pipeline:
                                 seed=defaults['seed'] if seed is None else seed, takes=takes, mask_clip=mask_clip, noise=noise)
 
     def generate(self, made: Sequence_[Request], settings: sampler.SamplerSettings) -> list[list[Clip]]:
-        """The takes of every request, in their order; those of equal length share batches of config.sampling.batch_size."""
-        size = self.config['sampling']['batch_size']
+        """The takes of every request, in their order; those of equal length share batches of batch_size."""
+        size = self.batch_size
         clips: dict[int, list[Clip]] = {}
         for sequence in dict.fromkeys(one.sequence for one in made):
             alike = [index for index, one in enumerate(made) if one.sequence == sequence]
@@ -269,9 +276,8 @@ class Pipeline:
             text = encoder.encode_text([one.prompt for one in batch] + [one.negative_prompt for one in batch])
         rows = [(index, take) for index, one in enumerate(batch) for take in range(one.takes)]
         clips: list[list[Clip]] = [[] for _ in batch]
-        size = self.config['sampling']['batch_size']
-        for start in range(0, len(rows), size):
-            part = rows[start:start + size]
+        for start in range(0, len(rows), self.batch_size):
+            part = rows[start:start + self.batch_size]
             at = np.array([index for index, _ in part])
             noise = np.concatenate([_noise(batch[index], take) for index, take in part])
             with self._stages('flow', f'{len(part)} sounds of {sequence.duration_s:g} s, {settings.num_steps} steps'):

@@ -43,6 +43,11 @@ class SamplerSettings:
     guidance: float
     schedule: str = 'uniform'
 
+    @classmethod
+    def of(cls, sampling) -> 'SamplerSettings':
+        """Those of config.sampling."""
+        return cls(sampling.solver, sampling.num_steps, sampling.guidance, sampling.schedule)
+
     def __post_init__(self):
         if self.solver not in SOLVERS:
             raise ValueError(f'sampling.solver {self.solver!r} is not one of {", ".join(SOLVERS)}')

@@ -333,7 +333,7 @@ def _report(options, protocol: Protocol, systems: Mapping[str, System], asked: s
         } for name, system in systems.items()},
         'differences': differences, 'published': score_tables.published(protocol.table),
         'seconds': round(seconds, 1), 'devices': f'{jax.device_count()} {jax.devices()[0].device_kind}',
-        'versions': {'python': platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        'versions': versions(),
     }
 
 
@@ -341,11 +341,15 @@ def _plain(result: Result) -> dict[str, Any]:
     return {'value': result.value, 'low': result.low, 'high': result.high, 'clips': result.clips, 'note': result.note}
 
 
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:  # run from the source folder, not installed
-        return 'source'
+def versions() -> dict[str, str]:
+    """Of Python and the packages on which scores depend; 'source' for one that is not installed."""
+    found = {'python': platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # run from the source folder
+            found[package] = 'source'
+    return found
 
 
 def _sheets(config, workdir: pathlib.Path, protocol: Protocol, generated: Mapping[str, Mapping[str, pathlib.Path]],

@@ -5,6 +5,7 @@ A folder is written beside and renamed when whole. Of the stored averages `load_
 """
 from collections.abc import Mapping
 import json
+import os
 import pathlib
 import shutil
 from typing import Any
@@ -59,7 +60,10 @@ def save(workdir: pathlib.Path, step: int, averages: Mapping[float, Any], config
             if writes:
                 np.savez(partial / f'{_SIGMA_REL}{sigma_rel:g}.npz', allow_pickle=False, **tensors)
         if writes:
-            (partial / 'config.json').write_text(json.dumps(checkpoints.to_json(config), indent=1))
+            plain = checkpoints.to_json(config)
+            if plain.get('data_dir'):  # whoever samples may do so from another folder
+                plain['data_dir'] = os.path.abspath(plain['data_dir'])
+            (partial / 'config.json').write_text(json.dumps(plain, indent=1))
             partial.rename(folder)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)

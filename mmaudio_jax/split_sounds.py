@@ -95,8 +95,7 @@ def make_sampler(config, model: mmaudio.MMAudio, params: Any, sequence: Sequence
     """
     mesh = partitioning.make_mesh(config.mesh, config.sharding.slice_axis)
     size = _batch_size(config, mesh)
-    settings = sampler.SamplerSettings(config.sampling.solver, config.sampling.num_steps, config.sampling.guidance,
-                                       config.sampling.schedule)
+    settings = sampler.SamplerSettings.of(config.sampling)
     rules = partitioning.rules_of(config)
     placed = partitioning.on_mesh(model, mesh, config)
     sharding = partitioning.batch_sharding(mesh)

@@ -28,15 +28,16 @@ class Stages:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + taken_s
         if self._verbose:
             what = f'{stage} ({detail})' if detail else stage
-            print(f'{self._name}: {what}: {taken_s:.2f} s, {memory()}', flush=True)
+            print(f'{self._name}: {what}: {taken_s:.2f} s, {_memory()}', flush=True)
 
 
-def memory() -> str:
-    """The most memory that this process had so far, and the most of the first device where it tells."""
-    # ru_maxrss counts kilobytes, on macOS bytes.
-    unit = 1 if sys.platform == 'darwin' else 1024
-    text = f'peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.2f} GB'
-    statistics = jax.local_devices()[0].memory_stats() or {}
-    if 'peak_bytes_in_use' in statistics:
-        text += f', of the device {statistics["peak_bytes_in_use"] / 1e9:.2f} GB'
-    return text
+def peak_bytes() -> tuple[int, int]:
+    """The most memory that this process and its fullest device have held so far; 0 for devices that do not tell."""
+    unit = 1 if sys.platform == 'darwin' else 1024  # of ru_maxrss
+    devices = [(device.memory_stats() or {}).get('peak_bytes_in_use', 0) for device in jax.local_devices()]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, max(devices)
+
+
+def _memory() -> str:
+    process, device = peak_bytes()
+    return f'peak memory {process / 1e9:.2f} GB' + (f', of the device {device / 1e9:.2f} GB' if device else '')

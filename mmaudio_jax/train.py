@@ -1,7 +1,6 @@
 """The training loop. An exact resume depends on its order: evaluate, save, next batch, step, then log the step before."""
 import dataclasses
 import functools
-import math
 import pathlib
 import time
 from typing import Any, Callable
@@ -10,6 +9,7 @@ import jax
 import numpy as np
 
 from mmaudio_jax import checkpoints
+from mmaudio_jax import config_checks
 from mmaudio_jax import ema
 from mmaudio_jax import encoders
 from mmaudio_jax import flops
@@ -24,21 +24,12 @@ from mmaudio_jax.models import mmaudio
 from mmaudio_jax.sequence import Sequence
 from mmaudio_jax.weights import store
 
-# (field of the config, least value, largest value): what would train for days and leave nothing, or stop somewhere inside.
-_RANGES: tuple[tuple[str, float, float], ...] = (
-    ('input.workers', 0, math.inf), ('input.prefetch', 0, math.inf), ('flow.min_sigma', 0, 1), ('flow.video_dropout', 0, 1),
-    ('flow.text_dropout', 0, 1), ('optimizer.learning_rate', 0, math.inf), ('optimizer.clip_norm', 1e-12, math.inf),
-    ('ema.snapshot_every', 0, math.inf), ('train.total_steps', 1, math.inf), ('train.max_skipped', 0, math.inf),
-    ('train.log_every', 0, math.inf), ('train.validate_every', 0, math.inf), ('train.sample_every', 0, math.inf),
-    ('train.checkpoint_every', 0, math.inf), ('train.keep_last', 1, math.inf), ('train.keep_every', 0, math.inf))
-
 
 @dataclasses.dataclass(frozen=True)
 class Job:
     """What stays the same during a run: data, network, compiled steps, files."""
     config: Any
     workdir: pathlib.Path
-    mesh: jax.sharding.Mesh
     iterator: Any
     checkpointer: checkpoints.Checkpointer
     log: train_log.TrainLog
@@ -61,10 +52,11 @@ def train(config, workdir: pathlib.Path) -> None:
       CheckpointError: the checkpoint is of another config (names the field), the disk is full, or another process trains here.
       NonFiniteError: loss, gradient or state is not finite; the last checkpoint is untouched.
       ValueError: a field of the config that cannot be trained with.
-      SystemExit: with code 0, after a preemption notice (SIGTERM) and a save.
+      SystemExit: after a save, with code 0 when it was a preemption notice (SIGTERM), 130 when it was Ctrl-C.
     """
     train_log.silence()
-    check_fields(config)
+    config_checks.check(config)
+    _check_averages(config)
     workdir = pathlib.Path(workdir)
     with checkpoints.exclusive(workdir), checkpoints.Preemption() as preemption:
         checkpointer = checkpoints.Checkpointer(workdir, config.train, lambda: preemption.noticed)
@@ -83,16 +75,11 @@ def train(config, workdir: pathlib.Path) -> None:
             if not lost:
                 checkpointer.close()
     if preempted:
-        raise SystemExit(0)
+        raise SystemExit(preemption.exit_code)
 
 
-def check_fields(config) -> None:
-    """Raises ValueError, naming the field, for a number out of its range, or averages that no weights could be made of."""
-    for field, least, most in _RANGES:
-        section, name = field.split('.')
-        if not least <= config[section][name] <= most:  # so that NaN is refused, too
-            wanted = f'at least {least:g}' if most == math.inf else f'from {least:g} to {most:g}'
-            raise ValueError(f'config.{field} is {config[section][name]}; it must be {wanted}')
+def _check_averages(config) -> None:
+    """Raises ValueError for averages that no weights could be made of."""
     if not config.ema.sigma_rels:
         raise ValueError('config.ema.sigma_rels is empty: there would be no averages, and so no weights to sample from')
     for sigma_rel in (*config.ema.sigma_rels, config.ema.synthesis_sigma_rel):
@@ -132,8 +119,8 @@ def _run(config, workdir: pathlib.Path, checkpointer: checkpoints.Checkpointer) 
         state, step = restored
     log = train_log.TrainLog(workdir, config, step, config.input.batch_size * flops.training(model, sequence))
     log.say(_opening(config, mesh, shapes.params, step))
-    job = Job(config=config, workdir=workdir, mesh=mesh, iterator=iterator, checkpointer=checkpointer, log=log,
-              step=update, validation_loss=validation_loss, sample=sample, profile=profile)
+    job = Job(config=config, workdir=workdir, iterator=iterator, checkpointer=checkpointer, log=log, step=update,
+              validation_loss=validation_loss, sample=sample, profile=profile)
     try:
         return _loop(job, state, step)
     except train_log.NonFiniteError as error:

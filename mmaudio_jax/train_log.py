@@ -13,7 +13,6 @@ import logging
 import math
 import os
 import pathlib
-import resource
 import sys
 import time
 from typing import Any
@@ -25,6 +24,7 @@ import tensorboardX
 
 from mmaudio_jax import flops
 from mmaudio_jax import partitioning
+from mmaudio_jax import stages
 
 _DATA_SHARE = 0.02  # of the time of a step: more than this spent waiting for data is said in the progress line
 _FILE = 'metrics.jsonl'
@@ -218,11 +218,8 @@ class _Timed:
 
 def _memory() -> dict[str, float]:
     """The most memory that this process and its fullest device have held so far, GiB."""
-    values = {'host_peak_gib': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
-    peaks = [(device.memory_stats() or {}).get('peak_bytes_in_use', 0) for device in jax.local_devices()]
-    if any(peaks):
-        values['device_peak_gib'] = max(peaks) / 2**30
-    return values
+    process, device = stages.peak_bytes()
+    return {'host_peak_gib': process / 2**30} | ({'device_peak_gib': device / 2**30} if device else {})
 
 
 class Profile:
@@ -235,13 +232,14 @@ class Profile:
     def __init__(self, workdir: pathlib.Path, steps: Sequence[int]):
         if steps and (len(steps) != 2 or not 0 < steps[0] <= steps[1]):
             raise ValueError(f'config.train.profile_steps is {steps}; it must be () or (first, last)')
-        self._folder, self._steps, self._runs = pathlib.Path(workdir) / 'profile', tuple(steps), False
+        self._folder, self._steps = pathlib.Path(workdir) / 'profile', tuple(steps)
+        self._runs = self._ran = False
 
     def before(self, step: int) -> None:
-        """Starts when `step` is the first."""
-        if self._steps and step == self._steps[0]:
+        """Starts with the first of these steps that is run: the run may resume behind some of them."""
+        if self._steps and not self._runs and self._steps[0] <= step <= self._steps[1]:
             jax.profiler.start_trace(str(self._folder))
-            self._runs = True
+            self._runs = self._ran = True
 
     def after(self, step: int, results: Any) -> None:
         """Ends when `step` was the last; waits for its results."""
@@ -250,9 +248,12 @@ class Profile:
             self.close()
 
     def close(self) -> None:
-        """Writes what there is."""
+        """Writes what there is, or says that none of the steps was run."""
         if self._runs:
             jax.profiler.stop_trace()
+        elif self._steps and not self._ran:
+            print(f'training: no profile: none of the steps {self._steps[0]} to {self._steps[1]} '
+                  '(config.train.profile_steps) was run', file=sys.stderr, flush=True)
         self._runs = False
 
 

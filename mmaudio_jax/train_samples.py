@@ -9,13 +9,13 @@ import shutil
 from typing import Any, Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mmaudio_jax import codec
 from mmaudio_jax import input_pipeline
 from mmaudio_jax import media
 from mmaudio_jax import partitioning
+from mmaudio_jax import pipeline
 from mmaudio_jax import plots
 from mmaudio_jax import sampler
 from mmaudio_jax import train_step
@@ -49,11 +49,10 @@ def make_sample(config, model, sequence: Sequence, records: pathlib.Path, workdi
     examples = list(itertools.islice(input_pipeline.read_split(config, records, config.input.validation, 'validation'),
                                      config.train.sample_clips))
     decoder = codec.make(config.extract.codec, sequence, records / 'codec.npz', store.loader(config.weights))
-    settings = sampler.SamplerSettings(config.sampling.solver, config.sampling.num_steps, config.sampling.guidance,
-                                       config.sampling.schedule)
+    settings = sampler.SamplerSettings.of(config.sampling)
     sample = sampler.make_sampler(model, settings)
     gather = jax.jit(lambda params: params, out_shardings=shardings)
-    conditions_of = jax.jit(functools.partial(_conditions, model))
+    conditions_of = jax.jit(functools.partial(pipeline.with_empty_features, model))
     noise = np.asarray(sampler.noise(config.sampling.seed, range(len(examples)), sequence.latent_length,
                                      sequence.latent_channels))
     batch = {name: np.stack([np.asarray(example[name]) for example in examples]) for name in _FIELDS}
@@ -74,17 +73,6 @@ def _average(state: train_step.TrainState, sigma_rel: float) -> Any:
     """The running average whose width is nearest to sigma_rel."""
     nearest = min(range(len(state.ema.sigma_rels)), key=lambda index: abs(state.ema.sigma_rels[index] - sigma_rel))
     return state.ema.averages[nearest]
-
-
-def _conditions(model, params: Any, batch: Mapping[str, np.ndarray]) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Features of the batch, float32; what an example does not have is replaced by the learned empty features."""
-    names = ('clip_features', 'sync_features', 'text_features')
-    clip_shape, sync_shape = batch['clip_features'].shape, batch['sync_features'].shape
-    empty = model.apply({'params': params}, clip_shape[0], clip_shape[1], sync_shape[1], method='empty_features')
-    exists = (batch['video_exists'], batch['video_exists'], batch['text_exists'])
-    clip, sync, text = (jnp.where(there[:, None, None], batch[name].astype(np.float32), missing)
-                        for name, missing, there in zip(names, empty, exists, strict=True))
-    return clip, sync, text
 
 
 def _write_clips(folder: pathlib.Path, examples: Sequence_[Mapping[str, Any]], sounds: np.ndarray, truths: np.ndarray,

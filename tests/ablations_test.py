@@ -167,3 +167,10 @@ def test_wrong_tables_are_refused(fake):
         config = _config()
         config.ablations.rows = (('a', 'x'), ('a', 'y'))
         ablations.run(config, fake)
+
+
+def test_one_seed_for_all_runs_is_refused(fake, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', [*sys.argv, '--config.seed=7'])
+    with pytest.raises(ValueError, match='--config.seed would be that of every run; .* config.ablations.seeds'):
+        ablations.run(_config(), fake)
+    assert not (fake / 'calls').exists()

@@ -141,6 +141,16 @@ def test_sigterm_becomes_a_flag_and_the_handler_is_put_back():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_the_first_ctrl_c_is_a_notice_and_the_second_ends_at_once(capsys):
+    before = signal.getsignal(signal.SIGINT)
+    with checkpoints.Preemption() as preemption:
+        signal.raise_signal(signal.SIGINT)
+        assert preemption.noticed and preemption.exit_code == 130 and 'Ctrl-C again ends at once' in capsys.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def _truncate(folder: pathlib.Path):
     largest = max((p for p in folder.rglob('*') if p.is_file()), key=lambda p: p.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:100])

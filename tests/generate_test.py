@@ -95,10 +95,11 @@ def _train_anew(workdir, config):
 
 def test_fields_of_the_config_reach_the_job_and_all_devices_are_used(workdir):
     config = _config(workdir, input=str(workdir / 'videos' / 'c.mp4'), prompt='rain', duration_s=1.0)
-    config.sampling.update(negative_prompt='music', seed=7)
+    config.sampling.update(negative_prompt='music', seed=7, batch_size=3)
     job, = generate_jobs.jobs(config.generate, config.sampling)
     assert (job.prompt, job.negative_prompt, job.seed, job.duration_s) == ('rain', 'music', 7, 1.0)
-    assert generate._load(config, workdir)._mesh.size == jax.local_device_count() == 8
+    pipe = generate._load(config, workdir)
+    assert pipe._mesh.size == jax.local_device_count() == 8 and pipe.batch_size == 3
 
 
 def test_the_original_sound_is_an_option(workdir):

@@ -66,6 +66,18 @@ def test_a_batch_is_its_clips_one_by_one(pipe, workdir):
     assert pipe(video=[]) == []
 
 
+def test_sounds_at_once_are_those_of_the_run_unless_others_are_asked_for(pipe, workdir, monkeypatch):
+    pairs = mmaudio_jax.Pipeline.from_pretrained(workdir, batch_size=2, compilation_cache=False)
+    sizes = []
+    for one in (pipe, pairs):
+        made = lambda settings, noise, *_: sizes.append(len(noise)) or np.zeros(noise.shape, np.float32)
+        monkeypatch.setattr(one, '_sample', made)
+        one(prompt=['a', 'b', 'c'])
+    assert sizes == [3, 2, 1]
+    with pytest.raises(ValueError, match='batch_size is 0; it must be at least 1'):
+        mmaudio_jax.Pipeline.from_pretrained(workdir, batch_size=0, compilation_cache=False)
+
+
 def test_frames_in_memory_are_a_video(pipe, workdir, tmp_path):
     with av.open(str(workdir / 'a.mp4')) as container:
         pixels = np.stack([frame.to_ndarray(format='rgb24') for frame in container.decode(video=0)])

@@ -141,12 +141,13 @@ def test_killed_run_ends_like_an_undisturbed_one(tmp_path, records, cache, undis
     assert_equal_ends(undisturbed, workdir)
 
 
-def test_sigterm_saves_and_exits_zero(tmp_path, records, cache, undisturbed):
+@pytest.mark.parametrize('number, code', [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_told_to_stop_it_saves(tmp_path, records, cache, undisturbed, number, code):
     workdir = new_workdir(tmp_path, records, 'run')
     run = tiny_run.Run(workdir, cache)
     run.wait_for('step 2/')
-    os.kill(run.process.pid, signal.SIGTERM)
-    assert 'told to stop: saved step' in run.finish()
+    os.kill(run.process.pid, number)
+    assert 'told to stop: saved step' in run.finish(code)
     step = max(int(folder.name) for folder in (workdir / 'checkpoints').iterdir())
     assert step < STEPS and first_step(tiny_run.Run(workdir, cache).finish()) == step
     assert_equal_ends(undisturbed, workdir)

@@ -21,6 +21,10 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
     ((BASE, '--workdir=w', '--config.model.hiden_size=3'), 'no field'),
     ((BASE, '--workdir=w', '--config.train.total_steps=abc'), 'total_steps'),
     ((BASE, '--workdir=w', '--verbos'), 'verbos'),
+    ((BASE, '--workdir=w', '--mode=generate', '--config.sampling.batch_size=0'), 'config.sampling.batch_size is 0; it must be'),
+    ((BASE, '--workdir=w', '--mode=train', "--config.input.mixture=('vggsound', 5)"),
+     """config.input.mixture is ('vggsound', 5); it must be a tuple of (record set, repeats) tuples with a comma"""),
+    ((BASE, '--workdir=w', '--config.model.variant=large_44k_v2', '--mode=compile'), 'choose one of small_16k'),
     ((BASE, '--workdir=w', 'train'), "unexpected argument 'train'"),
     ((BASE, '--mode=train'), 'needs --workdir'),
     ((BASE, '--mode=compile', '--topology=v9:2x2'), "--topology is 'v9:2x2'"),  # needs no workdir

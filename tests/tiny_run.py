@@ -229,9 +229,9 @@ class Run:
         self.process.kill()
         self.process.join()
 
-    def finish(self) -> str:
-        """The output of a run that ends with exit code 0."""
+    def finish(self, code: int = 0) -> str:
+        """The output of a run that ends with this exit code."""
         self.process.join(STUCK_AFTER_S + 30)
         everything = '\n'.join(path.read_text() for path in sorted(self.output_path.parent.glob('output_*.txt')))
-        assert self.process.exitcode == 0, everything
+        assert self.process.exitcode == code, everything
         return self.output()

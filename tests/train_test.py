@@ -1,5 +1,4 @@
 """What the loop writes, says and refuses. That a run resumes exactly is held by resume_test."""
-import importlib
 import itertools
 import json
 import time
@@ -161,6 +160,21 @@ def test_log_says_where_the_time_went_and_the_steps_asked_for_are_profiled(workd
         train_log.Profile(workdir, (4, 3))
 
 
+def test_a_profile_begins_with_the_first_of_its_steps_that_is_run(tmp_path, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(jax.profiler, 'start_trace', lambda folder: calls.append('start'))
+    monkeypatch.setattr(jax.profiler, 'stop_trace', lambda: calls.append('stop'))
+    resumed, behind = train_log.Profile(tmp_path, (3, 5)), train_log.Profile(tmp_path, (3, 5))
+    for step in (4, 5, 6):
+        resumed.before(step)
+        resumed.after(step, None)
+    behind.before(6)
+    resumed.close()
+    behind.close()
+    assert calls == ['start', 'stop']
+    assert capsys.readouterr().err.count('no profile: none of the steps 3 to 5 (config.train.profile_steps) was run') == 1
+
+
 def test_waiting_for_data_is_told(workdir, monkeypatch):
     to_global = train.input_pipeline._to_global
     monkeypatch.setattr(train.input_pipeline, '_to_global', lambda *args: time.sleep(0.2) or to_global(*args))
@@ -186,11 +200,6 @@ def test_what_would_leave_nothing_is_refused_before_the_first_step(workdir, sect
     with pytest.raises(ValueError, match=message):
         train.train(config, workdir)
     assert not (workdir / 'checkpoints').exists()
-
-
-def test_every_config_can_be_trained_with():
-    for name in ('base', 'impacts', 's_16k', 's_44k', 'm_44k', 'l_44k', 'l_44k_v2'):
-        train.check_fields(importlib.import_module(f'configs.{name}').get_config())
 
 
 def test_microbatches_must_divide_the_batch(workdir):

@@ -269,8 +269,10 @@ def build(model_config: Mapping[str, Any], sequence: seq.Sequence) -> MMAudio:
         raise ValueError(f'model.variant {variant!r} is not one of {", ".join(VARIANTS)}')
     channels = VARIANTS[variant]['latent_channels']
     if channels != sequence.latent_channels:
+        fitting = [name for name, sizes in VARIANTS.items() if sizes['latent_channels'] == sequence.latent_channels]
         raise ValueError(f'model.variant {variant!r} has {channels} latent channels, but sequence.rate {sequence.rate!r} has '
-                         f'{sequence.latent_channels}: choose the variant that ends in {sequence.rate!r}')
+                         f'{sequence.latent_channels}: set config.sequence.rate and use records of that rate, or choose one of '
+                         f'{", ".join(fitting)}')
     if fields['dtype'] not in DTYPES:
         raise ValueError(f'model.dtype is {fields["dtype"]!r}; it must be one of {DTYPES}')
     chosen = VARIANTS[variant] | {name: value for name, value in fields.items() if value is not None}

@@ -1,0 +1,42 @@
+"""What every stage wants of a configuration: numbers within their range, tuples of the right form. Imports nothing."""
+import math
+from typing import Any
+
+# (field, least value, largest value): what would leave nothing after days, divide by zero, or stop somewhere inside.
+RANGES: tuple[tuple[str, float, float], ...] = (
+    ('input.workers', 0, math.inf), ('input.prefetch', 0, math.inf), ('flow.min_sigma', 0, 1), ('flow.video_dropout', 0, 1),
+    ('flow.text_dropout', 0, 1), ('optimizer.learning_rate', 0, math.inf), ('optimizer.clip_norm', 1e-12, math.inf),
+    ('ema.snapshot_every', 0, math.inf), ('train.total_steps', 1, math.inf), ('train.max_skipped', 0, math.inf),
+    ('train.log_every', 0, math.inf), ('train.validate_every', 0, math.inf), ('train.sample_every', 0, math.inf),
+    ('train.sample_clips', 0, math.inf), ('train.checkpoint_every', 0, math.inf), ('train.keep_last', 1, math.inf),
+    ('train.keep_every', 0, math.inf), ('sampling.batch_size', 1, math.inf), ('evaluate.max_clips', 0, math.inf),
+    ('evaluate.save_clips', 0, math.inf))
+# (field, parts of each of its tuples)
+ENTRIES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ('input.mixture', ('record set', 'repeats')), ('input.shares', ('record set', 'share')),
+    ('input.balance', ('record set', 'way')), ('ablations.rows', ('name', 'file of configs/')))
+
+
+def check(config) -> None:
+    """Raises ValueError, naming the field, for a number out of its range, or a field of pairs that holds something else."""
+    for field, least, most in RANGES:
+        value = _read(config, field)
+        if not least <= value <= most:  # so that NaN is refused, too
+            wanted = f'at least {least:g}' if most == math.inf else f'from {least:g} to {most:g}'
+            raise ValueError(f'config.{field} is {value}; it must be {wanted}')
+    for field, parts in ENTRIES:
+        check_entries(field, _read(config, field), *parts)
+
+
+def check_entries(field: str, value: Any, *parts: str) -> None:
+    """Raises ValueError for a field of the config that is no tuple of tuples, each with one value for every one of `parts`."""
+    for entry in value:
+        if not isinstance(entry, (tuple, list)) or len(entry) != len(parts):
+            form = ', '.join(f'"{part}"' for part in parts)
+            raise ValueError(f'config.{field} is {value!r}; it must be a tuple of ({", ".join(parts)}) tuples with a comma '
+                             f"behind each, also a single one: '(({form}),)'")
+
+
+def _read(config, field: str) -> Any:
+    section, name = field.split('.')
+    return config[section][name]
