@@ -25,6 +25,7 @@ HEADER_SUFFIXES = ('.wav', '.flac', '.ogg', '.oga', '.aif', '.aiff')  # whose he
 WINDOWS = 5  # of a sound file, at most (SPEC section 4)
 WINDOW_MARGIN_S = 0.1  # windows are that much longer than a clip
 REPORT = 'clips_report.json'
+ID_COLUMNS = ('source', 'youtube_id', 'sound_id', 'file_name', 'id', 'file', 'video', 'audio')  # of id lists
 AHEAD = 64  # files that are probed ahead
 
 
@@ -90,7 +91,7 @@ class Report:
         self.lists: dict[str, list[str]] = {kind: [] for kind in (
             'missing_files', 'duplicate_ids', 'renamed_ids', 'empty_captions', 'unknown_columns', 'unusable_rows',
             'unreadable_files', 'too_short', 'also_in_test')}
-        self.excluded: dict[str, list[str]] = {}  # by id list
+        self.excluded: dict[str, list[str]] = {}  # by id list; also those that took nothing out
         self.listings: dict[str, str] = {}  # files that were read → their digests
 
     def add(self, kind: str, what: str) -> None:
@@ -103,10 +104,10 @@ class Report:
         return read_text(path)
 
     def summary(self) -> str:
-        """The counts that are not zero, in words."""
-        counts = {kind.replace('_', ' '): len(found) for kind, found in self.lists.items()}
-        counts.update({f'excluded by {name}': len(found) for name, found in self.excluded.items()})
-        return ', '.join(f'{count} {kind}' for kind, count in counts.items() if count) or 'nothing to complain of'
+        """The counts that are not zero, in words, and what every id list took out."""
+        counts = [f'{len(found)} {kind.replace("_", " ")}' for kind, found in self.lists.items() if found]
+        counts += [f'{len(found)} excluded by {name}' for name, found in self.excluded.items()]
+        return ', '.join(counts) or 'nothing to complain of'
 
 
 def read_csv(path: pathlib.Path, report: Report, needed: Sequence[str], known: Sequence[str] = (),
@@ -164,11 +165,11 @@ def read_text(path: pathlib.Path) -> str:
 
 
 def read_ids(path: pathlib.Path, key: str = '') -> set[str]:
-    """The sources that an id list names.
+    """The sources and ids that an id list names, in the form of `source_of`.
 
     Known forms: .json (a list, or a dict of lists as WavCaps's blacklists, of which `key` is taken), a headerless csv as
-    VGGSound's (its test rows), a csv or tsv with a header (the column source, youtube_id, sound_id, file_name or id), else one
-    id a line. File name endings and the Y that AudioSet's files have before a YouTube id are taken off.
+    VGGSound's (its test rows), a csv or tsv with a header (the first of the columns ID_COLUMNS that it has), else one id a
+    line. File name endings and the Y that AudioSet's files have before a YouTube id are taken off.
 
     Raises:
       FileNotFoundError: no such file. ValueError: a json of another form, or a row that csv_rows refuses.
@@ -181,16 +182,16 @@ def read_ids(path: pathlib.Path, key: str = '') -> set[str]:
             if key not in found:
                 raise ValueError(f'{path}: has no list {key!r}; it has {", ".join(found)}')
             found = found[key]
-        return {source_of(str(value)) for value in found}
+        return {source_of(str(value)) for value in found} - {''}
     text = read_text(path)
     if path.suffix not in ('.csv', '.tsv'):
         return {source_of(line.strip()) for line in text.split('\n') if line.strip()}
     rows = [row for _, row in csv_rows(path, text, '\t' if path.suffix == '.tsv' else ',')]
-    for column in ('source', 'youtube_id', 'sound_id', 'file_name', 'id'):
+    for column in ID_COLUMNS:
         if rows and column in rows[0]:
             place = rows[0].index(column)
-            return {source_of(row[place]) for row in rows[1:] if len(row) > place}
-    return {source_of(row[0]) for row in rows if row and (len(row) != 4 or row[3] == 'test')}
+            return {source_of(row[place]) for row in rows[1:] if len(row) > place} - {''}
+    return {source_of(row[0]) for row in rows if row and (len(row) != 4 or row[3] == 'test')} - {''}
 
 
 def source_of(name: str) -> str:

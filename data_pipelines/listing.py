@@ -159,10 +159,14 @@ class _Listing:
         """Leaves out what an id list names, and from training what is in this dataset's own test or validation split."""
         kept, key = list(entries), BLACKLIST_KEYS.get(self._made_with['layout'], '')
         for path in self._made_with['exclude']:
-            sources = layouts.read_ids(pathlib.Path(path), key)
-            gone = [entry for entry in kept if entry.source in sources]
-            self._report.excluded[path] = [entry.id for entry in gone]
-            kept = [entry for entry in kept if entry.source not in sources]
+            names = layouts.read_ids(pathlib.Path(path), key)
+            named = [not names.isdisjoint({layouts.source_of(entry.source), layouts.source_of(entry.id)}) for entry in kept]
+            self._report.excluded[path] = [entry.id for entry, gone in zip(kept, named) if gone]
+            if kept and names and not any(named):
+                print(f'clips {self._name}: WARNING: {path} EXCLUDES NOTHING: none of its {len(names)} ids, such as '
+                      f'{min(names)!r}, is the source or the id of a clip, such as {layouts.source_of(kept[0].source)!r} and '
+                      f'{kept[0].id!r}', flush=True)
+            kept = [entry for entry, gone in zip(kept, named) if not gone]
         tested = {entry.source for entry in kept if entry.split != 'train' and entry.source}
         for entry in kept:
             if entry.split == 'train' and entry.source in tested:

@@ -194,6 +194,30 @@ def test_any_folder_with_a_csv(tmp_path):
                                                   for row, start in ((7, 'soon'), (8, 'nan'), (9, '-3')))]
 
 
+@pytest.mark.parametrize('name, text', [
+    ('ids.txt', 'sub/b.wav\nown\n'), ('ids.txt', 'sub/b\nown\n'),
+    ('list.csv', 'file,caption,split,label\nsub/b.wav,x,,\nd.wav,x,,\n'), ('ids.json', '["sub/b.wav", "", "own"]')])
+def test_an_id_list_takes_out_what_a_csv_names(tmp_path, capsys, name, text):
+    source = tmp_path / 'source'
+    write(source / 'list.csv', 'file,caption,id\na.wav,a,\nsub/b.wav,b,\nd.wav,d,own\n')
+    for file in ('a.wav', 'sub/b.wav', 'd.wav'):
+        write_sound(source / file, 1.2)
+    write(tmp_path / name, text)
+    tables, report = make(tmp_path, 'folder_csv', exclude=(('set', str(tmp_path / name)),))
+    assert [row['id'] for row in tables['train']] == ['a'] and report['excluded'] == {str(tmp_path / name): 2}
+    printed = capsys.readouterr().out
+    assert f'2 excluded by {tmp_path / name}' in printed and 'WARNING' not in printed
+
+
+def test_an_id_list_that_takes_nothing_out_is_said_loudly(tmp_path, capsys):
+    write_sound(tmp_path / 'source' / 'rain' / 'bell.wav', 1.2)
+    write(tmp_path / 'ids.txt', 'bell.wav\n')
+    make(tmp_path, 'folder_csv', exclude=(('set', str(tmp_path / 'ids.txt')),))
+    printed = capsys.readouterr().out
+    assert "NOTHING: none of its 1 ids, such as 'bell', is the source or the id of a clip, such as 'rain/bell' and" in printed
+    assert f'0 excluded by {tmp_path / "ids.txt"}' in printed
+
+
 def test_a_folder_whose_names_are_the_captions(tmp_path):
     for name in ('wolf/GrowlLoud-02.wav', 'wolf/wolf_howl.flac', 'wolf/wolf_howl.wav', 'bell.ogg'):
         write_sound(tmp_path / 'source' / name, 0.5)
