@@ -1,8 +1,9 @@
 """Any folder of media: with a csv or tsv that lists them, or without one, when the names are the captions.
 
 Columns (a header is needed): file, or video, or audio (paths below the folder, or names); and, as they are there, caption, id,
-split, start_s, label, source. Without start_s, sounds are cut into windows and videos start at their beginning. Without any
-listing, 'wolf/growl-2.ogg' becomes the training clip 'wolf growl' with the label 'wolf'.
+split, start_s, label, source. Without start_s, sounds are cut into windows and videos start at their beginning. Without an id,
+it is the file's path, and the start where there is one: 'rain/long_000030' is the clip of 'rain/long.wav' from 30 s on. Without
+any listing, 'wolf/growl-2.ogg' becomes the training clip 'wolf growl' with the label 'wolf'.
 """
 import collections
 import math
@@ -54,9 +55,16 @@ def _entry(folder: pathlib.Path, column: str, row: dict[str, str], media: layout
         start_s = math.nan
     if not 0 <= start_s < math.inf:
         return f'start_s is {start!r}, not a time in seconds from 0 on'
-    return layouts.Entry(row.get('id', '').strip() or named.with_suffix('').as_posix(), split, (row.get('caption', ''),), file,
+    own = named.with_suffix('').as_posix() + (f'_{_written(start_s)}' if start else '')  # as VGGSound names its clips
+    return layouts.Entry(row.get('id', '').strip() or own, split, (row.get('caption', ''),), file,
                          video, 'start' if video or start else 'spread', start_s, row.get('label', ''),
                          row.get('source', '') or str(named))
+
+
+def _written(start_s: float) -> str:
+    """'000030' of 30.0, '000030.25' of 30.25."""
+    whole, _, part = f'{start_s:.6f}'.rstrip('0').partition('.')
+    return whole.zfill(6) + (f'.{part}' if part else '')
 
 
 def _by_name(folder: pathlib.Path, media: layouts.Media) -> Iterator[layouts.Entry]:

@@ -218,6 +218,16 @@ def test_an_id_list_that_takes_nothing_out_is_said_loudly(tmp_path, capsys):
     assert f'0 excluded by {tmp_path / "ids.txt"}' in printed
 
 
+def test_rows_of_one_file_with_other_starts_are_clips_of_their_own(tmp_path):
+    write(tmp_path / 'source' / 'list.csv', 'file,caption,start_s,id\nsub/b.wav,a,0,\nsub/b.wav,b,1.25,\nsub/b.wav,c,10,\n'
+          'sub/b.wav,d,10.0,\nsub/b.wav,e,2,own\n')
+    write_sound(tmp_path / 'source' / 'sub' / 'b.wav', 12)
+    tables, report = make(tmp_path, 'folder_csv')
+    assert [(row['id'], row['start_s']) for row in tables['train']] == [
+        ('sub/b_000000', 0.0), ('sub/b_000001.25', 1.25), ('sub/b_000010', 10.0), ('own', 2.0)]
+    assert report['lists']['duplicate_ids'] == ['sub/b_000010']
+
+
 def test_a_folder_whose_names_are_the_captions(tmp_path):
     for name in ('wolf/GrowlLoud-02.wav', 'wolf/wolf_howl.flac', 'wolf/wolf_howl.wav', 'bell.ogg'):
         write_sound(tmp_path / 'source' / name, 0.5)
