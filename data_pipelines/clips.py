@@ -5,6 +5,7 @@ table, or absolute, or null), caption, split, and optionally start_s, label and 
 video; video null, a sound alone. What else stands in a line (onset times, seeds) belongs to others and is kept out of the
 records.
 """
+import collections
 import dataclasses
 import hashlib
 import json
@@ -49,12 +50,20 @@ class Clip:
 
 
 def check_entries(field: str, value: Any, *parts: str) -> None:
-    """Raises ValueError for a field of the config that is no tuple of tuples, each with one value for every one of `parts`."""
-    for entry in value:
-        if not isinstance(entry, (tuple, list)) or len(entry) != len(parts):
+    """Raises ValueError for a field of the config that is no tuple of tuples, each with one string for every one of `parts`."""
+    for entry in value if isinstance(value, (tuple, list)) else [value]:
+        if not isinstance(entry, (tuple, list)) or len(entry) != len(parts) or not all(isinstance(part, str) for part in entry):
             form = ', '.join(f'"{part}"' for part in parts)
-            raise ValueError(f'config.{field} is {value!r}; it must be a tuple of ({", ".join(parts)}) tuples with a comma '
-                             f"behind each, also a single one: '(({form}),)'")
+            raise ValueError(f'config.{field} is {value!r}; it must be a tuple of ({", ".join(parts)}) tuples of strings '
+                             f"with a comma behind each tuple, also a single one: '(({form}),)'")
+
+
+def check_distinct(field: str, names: Iterable[Any]) -> None:
+    """Raises ValueError for a field of the config that names something twice: one of the two would be left out."""
+    name, count = next(iter(collections.Counter(names).most_common(1)), ('', 0))
+    if count > 1:
+        raise ValueError(f'config.{field} names {name!r} {count} times; give every one a name of its own, or list its media in '
+                         'one folder')
 
 
 def read_table(path: pathlib.Path) -> list[Clip]:

@@ -55,6 +55,8 @@ def extract(config, workdir: pathlib.Path) -> None:
     settings, root = config.extract, pathlib.Path(config.data_dir or workdir).absolute()
     clips_lib.check_entries('extract.datasets', settings.datasets, 'record set', 'folder of clip tables')
     clips_lib.check_entries('extract.memmaps', settings.memmaps, 'record set', 'split', 'folder of memory maps')
+    clips_lib.check_distinct('extract.datasets', (name for name, _ in settings.datasets))
+    clips_lib.check_distinct('extract.memmaps', ((name, split) for name, split, _ in settings.memmaps))
     if config.clips.datasets:
         listing.make_tables(config, root)
     imported = memmaps.import_sets(config, root, *_place(settings)) if settings.memmaps else []

@@ -60,6 +60,7 @@ def make_tables(config, root: pathlib.Path) -> None:
     clips_lib.check_entries('clips.datasets', settings.datasets, 'record set', 'layout', 'folder')
     clips_lib.check_entries('clips.exclude', settings.exclude, 'record set', 'file of ids')
     names = [name for name, _, _ in settings.datasets]
+    clips_lib.check_distinct('clips.datasets', names)
     unknown = sorted({name for name, _ in settings.exclude} - set(names))
     if unknown:
         raise ValueError(f'config.clips.exclude names {", ".join(unknown)}, which config.clips.datasets does not have')

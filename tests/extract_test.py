@@ -136,6 +136,10 @@ def test_statistics_can_be_taken(workdir):
                                              r"""must be .*, also a single one: '\(\("record set", "folder of.*"\),\)'"""),
                                             ({'datasets': ('ab', 'cd')}, 'config.extract.datasets is '),
                                             ({'memmaps': (('clips', 'train'),)}, 'config.extract.memmaps is '),
+                                            ({'datasets': ((1, 'media/clips'),)}, 'config.extract.datasets is .* of strings'),
+                                            ({'datasets': 2 * (('clips', 'media/clips'),)}, "extract.datasets names 'clips' 2"),
+                                            ({'memmaps': (('a', 'train', 'x'), ('a', 'train', 'y'))},
+                                             r"extract.memmaps names \('a', 'train'\) 2 times"),
                                             ({'encoder': 'none'}, 'config.extract.encoder'),
                                             ({'datasets': (('clips', 'media/none'), )}, 'media/none/train.jsonl')])
 def test_other_settings_are_refused(workdir, changes, field):

@@ -339,11 +339,19 @@ def test_windows_of_one_file_are_not_in_two_splits(tmp_path):
 
 
 @pytest.mark.parametrize('field, value', [('datasets', ('set', 'folder_csv', 'x')), ('datasets', (('set', 'folder_csv'),)),
-                                          ('exclude', ('set', 'ids.txt'))])
+                                          ('exclude', ('set', 'ids.txt')), ('datasets', ((1, 'folder_csv', 'x'),)),
+                                          ('exclude', ((1, 'ids.txt'),))])
 def test_entries_without_their_inner_comma_are_explained(tmp_path, field, value):
     config = base.get_config()
     config.clips[field] = value
     with pytest.raises(ValueError, match=rf"config.clips.{field} is \(.*it must be a tuple of \(record set, .*'\(\(.*\),\)'"):
+        listing.make_tables(config, tmp_path)
+
+
+def test_a_set_that_is_named_twice_is_refused(tmp_path):
+    config = base.get_config()
+    config.clips.datasets = (('set', 'folder_csv', 'x'), ('set', 'vggsound', 'y'))
+    with pytest.raises(ValueError, match="config.clips.datasets names 'set' 2 times; give every one a name of its own"):
         listing.make_tables(config, tmp_path)
 
 
