@@ -6,6 +6,7 @@ caption says what is done to what ('a drumstick hits metal, scratches cloth'), a
 counted from its start.
 """
 import functools
+import math
 import pathlib
 from typing import Any, Iterator
 
@@ -37,7 +38,10 @@ def _actions(path: pathlib.Path, report: layouts.Report) -> Iterator[tuple[float
     for number, line in enumerate(report.read(path).splitlines(), 1):
         words = line.split()
         try:
-            yield float(words[0]), words[1], words[2]
+            action = float(words[0]), words[1], words[2]
+            if not 0 <= action[0] < math.inf:
+                raise ValueError
+            yield action
         except (ValueError, IndexError):
             report.add('unusable_rows', f'{path.name}, line {number}: {line!r}')
 

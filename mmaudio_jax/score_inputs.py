@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import csv
 import dataclasses
 import json
+import math
 import pathlib
 import re
 from typing import Any
@@ -150,20 +151,26 @@ def _table(path: pathlib.Path, duration_s: float, names: Sequence[str] | None) -
     videos: dict[str, _Media] = {}
     used = {name: rows[name] for name in (rows if names is None else names)}
     for name, row in used.items():
-        start_s = float(row.get('start_s') or 0.0)
+        start_s = float(row.get('start_s') or 0.0)  # _object has checked it
         for file, media in ((row.get('audio') or row.get('video'), sounds), (row.get('video'), videos)):
             if file:
                 media[name] = Part(path.parent / file, start_s, duration_s) if start_s else path.parent / file
     return References(sounds, videos, {name: row['caption'] for name, row in used.items() if row.get('caption')},
-                      {name: onset_times(row, f'{path}, row {name!r}') for name, row in used.items() if 'onset_times_s' in row})
+                      {name: row['onset_times_s'] for name, row in used.items() if 'onset_times_s' in row})
 
 
 def onset_times(row: Mapping[str, Any], where: str) -> list[float]:
-    """onset_times_s of a table's row, seconds; ValueError, which begins with `where`, when it is not a list of numbers."""
+    """onset_times_s of a table's row, seconds; ValueError, which begins with `where`, when it is not a list of times."""
     times = row['onset_times_s']
-    if not isinstance(times, list) or not all(isinstance(time_s, (int, float)) for time_s in times):
-        raise ValueError(f'{where}: onset_times_s is {json.dumps(times)}; a list of seconds is needed, [] where nothing sounds')
+    if not isinstance(times, list) or not all(map(_is_time, times)):
+        raise ValueError(f'{where}: onset_times_s is {json.dumps(times)}; a list of seconds is needed, each from 0 on, [] '
+                         'where nothing sounds')
     return times
+
+
+def _is_time(value: Any) -> bool:
+    """Whether it is a number of seconds from 0 on; true and false are no numbers."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def short(clips: Mapping[str, pathlib.Path], duration_s: float) -> dict[str, float]:
@@ -218,6 +225,10 @@ def _object(line: str, path: pathlib.Path, number: int) -> dict[str, Any]:
         raise ValueError(f'{path}, line {number}: {error}') from error
     if not isinstance(row, dict):
         raise ValueError(f'{path}, line {number}: is not a JSON object')
+    if row.get('start_s') is not None and not _is_time(row['start_s']):
+        raise ValueError(f'{path}, line {number}: start_s is {json.dumps(row["start_s"])}; seconds from 0 on are needed')
+    if 'onset_times_s' in row:
+        onset_times(row, f'{path}, line {number}')
     return row
 
 
@@ -229,8 +240,19 @@ def _cell(row: Mapping[str, Any], columns: tuple[str, ...], table: str) -> str:
 
 
 def _times(path: pathlib.Path) -> list[float]:
-    """The first number of every line, seconds."""
-    try:
-        return [float(line.replace(',', ' ').split()[0]) for line in path.read_text().splitlines() if line.strip()]
-    except (ValueError, IndexError) as error:
-        raise ValueError(f'{path}: a line does not begin with a time in seconds') from error
+    """The first number of every line, seconds; what follows it may be in any encoding."""
+    times = []
+    for number, line in enumerate(path.read_text(encoding='utf-8-sig', errors='replace').split('\n'), 1):
+        if not line.strip():
+            continue
+        if re.match(r'\s*[-+\d.]*\d,\d', line):
+            raise ValueError(f'{path}, line {number}: {line.split()[0]!r} has a comma between two digits; write a decimal '
+                             'point, or a space behind a comma that ends the time')
+        word = next(iter(line.replace(',', ' ').split()), line)
+        try:
+            times.append(float(word))
+        except ValueError as error:
+            raise ValueError(f'{path}, line {number}: {word!r} is not a time in seconds, with which a line begins') from error
+        if not _is_time(times[-1]):
+            raise ValueError(f'{path}, line {number}: {word!r} is not a time in seconds from 0 on')
+    return times

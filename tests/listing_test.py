@@ -166,14 +166,16 @@ def test_greatest_hits(tmp_path):
     write(source / 'test.txt', '2015-02-02\n')
     for name in ('2015-01-01', '2015-02-02'):
         write_sound(source / f'{name}_denoised.wav', 2.4)
-    write(source / '2015-01-01_times.txt', '0.25 metal hit static\n0.5 plastic-bag scratch deform\n1.5 None hit None\nbad\n')
+    write(source / '2015-01-01_times.txt', '0.25 metal hit static\n0.5 plastic-bag scratch deform\n1.5 None hit None\nbad\n'
+          '-1 metal hit static\n')
     write(source / '2015-02-02_times.txt', '')
     tables, report = make(tmp_path, 'greatest_hits')
     first, second = tables['train']
     assert first['caption'] == 'a drumstick hits metal, scratches plastic bag' and first['onset_times_s'] == [0.25, 0.5]
     assert second['caption'] == 'a drumstick touches things' and second['onset_times_s'] == [0.5] and second['start_s'] == 1.0
     assert len(tables['test']) == 2 and report['lists']['missing_files'] == ['lost_times.txt']
-    assert report['lists']['unusable_rows'] == ["2015-01-01_times.txt, line 4: 'bad'"]
+    assert report['lists']['unusable_rows'] == ["2015-01-01_times.txt, line 4: 'bad'",
+                                                "2015-01-01_times.txt, line 5: '-1 metal hit static'"]
 
 
 def test_any_folder_with_a_csv(tmp_path):

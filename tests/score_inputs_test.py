@@ -57,12 +57,21 @@ def test_references_of_a_folder(tmp_path):
     (tmp_path / 'd.csv').write_text('title,words\na,b\n')
     with pytest.raises(ValueError, match='d.csv: a row has none of the columns'):
         score_inputs.references('', str(tmp_path / 'd.csv'), 8.0)
-    (folder / 'b_times.txt').write_text('soon\n')
-    with pytest.raises(ValueError, match='b_times.txt: a line does not begin with a time'):
-        score_inputs.references(str(folder), '', 8.0)
-    (folder / 'b_times.txt').write_text('0.5\n,\n')
-    with pytest.raises(ValueError, match='b_times.txt: a line does not begin with a time'):
-        score_inputs.references(str(folder), '', 8.0)
+
+
+@pytest.mark.parametrize('text, message', [
+    ('soon', "line 2: 'soon' is not a time in seconds, with which"), (',', "line 2: ',' is not a time in seconds, with which"),
+    ('1,5', "line 2: '1,5' has a comma between two digits; write a decimal point"), ('nan', "line 2: 'nan' is not a time"),
+    ('-1 metal', "line 2: '-1' is not a time in seconds from 0 on"), ('inf', "line 2: 'inf' is not a time")])
+def test_onsets_that_are_no_times_are_refused_by_line(tmp_path, text, message):
+    (_touch(tmp_path / 'r', 'b.mp4') / 'b_times.txt').write_text(f'0.5, metal\n{text}\n')
+    with pytest.raises(ValueError, match=f'b_times.txt, {message}'):
+        score_inputs.references(str(tmp_path / 'r'), '', 8.0)
+
+
+def test_onsets_with_a_byte_order_mark_or_in_latin_1(tmp_path):
+    (_touch(tmp_path / 'r', 'b.mp4') / 'b_times.txt').write_bytes(b'\xef\xbb\xbf0.5 metal\r\n1.25, caf\xe9\r\n')
+    assert score_inputs.references(str(tmp_path / 'r'), '', 8.0).onsets == {'b': [0.5, 1.25]}
 
 
 def test_references_whose_names_have_an_ending(tmp_path):
@@ -102,11 +111,15 @@ def test_references_of_a_table(tmp_path):
     assert set(score_inputs.references(str(path), '', 8.0, ['b']).sounds) == {'b'}
     with pytest.raises(ValueError, match=r'no row for 1 of the 2 records \(c\)'):
         score_inputs.references(str(path), '', 8.0, ['a', 'c'])
-    for times in ('null', '0.5', '["0.5"]'):
-        path.write_text('{"id": "a", "onset_times_s": %s}' % times)
+    for times in ('null', '0.5', '["0.5"]', '[NaN]', '[1.0, -5]', '[true]', '[Infinity]'):
+        path.write_text('{"id": "b"}\n{"id": "a", "onset_times_s": %s}' % times)
         with pytest.raises(ValueError) as error:
             score_inputs.references(str(path), '', 8.0)
-        assert str(error.value).startswith(f"{path}, row 'a': onset_times_s is {times}; a list of seconds is needed")
+        assert str(error.value).startswith(f'{path}, line 2: onset_times_s is {times}; a list of seconds is needed, each from 0')
+    for start in ('-3', '"x"', 'NaN', 'true'):
+        path.write_text('{"id": "a", "start_s": %s}' % start)
+        with pytest.raises(ValueError, match=f'test.jsonl, line 1: start_s is {start}; seconds from 0 on are needed'):
+            score_inputs.references(str(path), '', 8.0)
     path.write_text(2 * (json.dumps(row) + '\n'))
     with pytest.raises(ValueError, match='two rows have one id'):
         score_inputs.references(str(path), '', 8.0)
