@@ -25,6 +25,7 @@ from data_pipelines import reading
 from data_pipelines import shards as shards_lib
 from data_pipelines.progress import Progress
 from data_pipelines.progress import span
+from data_pipelines.set_in_work import in_use
 from data_pipelines.set_in_work import is_done
 from data_pipelines.set_in_work import REJECTED_FILE
 from data_pipelines.set_in_work import SetInWork
@@ -90,7 +91,8 @@ def extract(config, workdir: pathlib.Path) -> None:
                                    {'dtype': config.weights.dtype, **store.places(config.weights)})
             work = SetInWork(plan, clips_lib.read_splits(folders[name]), made_with[name], settings.clips_per_shard,
                              settings.max_rejected)
-            _make(work, settings, workers)
+            with work:
+                _make(work, settings, workers)
     _wait_for_all_hosts('extract')
     if jax.process_index() == 0:
         for place in places.values():
@@ -219,8 +221,12 @@ def _fit_codec(workers: processes.Workers, config, folders: dict[str, pathlib.Pa
                place: pathlib.Path) -> None:
     """Fits the pca codec, unless codec.npz is there and fitted to the same clips. Every process that finds none fits it: the
     result is the same, and none has to wait for another."""
+    others = in_use(place)  # asked first: those who work had a codec before
     if _fitted(place) == fitted_to:
         return
+    if others:
+        raise ValueError(f'{place}: another process is extracting {", ".join(others)} there, with a codec that was fitted to '
+                         'something else; wait for its end, or choose another workdir')
     _check_refit(place, fitted_to)
     sequence = Sequence(fitted_to['rate'], fitted_to['duration_s'])
     path, note = place / 'codec.npz', place / 'codec.json'

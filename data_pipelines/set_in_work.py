@@ -1,14 +1,15 @@
 """A record set while it is made: which shards are missing, and how finished shards become a set; safe with many processes.
 
 Processes share nothing but the folder. Process i of n makes the shards i, i + n, …; whoever finds all of them there makes the
-folder a set, under a lock that the system drops when its holder dies.
+folder a set, under a lock that the system drops when its holder dies. Whoever works at a set holds its file .<name>.working in
+common with the others, so that nobody deletes their shards meanwhile.
 """
 import contextlib
 import fcntl
 import json
 import pathlib
 import shutil
-from typing import Any, Iterator, Mapping
+from typing import Any, IO, Iterator, Mapping
 
 import numpy as np
 
@@ -40,8 +41,29 @@ def is_done(folder: pathlib.Path, schema: records.Schema, made_with: Mapping[str
     return True
 
 
+def in_use(place: pathlib.Path) -> list[str]:
+    """The sets of a records folder that processes are working at now."""
+    found = []
+    for path in sorted(place.glob('.*.working')):
+        with contextlib.suppress(FileNotFoundError), open(path, 'rb') as file:
+            if not _locks(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                found.append(path.name.removeprefix('.').removesuffix('.working'))
+    return found
+
+
+def _locks(file: IO, operation: int) -> bool:
+    """Whether the lock is had; also on a file system without locks."""
+    try:
+        fcntl.flock(file, operation)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
 class SetInWork:
-    """The finished and missing shards of one set, for every rate that is made of it."""
+    """The finished and missing shards of one set, for every rate that is made of it; a context manager that lets go of it."""
 
     def __init__(self, plan: Plan, splits: Mapping[str, list[clips_lib.Clip]], made_with: Mapping[str, Any],
                  clips_per_shard: int, max_rejected: float):
@@ -55,11 +77,28 @@ class SetInWork:
         """
         self.plan, self._made_with, self._max_rejected = plan, dict(made_with), max_rejected
         self._clips_per_shard = clips_per_shard
+        self._held = contextlib.ExitStack()  # files that are locked
         self.shards = []
         for split, table in splits.items():
             count = -(-len(table) // clips_per_shard)
             for i in range(count):
                 self.shards.append(Shard(split, i, count, tuple(table[i * clips_per_shard:(i + 1) * clips_per_shard])))
+
+    def __enter__(self) -> 'SetInWork':
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Lets go of the set."""
+        self._held.close()
+        for target in self.plan.targets:
+            if self._final(target).is_dir():
+                self._working(target).unlink(missing_ok=True)
+
+    def _working(self, target: Target) -> pathlib.Path:
+        return target.folder.with_name(f'.{self.plan.name}.working')
 
     def was_finished_by_another(self) -> bool:
         """Whether the folders are sets by now; waits for a process that is just about to make them so."""
@@ -72,12 +111,19 @@ class SetInWork:
         return target.folder.with_name(self.plan.name)
 
     def prepare(self, alone: bool) -> None:
-        """Makes the folders; keeps the shards of a killed run, unless they were made with other settings or clips.
+        """Makes the folders, and holds them until `release`; keeps the shards of a killed run, unless they were made with other
+        settings or clips.
 
         Args:
           alone: no other process works here, so that shards of other settings may be deleted.
+
+        Raises:
+          ValueError: shards of other settings or clips, and others work here, at these or those.
         """
         for target in self.plan.targets:
+            target.folder.parent.mkdir(parents=True, exist_ok=True)
+            working = self._held.enter_context(open(self._working(target), 'w', encoding='utf-8'))
+            _locks(working, fcntl.LOCK_SH)
             settings = {**target.schema.metadata(), 'made_with': self._made_with, 'clips_per_shard': self._clips_per_shard}
             path, whole = target.progress / 'made_with.json', target.folder / records.METADATA_FILE
             if target.folder.is_dir():
@@ -85,13 +131,18 @@ class SetInWork:
                 if stored and {**settings, **stored} == settings:
                     continue
                 if stored and not alone:
-                    raise ValueError(f'{target.folder}: holds unfinished shards of other settings or clips; delete it')
+                    raise ValueError(f'{target.folder}: holds unfinished shards of other settings or clips; delete it, when '
+                                     'no other process is working there')
+                if stored and not _locks(working, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    raise ValueError(f'{target.folder}: another process is extracting {self.plan.name} there, with other '
+                                     'settings or clips; wait for its end, or choose another workdir')
                 if stored:
                     print(f'extract {self.plan.name}: unfinished shards of other settings or clips are deleted', flush=True)
                     shutil.rmtree(target.folder)
             if not self._final(target).is_dir():
                 target.progress.mkdir(parents=True, exist_ok=True)
                 write_json(path, settings)
+            _locks(working, fcntl.LOCK_SH)
 
     def missing(self, index: int, count: int) -> list[Shard]:
         """The shards that process `index` of `count` has still to make."""
@@ -121,7 +172,9 @@ class SetInWork:
         for target in self.plan.targets:
             with self._lock(target):
                 if not self._final(target).is_dir() and not self._make_set(target):
+                    self.release()
                     return None
+        self.release()
         final = self._final(self.plan.targets[0])
         lines = {name: (final / name).read_bytes().count(b'\n') for name in (CLIPS_FILE, REJECTED_FILE)}
         return {'records': lines[CLIPS_FILE], 'rejected': lines[REJECTED_FILE]}

@@ -286,6 +286,36 @@ def test_two_processes_with_the_same_shards_do_not_disturb_each_other(tmp_path):
     assert contents(tmp_path / 'records' / 'sounds') == expected
 
 
+@pytest.mark.parametrize('changes, message', [
+    ({'clips_per_shard': 2}, r'sounds\.partial: another process is extracting sounds there, with other settings or clips;'),
+    ({'duration_s': 0.8}, 'records: another process is extracting sounds there, with a codec that was fitted to')])
+def test_another_extraction_deletes_nothing_while_one_runs(tmp_path, monkeypatch, changes, message):
+    sounds_workdir(tmp_path, 4)
+    other = sounds_config(**{name: value for name, value in changes.items() if name != 'duration_s'})
+    other.sequence.duration_s = changes.get('duration_s', 1.0)
+    extract_here = extract._extract_here
+
+    def with_another(*args):
+        monkeypatch.setattr(extract, '_extract_here', extract_here)
+        before = (tmp_path / 'records' / 'codec.npz').read_bytes()
+        with pytest.raises(ValueError, match=message):
+            extract.extract(other, tmp_path)
+        assert (tmp_path / 'records' / 'codec.npz').read_bytes() == before
+        extract_here(*args)
+
+    monkeypatch.setattr(extract, '_extract_here', with_another)
+    extract.extract(sounds_config(), tmp_path)
+    assert len(load(tmp_path, 'sounds', 'train')) == 4 and not list((tmp_path / 'records').glob('.*'))
+
+
+def test_shards_of_other_settings_that_nobody_works_at_are_deleted(tmp_path, capsys):
+    sounds_workdir(tmp_path, 4)
+    extract.extract(sounds_config(process_index=1, process_count=2), tmp_path)
+    extract.extract(sounds_config(clips_per_shard=2), tmp_path)
+    assert 'unfinished shards of other settings or clips are deleted' in capsys.readouterr().out
+    assert len(load(tmp_path, 'sounds', 'train')) == 4
+
+
 def test_captions_are_encoded_once(tmp_path, monkeypatch):
     sounds_workdir(tmp_path, 9)
     texts = []

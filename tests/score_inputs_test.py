@@ -115,7 +115,7 @@ def test_references_of_a_table(tmp_path):
         path.write_text('{"id": "b"}\n{"id": "a", "onset_times_s": %s}' % times)
         with pytest.raises(ValueError) as error:
             score_inputs.references(str(path), '', 8.0)
-        assert str(error.value).startswith(f'{path}, line 2: onset_times_s is {times}; a list of seconds is needed, each from 0')
+        assert str(error.value).startswith(f'{path}, line 2: onset_times_s is {times}; a list of seconds is needed, each from')
     for start in ('-3', '"x"', 'NaN', 'true'):
         path.write_text('{"id": "a", "start_s": %s}' % start)
         with pytest.raises(ValueError, match=f'test.jsonl, line 1: start_s is {start}; seconds from 0 on are needed'):
