@@ -78,8 +78,8 @@ def read_table(path: pathlib.Path) -> list[Clip]:
         raise FileNotFoundError(f'{path}: no such clip table; config.extract.datasets names the folder that holds it')
     clips: list[Clip] = []
     lines: dict[str, int] = {}
-    with open(path, encoding='utf-8') as file:  # whose lines end where JSON's do; str.splitlines() also cuts captions at U+2028
-        for number, line in enumerate(file, 1):
+    for number, line in enumerate(_lines(path), 1):
+        if line.strip():
             try:
                 clip = _parse(json.loads(line), path)
             except ValueError as error:
@@ -91,6 +91,15 @@ def read_table(path: pathlib.Path) -> list[Clip]:
     if not clips:
         raise ValueError(f'{path}: the table is empty; write its clips, or remove it')
     return clips
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+    """Of a table, which end where JSON's do; str.splitlines() also cuts captions at U+2028."""
+    try:
+        return path.read_text(encoding='utf-8-sig').split('\n')
+    except UnicodeDecodeError as error:
+        line = error.object[:error.start].count(b'\n') + 1
+        raise ValueError(f'{path}, line {line}: is not UTF-8 ({error.reason}); save the table as UTF-8') from error
 
 
 def _parse(row: Any, path: pathlib.Path) -> Clip:

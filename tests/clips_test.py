@@ -50,6 +50,19 @@ def test_a_bad_line_is_named(tmp_path, bad, message):
         clips.read_table(write(tmp_path / 'train.jsonl', ROW, bad))
 
 
+def test_blank_lines_and_a_byte_order_mark_do_no_harm(tmp_path):
+    rows = [json.dumps({**ROW, 'id': name}) for name in 'ab']
+    (tmp_path / 'train.jsonl').write_text(f'\ufeff{rows[0]}\r\n\n{rows[1]}\n \n')
+    assert [clip.id for clip in clips.read_table(tmp_path / 'train.jsonl')] == ['a', 'b']
+
+
+def test_a_table_in_latin_1_is_named(tmp_path):
+    text = json.dumps(ROW) + '\n' + json.dumps({**ROW, 'id': 'café'}, ensure_ascii=False)
+    (tmp_path / 'train.jsonl').write_bytes(text.encode('latin-1'))
+    with pytest.raises(ValueError, match='train.jsonl, line 2: is not UTF-8 .*; save the table as UTF-8'):
+        clips.read_table(tmp_path / 'train.jsonl')
+
+
 def test_missing_and_empty_tables_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match='holds none of train.jsonl, validation.jsonl, test.jsonl'):
         clips.read_splits(tmp_path)
