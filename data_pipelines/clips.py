@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import re
 from typing import Any, Iterable, Mapping
 
 from mmaudio_jax import media
@@ -18,6 +19,7 @@ SPLITS = ('train', 'validation', 'test')
 REQUIRED = ('id', 'video', 'audio', 'caption', 'split')
 NULLABLE = ('video', 'audio')
 FILLS = ('', 'silence', 'repeat')
+SURROGATES = re.compile('[\ud800-\udfff]')  # no text: no encoding has them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +114,10 @@ def _parse(row: Any, path: pathlib.Path) -> Clip:
         nullable = column in NULLABLE
         if not isinstance(row[column], str) and not (nullable and row[column] is None):
             raise ValueError(f'{column!r} is {row[column]!r}, not a string{" or null" if nullable else ""}')
+    for column in ('id', 'caption', 'label'):
+        if SURROGATES.search(str(row.get(column, ''))):
+            raise ValueError(f'{column!r} is {row[column]!r}, which holds half a character (a lone surrogate); write the whole '
+                             'character, or none')
     start_s = row.get('start_s', 0.0)
     if isinstance(start_s, bool) or not isinstance(start_s, (int, float)) or not 0 <= start_s < float('inf'):
         raise ValueError(f"'start_s' is {start_s!r}, not a time in seconds from 0 on")

@@ -202,10 +202,11 @@ class _Listing:
         count = max(len(starts_s), len(entry.captions)) if starts_s else 0
         for i in range(count):
             start_s = starts_s[i % len(starts_s)]
-            row = {'id': self._own_id(entry.split, entry.id if count == 1 else f'{entry.id}_{i}'),
+            own_id = _text(entry.id)
+            row = {'id': self._own_id(entry.split, own_id if count == 1 else f'{own_id}_{i}'),
                    'video': entry.file if entry.video else None, 'audio': None if entry.video else entry.file,
-                   'caption': entry.captions[i % len(entry.captions)], 'split': entry.split, 'start_s': start_s,
-                   'label': entry.label, 'fill': fill}
+                   'caption': _text(entry.captions[i % len(entry.captions)]), 'split': entry.split, 'start_s': start_s,
+                   'label': _text(entry.label), 'fill': fill}
             if entry.describe is not None:
                 row.update(entry.describe(start_s, self._made_with['duration_s']))
             yield row
@@ -228,6 +229,11 @@ class _Listing:
                            'lists': self._report.lists, 'excluded_ids': self._report.excluded}, indent=1)
         with media.atomic_file(folder / layouts.REPORT) as beside:
             beside.write_text(text + '\n', encoding='utf-8')
+
+
+def _text(listed: str) -> str:
+    """What tables hold of a name or caption: half characters (of damaged listings, and names that are no text) are replaced."""
+    return clips_lib.SURROGATES.sub('\N{REPLACEMENT CHARACTER}', listed)
 
 
 def _hold_out(splits: dict[str, list[dict[str, Any]]], count: int) -> None:

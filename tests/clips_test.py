@@ -42,6 +42,8 @@ def test_captions_with_rare_line_ends_are_one_line(tmp_path):
     (ROW, "line 2: the id 'a' is that of line 1 already"),
     ({**ROW, 'id': 'b', 'video': None}, "line 2: 'video' and 'audio' are both null"),
     ({**ROW, 'id': 'b', 'split': 'test'}, "line 2: 'split' is 'test', but the table is train.jsonl"),
+    ('{"id": "b\\ud83d", "video": "b.mp4", "audio": null, "caption": "", "split": "train"}', "line 2: 'id' is 'b.ud83d'"),
+    ({**ROW, 'id': 'b', 'caption': 'rain \ud83d'}, "line 2: 'caption' is 'rain .ud83d', which holds half a character"),
     ({**ROW, 'id': 'b', 'start_s': -1}, "line 2: 'start_s' is -1"),
     ({**ROW, 'id': 'b', 'start_s': float('nan')}, "line 2: 'start_s' is nan"),
 ])

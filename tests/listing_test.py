@@ -149,6 +149,20 @@ def test_wavcaps_other_sources(tmp_path):
         (tmp_path / 'media' / 'set' / 'clips_report.json').unlink()
 
 
+def test_half_characters_of_a_listing_are_replaced(tmp_path):
+    write(tmp_path / 'source' / 'a.jsonl', '{"audio_prompt": "rain \\ud83d"}\n')
+    write(tmp_path / 'source' / 'a.mp4')
+    tables, _ = make(tmp_path, 'moviegen')
+    assert tables['test'][0]['caption'] == 'rain \ufffd'
+
+
+def test_names_that_are_no_text_can_be_extracted(tmp_path):
+    write(tmp_path / 'source' / 'rain\udcff.mp4')
+    tables, _ = make(tmp_path, 'folder_csv')
+    table = clips.read_table(tmp_path / 'media' / 'set' / 'train.jsonl')
+    assert tables['train'][0]['id'] == 'rain\ufffd' and table[0].video == tmp_path / 'source' / 'rain\udcff.mp4'
+
+
 def test_moviegen(tmp_path):
     source = tmp_path / 'source'
     write(source / 'jsonl' / '12.jsonl', '{"audio_prompt": "crunch", "video_prompt": "an apple"}')
