@@ -236,18 +236,29 @@ def _fit_codec(workers: processes.Workers, config, folders: dict[str, pathlib.Pa
     count = min(len(table), CODEC_FIT_CLIPS)
     chosen = [table[i * len(table) // count] for i in range(count)]
     request = reading.Request((), sequence.duration_s, ((sequence.sample_rate_hz, sequence.waveform_length),))
-    codec_lib.fit_pca(_waveforms(workers, chosen, request, config.extract.batch_size), sequence, path)
+    rejected: list[str] = []
+    waveforms = _waveforms(workers, chosen, request, config.extract.batch_size, rejected)
+    told = lambda: (f'{len(rejected)} of the {count} clips of {fitted_to["dataset"]} that the pca codec is fitted to were '
+                    f'rejected; the first: {rejected[0]}')
+    try:
+        codec_lib.fit_pca(waveforms, sequence, path)
+    except ValueError as error:
+        raise ValueError(f'{told()}. {error}' if rejected else str(error)) from error
+    if rejected:
+        print(f'extract: {told()}', flush=True)
     shards_lib.write_json(note, fitted_to)
     print(f'extract: pca codec fitted to {count} clips of {fitted_to["dataset"]} at {sequence.rate}', flush=True)
 
 
 def _waveforms(workers: processes.Workers, chosen: list[clips_lib.Clip], request: reading.Request,
-               batch_size: int) -> Iterator[np.ndarray]:
-    """The sound of the clips that can be read, in batches `[B, samples]`."""
+               batch_size: int, rejected: list[str]) -> Iterator[np.ndarray]:
+    """The sound of the clips that can be read, in batches `[B, samples]`; file and reason of the others go to `rejected`."""
     batch: list[Any] = []
-    for _, loaded in shards_lib.loaded_clips(workers, request, chosen, 2 * batch_size):
+    for clip, loaded in shards_lib.loaded_clips(workers, request, chosen, 2 * batch_size):
         if loaded.rejected is None:
             batch.append(loaded.waveforms[0])
+        else:
+            rejected.append(f'{clip.sound}: {loaded.rejected}')
         if len(batch) == batch_size:
             yield np.stack(batch)
             batch = []

@@ -184,6 +184,18 @@ def sounds_workdir(tmp_path, clips: int, broken: int = 0) -> pathlib.Path:
     return tmp_path
 
 
+def test_a_codec_that_has_nothing_to_be_fitted_to_names_the_reason(tmp_path, capsys):
+    table = sounds_workdir(tmp_path, 4) / 'media' / 'sounds' / 'train.jsonl'
+    text = table.read_text()
+    table.write_text(text.replace('.wav', '.flac'))
+    with pytest.raises(ValueError, match='^4 of the 4 clips of sounds that the pca codec is fitted to were rejected; the first: '
+                                         r'.*sounds/0.flac: no such file\. 0 frames are too few'):
+        extract.extract(sounds_config(), tmp_path)
+    table.write_text(text.replace('"0.wav', '"0.flac'))
+    extract.extract(sounds_config(), tmp_path)
+    assert 'extract: 1 of the 4 clips of sounds that the pca codec is fitted to were rejected' in capsys.readouterr().out
+
+
 def sounds_config(**changes):
     return make_config(datasets=(('sounds', 'media/sounds'),), codec_fit_dataset='sounds', **changes)
 
