@@ -103,9 +103,10 @@ class Report:
         self.listings[str(path)] = clips_lib.digest(path)
         return read_text(path)
 
-    def summary(self) -> str:
-        """The counts that are not zero, in words, and what every id list took out."""
-        counts = [f'{len(found)} {kind.replace("_", " ")}' for kind, found in self.lists.items() if found]
+    def summary(self, with_first: bool = False) -> str:
+        """The counts that are not zero, in words, with the first of each if asked for, and what every id list took out."""
+        first = lambda found: f' (the first: {found[0]})' if with_first else ''
+        counts = [f'{len(found)} {kind.replace("_", " ")}{first(found)}' for kind, found in self.lists.items() if found]
         counts += [f'{len(found)} excluded by {name}' for name, found in self.excluded.items()]
         return ', '.join(counts) or 'nothing to complain of'
 
@@ -135,7 +136,8 @@ def read_csv(path: pathlib.Path, report: Report, needed: Sequence[str], known: S
         if len(row) == len(header):
             yield dict(zip(header, row))
         elif row:
-            report.add('unusable_rows', f'{path.name}, line {line}: {len(row)} columns, not {len(header)}')
+            hint = '; a cell that holds what parts the columns needs quotes' if len(row) > len(header) else ''
+            report.add('unusable_rows', f'{path.name}, line {line}: {len(row)} columns, not {len(header)}{hint}')
 
 
 def csv_rows(path: pathlib.Path, text: str, delimiter: str = ',') -> Iterator[tuple[int, list[str]]]:

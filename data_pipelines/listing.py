@@ -123,7 +123,8 @@ class _Listing:
         kept = self._without_overlap(self._usable(entries))
         rows = list(self._rows(kept))
         if not rows:
-            raise ValueError(f'{source}: gives no clip of {self._name}; {len(entries)} are listed: {self._report.summary()}')
+            raise ValueError(f'{source}: gives no clip of {self._name}; {len(entries)} are listed: '
+                             f'{self._report.summary(with_first=True)}')
         splits = {split: [row for row in rows if row['split'] == split] for split in clips_lib.SPLITS}
         if not splits['validation']:
             _hold_out(splits, self._made_with['validation_clips'])
@@ -194,7 +195,8 @@ class _Listing:
                 if not starts and self._made_with['short'] != 'reject' and entry.cut == 'spread':
                     starts, fill = [0.0], self._made_with['short']
                 if not starts:
-                    self._report.add('too_short', f'{entry.id}: {samples / rate:.2f} s')
+                    self._report.add('too_short', f'{entry.id}: {samples * 100 // rate / 100:.2f} s, '
+                                     f'{_needed(self._made_with["duration_s"], entry.cut)}')
                 yield from self._clips(entry, starts, fill)
 
     def _clips(self, entry: layouts.Entry, starts_s: Sequence[float], fill: str) -> Iterator[dict[str, Any]]:
@@ -229,6 +231,13 @@ class _Listing:
                            'lists': self._report.lists, 'excluded_ids': self._report.excluded}, indent=1)
         with media.atomic_file(folder / layouts.REPORT) as beside:
             beside.write_text(text + '\n', encoding='utf-8')
+
+
+def _needed(duration_s: float, cut: str) -> str:
+    """How long a sound must be, and what else can be done."""
+    if cut == 'all':
+        return f'{duration_s:.2f} s are needed'
+    return f'{duration_s + layouts.WINDOW_MARGIN_S:.2f} s are needed (config.clips.short, or a start_s)'
 
 
 def _text(listed: str) -> str:

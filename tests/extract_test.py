@@ -188,8 +188,8 @@ def test_a_codec_that_has_nothing_to_be_fitted_to_names_the_reason(tmp_path, cap
     table = sounds_workdir(tmp_path, 4) / 'media' / 'sounds' / 'train.jsonl'
     text = table.read_text()
     table.write_text(text.replace('.wav', '.flac'))
-    with pytest.raises(ValueError, match='^4 of the 4 clips of sounds that the pca codec is fitted to were rejected; the first: '
-                                         r'.*sounds/0.flac: no such file\. 0 frames are too few'):
+    with pytest.raises(ValueError, match='^4 of the 4 clips of sounds that the pca codec is fitted to were rejected; the first:'
+                                         r' .*sounds/0.flac: no such file\. 0 frames are too few'):
         extract.extract(sounds_config(), tmp_path)
     table.write_text(text.replace('"0.wav', '"0.flac'))
     extract.extract(sounds_config(), tmp_path)

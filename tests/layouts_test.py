@@ -28,12 +28,16 @@ def test_media_are_found_by_name_and_folder(tmp_path):
 
 def test_a_csv_is_read_and_what_is_odd_is_listed(tmp_path):
     path = tmp_path / 'list.csv'
-    path.write_text('\ufeffid,caption,mood\n1,"a bell, twice",good\n2,short\n\n3,drum,bad\n')
+    path.write_text('\ufeffid,caption,mood\n1,"a bell, twice",good\n2,short\n\n3,drum,bad\n4,a drum, too,bad\n')
     report = layouts.Report()
     assert [row['caption'] for row in layouts.read_csv(path, report, ('id', 'caption'))] == ['a bell, twice', 'drum']
     assert report.lists['unknown_columns'] == ['list.csv: mood']
-    assert report.lists['unusable_rows'] == ['list.csv, line 3: 2 columns, not 3']
-    assert report.summary() == '1 unknown columns, 1 unusable rows'
+    assert report.lists['unusable_rows'] == [
+        'list.csv, line 3: 2 columns, not 3',
+        'list.csv, line 6: 4 columns, not 3; a cell that holds what parts the columns needs quotes']
+    assert report.summary() == '1 unknown columns, 2 unusable rows'
+    assert report.summary(with_first=True) == ('1 unknown columns (the first: list.csv: mood), 2 unusable rows (the first: '
+                                               'list.csv, line 3: 2 columns, not 3)')
     with pytest.raises(ValueError, match="list.csv: has no column 'text'; its first line is"):
         list(layouts.read_csv(path, report, ('text', 'id')))
 

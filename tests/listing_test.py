@@ -130,7 +130,8 @@ def test_wavcaps_leaves_out_what_the_blacklist_names(tmp_path):
         write_sound(source / 'AudioSet_SL_flac' / f'Y{name}.flac', seconds)
     tables, report = make(tmp_path, 'audioset_sl', exclude=(('set', str(tmp_path / 'black.json')),))
     assert [row['id'] for row in tables['train']] == [f'Y{IDS[1]}']
-    assert report['lists']['missing_files'] == [f'Y{IDS[3]}'] and report['lists']['too_short'] == [f'Y{IDS[2]}: 0.50 s']
+    assert report['lists']['missing_files'] == [f'Y{IDS[3]}'] and report['lists']['too_short'] == [
+        f'Y{IDS[2]}: 0.50 s, 1.10 s are needed (config.clips.short, or a start_s)']
     assert report['lists']['unknown_columns'] == ['as_final.json: mood']
     assert report['lists']['unusable_rows'] == ['as_final.json, entry 5: id is None']
 
@@ -190,6 +191,16 @@ def test_greatest_hits(tmp_path):
     assert len(tables['test']) == 2 and report['lists']['missing_files'] == ['lost_times.txt']
     assert report['lists']['unusable_rows'] == ["2015-01-01_times.txt, line 4: 'bad'",
                                                 "2015-01-01_times.txt, line 5: '-1 metal hit static'"]
+
+
+@pytest.mark.parametrize('text, reason', [
+    ('file,caption\na.wav,a bell, twice\n', '1 unusable rows .the first: list.csv, line 2: 3 columns, not 2; a cell that'),
+    ('file,caption\na.wav,a bell\n', '1 too short .the first: a: 1.00 s, 1.10 s are needed .config.clips.short, or a start_s')])
+def test_a_listing_without_a_clip_names_the_first_reason(tmp_path, text, reason):
+    write(tmp_path / 'source' / 'list.csv', text)
+    write_sound(tmp_path / 'source' / 'a.wav', 1.0)
+    with pytest.raises(ValueError, match=f'gives no clip of set; . are listed: {reason}'):
+        make(tmp_path, 'folder_csv')
 
 
 def test_any_folder_with_a_csv(tmp_path):
