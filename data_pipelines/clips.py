@@ -11,6 +11,7 @@ import hashlib
 import json
 import pathlib
 import re
+import unicodedata
 from typing import Any, Iterable, Mapping
 
 from mmaudio_jax import media
@@ -131,9 +132,22 @@ def _parse(row: Any, path: pathlib.Path) -> Clip:
         raise ValueError(f"'label' is {row['label']!r}, not a string")
     if row.get('fill', '') not in FILLS:
         raise ValueError(f"'fill' is {row['fill']!r}; it must be one of {', '.join(map(repr, FILLS))}")
-    video, audio = (path.parent / row[column] if row[column] is not None else None for column in ('video', 'audio'))
+    video, audio = (_beside(path, row[column]) if row[column] is not None else None for column in ('video', 'audio'))
     return Clip(row['id'], video, audio, row['caption'], row['split'], float(start_s), row.get('label', ''),
                 row.get('fill', ''))
+
+
+def nfc(name: str) -> str:
+    """The name with composed letters, by which names are compared: file systems of macOS take ü apart (NFD)."""
+    return unicodedata.normalize('NFC', name)
+
+
+def _beside(path: pathlib.Path, name: str) -> pathlib.Path:
+    """The file that the table at `path` names, however its letters are composed."""
+    if name.isascii():
+        return path.parent / name  # a table may name files that come later
+    forms = [path.parent / form for form in (name, nfc(name), unicodedata.normalize('NFD', name))]
+    return next(filter(pathlib.Path.exists, forms), forms[0])
 
 
 def write_table(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:

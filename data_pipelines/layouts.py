@@ -68,14 +68,14 @@ class Media:
             for name in sorted(names):
                 stem, suffix = os.path.splitext(name)
                 if suffix.lower() in SUFFIXES:
-                    self._files[stem].append(pathlib.Path(parent, name))
+                    self._files[clips_lib.nfc(stem)].append(pathlib.Path(parent, name))
         self.count = sum(map(len, self._files.values()))
 
     def find(self, *stems: str, within: str = '') -> pathlib.Path | None:
         """The file of the first of the names that is there; below a folder whose name holds `within`, if one is."""
         for stem in stems:
-            files = self._files.get(stem, [])
-            inside = [file for file in files if within.lower() in str(file.parent.relative_to(self._folder)).lower()]
+            files, part = self._files.get(clips_lib.nfc(stem), []), clips_lib.nfc(within).lower()
+            inside = [file for file in files if part in clips_lib.nfc(str(file.parent.relative_to(self._folder))).lower()]
             if files:
                 return (inside or files)[0]
         return None
@@ -198,6 +198,7 @@ def read_ids(path: pathlib.Path, key: str = '') -> set[str]:
 
 def source_of(name: str) -> str:
     """The recording that a file name stands for: '---g-f_I2yQ' of 'Y---g-f_I2yQ.wav' or '---g-f_I2yQ_000030'."""
+    name = clips_lib.nfc(name)
     stem = name[:-len(os.path.splitext(name)[1])] if os.path.splitext(name)[1].lower() in SUFFIXES else name
     if len(stem) == 12 and stem[0] == 'Y':
         return stem[1:]

@@ -204,7 +204,7 @@ class _Listing:
         count = max(len(starts_s), len(entry.captions)) if starts_s else 0
         for i in range(count):
             start_s = starts_s[i % len(starts_s)]
-            own_id = _text(entry.id)
+            own_id = clips_lib.nfc(_text(entry.id))
             row = {'id': self._own_id(entry.split, own_id if count == 1 else f'{own_id}_{i}'),
                    'video': entry.file if entry.video else None, 'audio': None if entry.video else entry.file,
                    'caption': _text(entry.captions[i % len(entry.captions)]), 'split': entry.split, 'start_s': start_s,

@@ -1,7 +1,7 @@
 """What is scored and against what: folders of sound by name, references, captions and onsets, and how they pair.
 
-A clip's name is its file's without the suffix. Nothing is dropped in silence: two files of one name are an error, and missing
-and extra names are one unless they are allowed.
+A clip's name is its file's without the suffix, however its letters are composed. Nothing is dropped in silence: two files of one
+name are an error, and missing and extra names are one unless they are allowed.
 """
 import collections
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ import math
 import pathlib
 import re
 from typing import Any
+import unicodedata
 
 import soundfile
 
@@ -66,7 +67,7 @@ def files(folder: pathlib.Path, suffixes: tuple[str, ...], ending: str = '') -> 
     found: dict[str, pathlib.Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in suffixes and path.is_file() and not path.name.startswith('.'):
-            name = path.stem.removesuffix(ending)
+            name = _composed(path.stem).removesuffix(ending)
             if name in found:
                 raise ValueError(f'{folder}: {found[name].name} and {path.name} have one name; which is the clip? '
                                  'Keep one of them')
@@ -123,9 +124,11 @@ def references(source: str, captions: str, duration_s: float, names: Sequence[st
         found = References(videos | sounds, videos, {}, onsets)
     if captions:
         rows = _rows(pathlib.Path(captions))
-        texts = {_cell(row, _NAME_COLUMNS, captions): _cell(row, _CAPTION_COLUMNS, captions) for row in rows}
+        own = {_composed(name): name for name in names or ()}  # the records' ids, as they are
+        clips = [_composed(_cell(row, _NAME_COLUMNS, captions)) for row in rows]
+        texts = {own.get(name, name): _cell(row, _CAPTION_COLUMNS, captions) for name, row in zip(clips, rows)}
         if len(texts) < len(rows):
-            counts = collections.Counter(_cell(row, _NAME_COLUMNS, captions) for row in rows)
+            counts = collections.Counter(clips)
             raise ValueError(f'{captions}: {len(rows) - len(texts)} names come twice ({counts.most_common(1)[0][0]}); which '
                              'caption is the clip\'s? Keep one of each')
         found = dataclasses.replace(found, captions=texts)
@@ -140,23 +143,35 @@ def _marked(found: dict[str, pathlib.Path], ending: str) -> dict[str, pathlib.Pa
 def _table(path: pathlib.Path, duration_s: float, names: Sequence[str] | None) -> References:
     """A clip table (data_pipelines/clips.py)."""
     lines = _rows(path)
-    rows = {str(row.get('id')): row for row in lines}
+    rows = {_composed(str(row.get('id'))): row for row in lines}
     if len(rows) < len(lines):
         raise ValueError(f'{path}: two rows have one id, or none')
-    lacking = [name for name in names or () if name not in rows]
+    lacking = [name for name in names or () if _composed(name) not in rows]
     if lacking:
         raise ValueError(f'{path}: has no row for {len(lacking)} of the {len(names or ())} records ({_some(lacking)}); extract '
                          'again (--mode=extract), or restore the table')
     sounds: dict[str, _Media] = {}
     videos: dict[str, _Media] = {}
-    used = {name: rows[name] for name in (rows if names is None else names)}
+    used = {name: rows[_composed(name)] for name in (rows if names is None else names)}
     for name, row in used.items():
         start_s = float(row.get('start_s') or 0.0)  # _object has checked it
         for file, media in ((row.get('audio') or row.get('video'), sounds), (row.get('video'), videos)):
             if file:
-                media[name] = Part(path.parent / file, start_s, duration_s) if start_s else path.parent / file
+                place = _beside(path, file)
+                media[name] = Part(place, start_s, duration_s) if start_s else place
     return References(sounds, videos, {name: row['caption'] for name, row in used.items() if row.get('caption')},
                       {name: row['onset_times_s'] for name, row in used.items() if 'onset_times_s' in row})
+
+
+def _composed(name: str) -> str:
+    """The name by which clips pair: file systems of macOS take ü apart (NFD)."""
+    return unicodedata.normalize('NFC', name)
+
+
+def _beside(path: pathlib.Path, name: str) -> pathlib.Path:
+    """The file that the table at `path` names, however its letters are composed."""
+    forms = [path.parent / form for form in (name, _composed(name), unicodedata.normalize('NFD', name))]
+    return next(filter(pathlib.Path.exists, forms), forms[0])
 
 
 def onset_times(row: Mapping[str, Any], where: str) -> list[float]:

@@ -1,6 +1,7 @@
 """Clip tables: what is read, what is refused and by which line."""
 import dataclasses
 import json
+import unicodedata
 
 import pytest
 
@@ -50,6 +51,14 @@ def test_captions_with_rare_line_ends_are_one_line(tmp_path):
 def test_a_bad_line_is_named(tmp_path, bad, message):
     with pytest.raises(ValueError, match=f'train.jsonl, {message}'):
         clips.read_table(write(tmp_path / 'train.jsonl', ROW, bad))
+
+
+@pytest.mark.parametrize('stored, named', [('NFD', 'NFC'), ('NFC', 'NFD'), ('NFD', 'NFD')])
+def test_files_are_found_however_their_letters_are_composed(tmp_path, stored, named):
+    file = tmp_path / unicodedata.normalize(stored, 'über.mp4')
+    file.touch()
+    row = {**ROW, 'video': unicodedata.normalize(named, 'über.mp4')}
+    assert clips.read_table(write(tmp_path / 'train.jsonl', row))[0].video == file
 
 
 def test_blank_lines_and_a_byte_order_mark_do_no_harm(tmp_path):

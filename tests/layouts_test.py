@@ -1,6 +1,7 @@
 """What all layouts share: media by name, listings, id lists, windows."""
 import json
 import re
+import unicodedata
 
 import numpy as np
 import pytest
@@ -24,6 +25,15 @@ def test_media_are_found_by_name_and_folder(tmp_path):
     assert found.count == 3 and found.find('x') == tmp_path / 'a/x.wav'
     assert found.find('x', within='B') == tmp_path / 'b/x.flac' and found.find('nothing', 'y') == tmp_path / 'b/y.mp4'
     assert found.find('z') is None
+
+
+@pytest.mark.parametrize('stored, asked', [('NFD', 'NFC'), ('NFC', 'NFD')])
+def test_media_are_found_however_their_letters_are_composed(tmp_path, stored, asked):
+    folder, name = (unicodedata.normalize(stored, word) for word in ('Wälder', 'café'))
+    file = write_sound(tmp_path / folder / f'{name}.wav')
+    write_sound(tmp_path / 'a' / f'{name}.wav')
+    found = layouts.Media(tmp_path).find(unicodedata.normalize(asked, 'café'), within=unicodedata.normalize(asked, 'Wälder'))
+    assert found == file and layouts.source_of(f'{name}.wav') == 'café'
 
 
 def test_a_csv_is_read_and_what_is_odd_is_listed(tmp_path):

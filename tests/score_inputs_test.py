@@ -1,6 +1,7 @@
 """Folders, tables and pairing by name: everything that could be dropped in silence is said."""
 import json
 import pathlib
+import unicodedata
 
 import numpy as np
 import pytest
@@ -123,6 +124,21 @@ def test_references_of_a_table(tmp_path):
     path.write_text(2 * (json.dumps(row) + '\n'))
     with pytest.raises(ValueError, match='two rows have one id'):
         score_inputs.references(str(path), '', 8.0)
+
+
+@pytest.mark.parametrize('stored, named', [('NFD', 'NFC'), ('NFC', 'NFD')])
+def test_clips_pair_however_their_letters_are_composed(tmp_path, stored, named):
+    there, asked = (unicodedata.normalize(form, 'café') for form in (stored, named))
+    folder = _touch(tmp_path / 'a', f'{there}.wav')
+    generated = score_inputs.files(folder, ('.wav',))
+    references = score_inputs.files(_touch(tmp_path / 'b', f'{asked}.wav'), ('.wav',))
+    assert score_inputs.pair(generated, set(references), False, folder).names == ('café',)
+    (folder / 'test.jsonl').write_text(json.dumps({'id': asked, 'audio': f'{asked}.wav', 'caption': 'x'}))
+    (folder / 'captions.csv').write_text(f'name,caption\n{there},y\n')
+    found = score_inputs.references(str(folder / 'test.jsonl'), str(folder / 'captions.csv'), 8.0)
+    assert found.sounds == {'café': folder / f'{there}.wav'} and found.captions == {'café': 'y'}
+    found = score_inputs.references(str(folder / 'test.jsonl'), str(folder / 'captions.csv'), 8.0, [there])
+    assert list(found.sounds) == [there] and found.captions == {there: 'y'}  # records keep their ids
 
 
 def test_short_sounds(tmp_path):
