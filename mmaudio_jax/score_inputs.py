@@ -1,7 +1,7 @@
 """What is scored and against what: folders of sound by name, references, captions and onsets, and how they pair.
 
-A clip's name is its file's without the suffix, however its letters are composed. Nothing is dropped in silence: two files of one
-name are an error, and missing and extra names are one unless they are allowed.
+A clip's name is its file's without the suffix, however its letters are composed. Nothing is dropped in silence: two files of
+one name are an error, and missing and extra names are one unless they are allowed.
 """
 import collections
 from collections.abc import Mapping
@@ -205,8 +205,10 @@ def pair(generated: Mapping[str, Any], asked: set[str], allow_unpaired: bool, fo
     """Pairs by name.
 
     Raises:
-      ValueError: nothing pairs; or missing or extra names that are not allowed.
+      ValueError: nothing is there, or nothing pairs; or missing or extra names that are not allowed.
     """
+    if not generated:
+        raise ValueError(f'{folder}: holds no sound that can be scored (docs/evaluation.md says which): {_contents(folder)}')
     names = tuple(sorted(set(generated) & asked))
     missing, extra = tuple(sorted(asked - set(generated))), tuple(sorted(set(generated) - asked))
     if not names:
@@ -217,6 +219,15 @@ def pair(generated: Mapping[str, Any], asked: set[str], allow_unpaired: bool, fo
         raise ValueError(f'{folder}: {" and ".join(parts)} of {len(asked)} clips asked for; make them whole, or set '
                          'config.score.allow_unpaired=True to score the others')
     return Pairing(names, missing, extra)
+
+
+def _contents(folder: pathlib.Path) -> str:
+    """'it holds 6 .mp3, 3 folders', the most frequent first."""
+    counts = collections.Counter('folders' if path.is_dir() else path.suffix.lower() or 'files without a suffix'
+                                 for path in folder.iterdir() if not path.name.startswith('.'))
+    if not counts:
+        return 'it is empty'
+    return f'it holds {", ".join(f"{count} {kind}" for kind, count in counts.most_common(_SHOWN))}'
 
 
 def _some(names) -> str:

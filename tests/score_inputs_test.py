@@ -47,6 +47,15 @@ def test_pairing(tmp_path):
         score_inputs.pair({'a_denoised': 1}, {'a'}, True, tmp_path)
 
 
+def test_a_folder_without_a_sound_says_what_is_there(tmp_path):
+    with pytest.raises(ValueError, match='a: holds no sound that can be scored .*: it is empty'):
+        score_inputs.pair({}, {'a'}, True, _touch(tmp_path / 'a'))
+    _touch(tmp_path / 'a', 'x.MP3', 'y.mp3', 'README', '.hidden')
+    (tmp_path / 'a' / 'run').mkdir()
+    with pytest.raises(ValueError, match='it holds 2 .mp3, 1 files without a suffix, 1 folders|it holds 2 .mp3, 1 folders, 1 '):
+        score_inputs.pair({}, {'a'}, True, tmp_path / 'a')
+
+
 def test_references_of_a_folder(tmp_path):
     folder = _touch(tmp_path / 'r', 'a.mp4', 'a.wav', 'b.webm')
     (folder / 'a_times.txt').write_text('0.5 metal hit\n1.25\n')
