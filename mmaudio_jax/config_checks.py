@@ -4,8 +4,9 @@ from typing import Any
 
 # (field, least value, largest value): what would leave nothing after days, divide by zero, or stop somewhere inside.
 RANGES: tuple[tuple[str, float, float], ...] = (
-    ('input.workers', 0, math.inf), ('input.prefetch', 0, math.inf), ('flow.min_sigma', 0, 1), ('flow.video_dropout', 0, 1),
-    ('flow.text_dropout', 0, 1), ('optimizer.learning_rate', 0, math.inf), ('optimizer.clip_norm', 1e-12, math.inf),
+    ('input.batch_size', 1, math.inf), ('input.workers', 0, math.inf), ('input.prefetch', 0, math.inf),
+    ('flow.min_sigma', 0, 1), ('flow.video_dropout', 0, 1), ('flow.text_dropout', 0, 1),
+    ('optimizer.learning_rate', 0, math.inf), ('optimizer.clip_norm', 1e-12, math.inf),
     ('ema.snapshot_every', 0, math.inf), ('train.total_steps', 1, math.inf), ('train.max_skipped', 0, math.inf),
     ('train.log_every', 0, math.inf), ('train.validate_every', 0, math.inf), ('train.sample_every', 0, math.inf),
     ('train.sample_clips', 0, math.inf), ('train.checkpoint_every', 0, math.inf), ('train.keep_last', 1, math.inf),
@@ -14,7 +15,7 @@ RANGES: tuple[tuple[str, float, float], ...] = (
 # (field, parts of each of its tuples)
 ENTRIES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ('input.mixture', ('record set', 'repeats')), ('input.shares', ('record set', 'share')),
-    ('input.balance', ('record set', 'way')), ('ablations.rows', ('name', 'file of configs/')))
+    ('input.balance', ('record set', 'exponent')), ('ablations.rows', ('name', 'file of configs/')))
 
 
 def check(config) -> None:
@@ -24,6 +25,8 @@ def check(config) -> None:
         if not least <= value <= most:  # so that NaN is refused, too
             wanted = f'at least {least:g}' if most == math.inf else f'from {least:g} to {most:g}'
             raise ValueError(f'config.{field} is {value}; it must be {wanted}')
+    if len(config.optimizer.betas) != 2:
+        raise ValueError(f'config.optimizer.betas is {config.optimizer.betas}; it must be (first, second)')
     for field, parts in ENTRIES:
         check_entries(field, _read(config, field), *parts)
 

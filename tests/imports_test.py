@@ -17,10 +17,10 @@ ROOMS = [
     {'partitioning', 'calls'},
     {'official_codec', 'official_encoder', 'encoders', 'codec', 'weights', 'embedders', 'published_caches'},
     {'flow_matching', 'optimizer', 'ema', 'metrics', 'metrics_distribution', 'metrics_onsets_published', 'flops'},
-    {'sampler', 'embeddings', 'score_inputs', 'score_metrics', 'score_tables'},
+    {'sampler', 'fingerprints', 'embeddings', 'score_inputs', 'score_metrics', 'score_tables'},
     {'train_step', 'input_pipeline', 'checkpoints', 'snapshots', 'train_log', 'train_samples', 'request',
      'pretrained', 'pipeline'},
-    {'train', 'fingerprints', 'generate_jobs', 'generate', 'split_sounds', 'evaluate', 'score', 'ablations', 'exchange',
+    {'train', 'generate_jobs', 'generate', 'split_sounds', 'evaluate', 'score', 'ablations', 'exchange',
      'compile_report'},
 ]
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}
