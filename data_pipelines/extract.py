@@ -123,7 +123,7 @@ def _make(work: SetInWork, settings, workers: processes.Workers) -> None:
     index, count = _place(settings)
     work.prepare(alone=count == 1)
     missing = work.missing(index, count)
-    progress = Progress(name, sum(len(shard.clips) for shard in missing), work.plan.targets[0].schema.duration_s)
+    progress = Progress(f'extract {name}', sum(len(shard.clips) for shard in missing), work.plan.targets[0].schema.duration_s)
 
     def report(clips: int, rejected: list[str]) -> None:
         progress.add(clips, rejected)

@@ -3,9 +3,7 @@
     DATA_DIR/media/<name>/<split>.jsonl      the tables; the media stay where they are
     DATA_DIR/media/<name>/clips_report.json  what was listed, found, missing, left out, and the ids of each
 """
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import itertools
 import json
@@ -38,7 +36,6 @@ LAYOUTS: dict[str, Callable[[pathlib.Path, layouts.Media, layouts.Report], Itera
 }
 BLACKLIST_KEYS = {'audioset_sl': 'AudioSet', 'freesound': 'FreeSound'}  # of WavCaps's id lists
 SHORT = ('reject', 'silence', 'repeat')
-LOCK_FILE = '.lock'
 
 
 def make_tables(config, root: pathlib.Path) -> None:
@@ -74,18 +71,9 @@ def make_tables(config, root: pathlib.Path) -> None:
             folder = root / 'media' / name
             if _is_done(folder, made_with):
                 continue
-            with _locked(folder):
+            with processes.locked(folder):
                 if not _is_done(folder, made_with):  # else another process has listed it meanwhile
                     _Listing(name, made_with, workers).write(folder)
-
-
-@contextlib.contextmanager
-def _locked(folder: pathlib.Path) -> Iterator[None]:
-    """One process at a time writes the tables in `folder`, which is made; the system drops the lock when its holder dies."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK_FILE, 'w', encoding='utf-8') as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _is_done(folder: pathlib.Path, made_with: dict[str, Any]) -> bool:

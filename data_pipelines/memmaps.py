@@ -127,7 +127,7 @@ def _import(work: SetInWork, maps: dict[str, Maps], index: int, count: int) -> N
     name, started = work.plan.name, time.monotonic()
     work.prepare(alone=count == 1)
     missing = work.missing(index, count)
-    progress = Progress(name, sum(len(shard.clips) for shard in missing), work.plan.targets[0].schema.duration_s)
+    progress = Progress(f'extract {name}', sum(len(shard.clips) for shard in missing), work.plan.targets[0].schema.duration_s)
     for shard in missing:
         rejected: list[dict[str, Any]] = []
         batches = _batches(work.plan, shard, maps[shard.split], rejected, progress)
