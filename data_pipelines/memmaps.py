@@ -70,7 +70,7 @@ def open_maps(folder: pathlib.Path, schema: records.Schema) -> Maps:
             raise ValueError(f'{path}: is missing or not as long as meta.json says; copy it again')
         features[name] = np.memmap(path, dtype, 'r', shape=shape)
     report = layouts.Report()
-    tsv = folder.with_name(f'{folder.name}.tsv')
+    tsv = _tsv(folder)
     if not tsv.is_file():
         raise FileNotFoundError(f'{tsv}: missing; it names the examples of {folder}')
     rows = list(layouts.read_csv(tsv, report, ('id',), ('label', 'caption'), '\t'))
@@ -78,6 +78,10 @@ def open_maps(folder: pathlib.Path, schema: records.Schema) -> Maps:
         raise ValueError(f'{tsv}: has {len(rows)} rows, the tensors beside it have '
                          f'{", ".join(str(len(feature)) for feature in features.values())}')
     return Maps(folder, features, rows)
+
+
+def _tsv(folder: pathlib.Path) -> pathlib.Path:
+    return folder.with_name(f'{folder.name}.tsv')
 
 
 def import_sets(config, root: pathlib.Path, index: int, count: int) -> list[str]:
@@ -104,8 +108,7 @@ def import_sets(config, root: pathlib.Path, index: int, count: int) -> list[str]
         if unknown:
             raise ValueError(f'config.extract.memmaps: {unknown[0]!r} is not one of {", ".join(clips_lib.SPLITS)}')
         maps = {split: open_maps(folder, schema) for split, folder in places.items()}
-        digests = {split: clips_lib.digest(folder.with_name(f'{folder.name}.tsv')) for split, folder in places.items()}
-        made_with = {'tables': digests, 'memory_maps': {split: str(folder) for split, folder in places.items()}}
+        made_with = {'tables': {split: clips_lib.digest(_tsv(folder)) for split, folder in places.items()}}
         if not is_done(root / 'records' / name, schema, made_with):
             target = shards_lib.Target(schema, root / 'records' / f'.{name}.partial', root / 'records' / 'codec.npz')
             plan = shards_lib.Plan(name, root, (target,), settings.batch_size, 0, {})

@@ -35,7 +35,8 @@ def is_done(folder: pathlib.Path, schema: records.Schema, made_with: Mapping[str
     stored = records.read_metadata(folder)['made_with']
     for field, value in made_with.items():
         if stored.get(field) != value:
-            what = 'other clip tables' if field == 'tables' else 'a codec that was fitted to other clips (codec_fit_dataset)'
+            what = {'tables': 'other clip tables',
+                    'codec_fitted_to': 'a codec that was fitted to other clips (codec_fit_dataset)'}.get(field, f'another {field}')
             raise ValueError(f'{folder}: was made with {what}; delete it to extract the set again, or choose another workdir')
     return True
 
