@@ -12,6 +12,7 @@ from typing import Iterator
 
 from data_pipelines import clips
 from data_pipelines import layouts
+from mmaudio_jax.media import VIDEO_SUFFIXES
 
 FILES = ('file', 'video', 'audio')
 KNOWN = ('caption', 'id', 'split', 'start_s', 'label', 'source')
@@ -43,7 +44,7 @@ def _entry(folder: pathlib.Path, column: str, row: dict[str, str], media: layout
     file: pathlib.Path | None = folder / named
     if not row[column].strip() or file is None or not file.is_file():
         file = media.find(named.stem, named.name, within=str(named.parent)) if row[column].strip() else None
-    video = column == 'video' or column == 'file' and (file or named).suffix.lower() in layouts.VIDEO_SUFFIXES
+    video = column == 'video' or column == 'file' and (file or named).suffix.lower() in VIDEO_SUFFIXES
     start = row.get('start_s', '').strip()
     split = SPLITS.get(row.get('split', '').strip())
     if split is None:
@@ -66,7 +67,7 @@ def _by_name(folder: pathlib.Path, media: layouts.Media) -> Iterator[layouts.Ent
         name = file.relative_to(folder).with_suffix('')
         parts = [_words(part) for part in name.parts[-2:]]
         caption = ' '.join(dict.fromkeys(' '.join(filter(None, parts)).split()))
-        video = file.suffix.lower() in layouts.VIDEO_SUFFIXES
+        video = file.suffix.lower() in VIDEO_SUFFIXES
         unique = name if stems[file.with_suffix('')] == 1 else file.relative_to(folder)
         yield layouts.Entry(unique.as_posix(), 'train', (caption,), file, video, 'start' if video else 'spread',
                             label=parts[0] if len(parts) > 1 else caption, source=unique.as_posix())

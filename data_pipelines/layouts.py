@@ -17,10 +17,7 @@ import soundfile
 from data_pipelines import clips as clips_lib
 from mmaudio_jax import media
 
-VIDEO_SUFFIXES = ('.mp4', '.mkv', '.webm', '.mov', '.avi', '.m4v', '.mpg', '.mpeg', '.flv', '.f4v', '.wmv', '.asf', '.3gp',
-                  '.3g2', '.ogv', '.vob')
-SOUND_SUFFIXES = ('.wav', '.flac', '.ogg', '.oga', '.mp3', '.m4a', '.aac', '.opus', '.aif', '.aiff', '.wma')
-SUFFIXES = VIDEO_SUFFIXES + SOUND_SUFFIXES
+SUFFIXES = media.VIDEO_SUFFIXES + media.SOUND_SUFFIXES
 HEADER_SUFFIXES = ('.wav', '.flac', '.ogg', '.oga', '.aif', '.aiff')  # whose headers tell the length to the sample
 WINDOWS = 5  # of a sound file, at most (SPEC section 4)
 WINDOW_MARGIN_S = 0.1  # windows are that much longer than a clip

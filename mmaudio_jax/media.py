@@ -32,6 +32,10 @@ SEEK_MARGIN = Fraction(1)  # seconds: decoders of sound need some packets before
 LATE_S = 1 / 25  # one sample of the faster stream of frames
 HEADER_SLACK_S = 0.5  # a file whose header promises that much more than there is was cut off
 SOUND_FORMATS = {'.flac': 'FLAC', '.wav': 'WAV'}
+# What in a folder counts as a video or a sound, in every stage: by its name, in small or capital letters.
+VIDEO_SUFFIXES = ('.mp4', '.m4v', '.mov', '.mkv', '.webm', '.avi', '.mpg', '.mpeg', '.wmv', '.asf', '.flv', '.f4v', '.ogv',
+                  '.3gp', '.3g2', '.ts', '.mts', '.m2ts', '.vob')
+SOUND_SUFFIXES = ('.wav', '.flac', '.ogg', '.oga', '.mp3', '.m4a', '.aac', '.opus', '.aif', '.aiff', '.wma')
 
 Path = str | os.PathLike
 
