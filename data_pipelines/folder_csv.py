@@ -41,9 +41,10 @@ def read(folder: pathlib.Path, media: layouts.Media, report: layouts.Report) -> 
 def _entry(folder: pathlib.Path, column: str, row: dict[str, str], media: layouts.Media) -> layouts.Entry | str:
     """The entry of a row, or what is wrong with it."""
     named = pathlib.PurePath(row[column])
-    file: pathlib.Path | None = folder / named
-    if not row[column].strip() or file is None or not file.is_file():
-        file = media.find(named.stem, named.name, within=str(named.parent)) if row[column].strip() else None
+    if not named.name.strip():
+        return 'names no file'
+    beside = folder / named
+    file = beside if beside.is_file() else media.find(named.stem, named.name, within=str(named.parent))
     video = column == 'video' or column == 'file' and (file or named).suffix.lower() in VIDEO_SUFFIXES
     start = row.get('start_s', '').strip()
     split = SPLITS.get(row.get('split', '').strip())
