@@ -12,6 +12,7 @@ from typing import Iterator
 
 from data_pipelines import clips
 from data_pipelines import layouts
+from mmaudio_jax import tables
 from mmaudio_jax.media import VIDEO_SUFFIXES
 
 FILES = ('file', 'video', 'audio')
@@ -25,12 +26,11 @@ def read(folder: pathlib.Path, media: layouts.Media, report: layouts.Report) -> 
     if not listings:
         yield from _by_name(folder, media)
     for path in listings:
-        delimiter = '\t' if path.suffix == '.tsv' else ','
-        _, header = next(layouts.csv_rows(path, layouts.read_text(path), delimiter), (1, []))
+        _, header = next(tables.csv_rows(path, tables.read_text(path)), (1, []))
         column = next((name for name in FILES if name in header), None)
         if column is None:
             raise ValueError(f'{path}: has no column {" or ".join(FILES)}; its first line is {header}')
-        for number, row in enumerate(layouts.read_csv(path, report, (column,), KNOWN, delimiter), 2):
+        for number, row in enumerate(layouts.read_csv(path, report, (column,), KNOWN), 2):
             entry = _entry(folder, column, row, media)
             if isinstance(entry, str):
                 report.add('unusable_rows', f'{path.name}, row {number}: {entry}')

@@ -7,7 +7,6 @@ import collections
 from collections.abc import Collection
 from collections.abc import Mapping
 from collections.abc import Sequence
-import csv
 import dataclasses
 import json
 import pathlib
@@ -17,6 +16,7 @@ from typing import Any
 import soundfile
 
 from mmaudio_jax import media
+from mmaudio_jax import tables
 from mmaudio_jax.evaluation_media import Part
 
 _NAME_COLUMNS = ('id', 'name', 'video_id', 'youtube_id')
@@ -225,10 +225,15 @@ def _some(names) -> str:
 def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f'{path}: no such table')
-    with open(path, encoding='utf-8-sig', newline='') as file:
-        if path.suffix == '.jsonl':
-            return [_object(line, path, number) for number, line in enumerate(file, 1) if line.strip()]
-        return list(csv.DictReader(file, delimiter='\t' if path.suffix == '.tsv' else ','))
+    text = tables.read_text(path)
+    if path.suffix == '.jsonl':
+        return [_object(line, path, number) for number, line in enumerate(text.split('\n'), 1) if line.strip()]
+    (_, header), *rows = [found for found in tables.csv_rows(path, text) if found[1]] or [(1, [])]
+    for line, row in rows:
+        if len(row) != len(header):
+            raise ValueError(f'{path}, line {line}: {len(row)} cells, but the header has {len(header)} columns; a '
+                             'cell with a comma in it needs quotes')
+    return [dict(zip(header, row)) for _, row in rows]
 
 
 def _object(line: str, path: pathlib.Path, number: int) -> dict[str, Any]:

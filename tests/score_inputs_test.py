@@ -90,6 +90,12 @@ def test_tables_of_captions(tmp_path):
     path = tmp_path / 'captions.csv'
     path.write_bytes('\ufeffname,caption\nYa.b,"a dog, barking"\n'.encode())  # as spreadsheets write it
     assert score_inputs.references('', str(path), 8.0).captions == {'Ya.b': 'a dog, barking'}
+    path.write_bytes('name,caption\na,un caf\xe9\n'.encode('latin-1'))
+    assert score_inputs.references('', str(path), 8.0).captions == {'a': 'un caf\xe9'}
+    for text, message in (('b,a dog, barking\n', 'line 2: 3 cells'), ('b,"a dog\n', 'line 2: the row that starts there')):
+        path.write_text(f'name,caption\n{text}')
+        with pytest.raises(ValueError, match=f'captions.csv, {message}'):
+            score_inputs.references('', str(path), 8.0)
     path.write_text('name,caption\na,one\nb,two\na,three\n')
     with pytest.raises(ValueError, match=r"captions.csv: 1 names come twice \(a\); which caption is the clip's"):
         score_inputs.references('', str(path), 8.0)
