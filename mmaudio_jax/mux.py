@@ -90,6 +90,8 @@ def write_video(source: Path | Frames, waveform: np.ndarray, sample_rate_hz: int
         raise MediaError(out_path, f'video is written as {", ".join(CONTAINERS)}, not {suffix or "a file without suffix"}')
     sound, length = (media.checked(out_path, waveform), sample_rate_hz), Fraction(len(waveform), sample_rate_hz)
     if isinstance(source, Frames):
+        if original != 'replace':
+            warnings.warn(f'{os.fspath(out_path)}: frames in memory have no sound of their own', MediaWarning, stacklevel=2)
         _write_frames(source, [sound], length, out_path)
         return
     own = None if original == 'replace' else _own_sound(source, float(length))
