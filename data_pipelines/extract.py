@@ -37,6 +37,8 @@ from mmaudio_jax.weights import store
 
 CODEC_FIT_CLIPS = 512  # evenly spread over the table; more do not move the components
 EXECUTORS = ('local', 'ray')
+LEAST = {'batch_size': 1, 'clips_per_shard': 1, 'workers': 1, 'max_rejected': 0, 'process_count': 0, 'ray_actors': 1,
+         'ray_cpus': 0}
 
 
 def extract(config, workdir: pathlib.Path) -> None:
@@ -48,11 +50,12 @@ def extract(config, workdir: pathlib.Path) -> None:
 
     Raises:
       FileNotFoundError: a dataset without tables.
-      ValueError: a set that was made with other settings (names the field), a bad table, a split without any usable clip, more
-        rejected clips than config.extract.max_rejected allows.
+      ValueError: a value that cannot be used, or a set that was made with other settings (names the field), a bad table, a
+        split without any usable clip, more rejected clips than config.extract.max_rejected allows.
       OSError: disk full.
     """
     settings, root = config.extract, pathlib.Path(config.data_dir or workdir).absolute()
+    _check(settings)
     clips_lib.check_entries('extract.datasets', settings.datasets, 'record set', 'folder of clip tables')
     clips_lib.check_entries('extract.memmaps', settings.memmaps, 'record set', 'split', 'folder of memory maps')
     if config.clips.datasets:
@@ -63,9 +66,6 @@ def extract(config, workdir: pathlib.Path) -> None:
         return
     if not settings.datasets:
         raise ValueError("config.extract.datasets is empty; name (record set, folder of clip tables) pairs")
-    for field, names in (('executor', EXECUTORS), ('encoder', encoders.ENCODERS), ('codec', codec_lib.CODECS)):
-        if settings[field] not in names:
-            raise ValueError(f'config.extract.{field} is {settings[field]!r}; it must be one of {", ".join(names)}')
     places = _records_folders(config, root)
     folders = {name: root / folder for name, folder in settings.datasets}
     fitted_to = _fit_source(config, folders, places)
@@ -93,6 +93,17 @@ def extract(config, workdir: pathlib.Path) -> None:
     if jax.process_index() == 0:
         for place in places.values():
             dataset_card.write_missing(place / name for name in folders)
+
+
+def _check(settings) -> None:
+    """Raises ValueError, naming the field, for a value that no set can be made with."""
+    for field, names in (('executor', EXECUTORS), ('encoder', encoders.ENCODERS), ('codec', codec_lib.CODECS),
+                         ('feature_dtype', records.FEATURE_DTYPES)):
+        if settings[field] not in names:
+            raise ValueError(f'config.extract.{field} is {settings[field]!r}; it must be one of {", ".join(names)}')
+    for field, least in LEAST.items():
+        if not settings[field] >= least:  # so that NaN is refused, too
+            raise ValueError(f'config.extract.{field} is {settings[field]}; it must be at least {least}')
 
 
 def _records_folders(config, root: pathlib.Path) -> dict[str, pathlib.Path]:

@@ -45,14 +45,22 @@ class Settings:
       weights: folder of the published checkpoints.
       cache: folder of the embeddings.
       duration_s: how much of each clip counts, seconds.
-      batch_size: clips at a time, over this host's devices.
-      workers: threads that read clips.
+      batch_size: clips at a time, over this host's devices, at least 1.
+      workers: threads that read clips, at least 1.
+
+    Raises:
+      ValueError: fewer.
     """
     weights: pathlib.Path
     cache: pathlib.Path
     duration_s: float
     batch_size: int
     workers: int
+
+    def __post_init__(self):
+        for field in ('batch_size', 'workers'):
+            if getattr(self, field) < 1:
+                raise ValueError(f'config.score.{field} is {getattr(self, field)}; it must be at least 1')
 
 
 class Stored(Mapping):
@@ -94,7 +102,7 @@ def embed(embedder: embedders.Embedder, clips: Mapping[str, Source], settings: S
     folder = settings.cache / f'{embedder.name}-{_identity(embedder, settings)}'
     failed: dict[str, str] = {}
     paths: dict[str, pathlib.Path] = {}
-    with concurrent.futures.ThreadPoolExecutor(max(1, settings.workers)) as pool:
+    with concurrent.futures.ThreadPoolExecutor(settings.workers) as pool:
         for name, digest in zip(clips, pool.map(_digest_or_error, clips.values())):
             if isinstance(digest, media.MediaError):
                 failed[name] = str(digest)
