@@ -8,7 +8,6 @@ One JSON object a line: id, video and audio (path beside the table, or null; aud
 caption, split, seed, duration_s, onset_times_s (strikes in the picture, or all of a sound), off_screen_onset_times_s,
 off_screen, materials, strikes (time_s, speed, thing) and bytes (of the file). A table appears when all its files are there.
 """
-from fractions import Fraction
 import heapq
 import json
 import os
@@ -89,7 +88,7 @@ def write_clip(job: Job) -> None:
         sound = container.add_stream('aac', rate=impacts_sound.SAMPLE_RATE_HZ, layout='mono', bit_rate=AUDIO_BIT_RATE,
                                      options=AUDIO_CODEC_OPTIONS)
         frames = _video_packets(picture, impacts_picture.frames(scene, job.size, job.fps))
-        sounds = mux.encode_sound(sound, waveform, Fraction(0))
+        sounds = mux.encode_sound(sound, waveform)
         for packet in heapq.merge(frames, sounds, key=mux.packet_time):
             container.mux(packet)
 

@@ -307,19 +307,18 @@ def _new_track(out, sound: Sound, out_path: Path) -> Iterator[av.Packet]:
         waveform, rate = _at_rate(waveform, rate, OPUS_RATE_HZ, round(waveform.shape[-1] * OPUS_RATE_HZ / rate)), OPUS_RATE_HZ
     stream = out.add_stream(codec, rate=rate, layout='mono' if waveform.ndim == 1 else 'stereo',
                             bit_rate=AUDIO_BIT_RATE * waveform.ndim)
-    return encode_sound(stream, waveform, Fraction(0))
+    return encode_sound(stream, waveform)
 
 
-def encode_sound(stream, waveform: np.ndarray, start: Fraction) -> Iterator[av.Packet]:
-    """Encodes float32 [samples], or [2, samples] for stereo, as packets of an output stream that begins at start, seconds."""
+def encode_sound(stream, waveform: np.ndarray) -> Iterator[av.Packet]:
+    """Encodes float32 [samples], or [2, samples] for stereo, as packets of an output stream that begins at zero."""
     context = stream.codec_context
     context.open(strict=False)
-    size, first = context.frame_size, round(start * context.sample_rate)
-    channels = np.atleast_2d(waveform)
+    size, channels = context.frame_size, np.atleast_2d(waveform)
     for at in range(0, channels.shape[1], size):
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(channels[:, at:at + size]), format='fltp',
                                            layout='mono' if len(channels) == 1 else 'stereo')
-        frame.sample_rate, frame.pts, frame.time_base = context.sample_rate, first + at, Fraction(1, context.sample_rate)
+        frame.sample_rate, frame.pts, frame.time_base = context.sample_rate, at, Fraction(1, context.sample_rate)
         yield from stream.encode(frame)
     yield from stream.encode(None)
 
