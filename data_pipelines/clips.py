@@ -6,7 +6,6 @@ video; video null, a sound alone. What else stands in a line (onset times, seeds
 records.
 """
 import dataclasses
-import hashlib
 import json
 import pathlib
 from typing import Any, Iterable, Mapping
@@ -157,12 +156,7 @@ def read_splits(folder: pathlib.Path) -> dict[str, list[Clip]]:
     return found
 
 
-def digest(path: pathlib.Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def digests(folder: pathlib.Path) -> dict[str, str]:
     """SHA-256 of the tables of a dataset's folder, by split: they change when the clips do."""
     paths = [folder / f'{split}.jsonl' for split in SPLITS]
-    return {path.stem: digest(path) for path in paths if path.is_file()}
+    return {path.stem: media.digest(path) for path in paths if path.is_file()}

@@ -12,7 +12,6 @@ from typing import Any, Callable, Iterator, Sequence
 
 import soundfile
 
-from data_pipelines import clips as clips_lib
 from mmaudio_jax import media
 from mmaudio_jax import tables
 
@@ -95,7 +94,7 @@ class Report:
 
     def read(self, path: pathlib.Path) -> str:
         """The text of a listing; what stands in it is remembered by its digest."""
-        self.listings[str(path)] = clips_lib.digest(path)
+        self.listings[str(path)] = media.digest(path)
         return tables.read_text(path)
 
     def summary(self) -> str:

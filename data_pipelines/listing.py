@@ -67,7 +67,7 @@ def make_tables(config, root: pathlib.Path) -> None:
             excluded = [pathlib.Path(path) for other, path in settings.exclude if other == name]
             made_with = {'layout': layout, 'source': str(source), 'duration_s': config.sequence.duration_s,
                          'short': settings.short, 'validation_clips': settings.validation_clips,
-                         'exclude': {str(path): clips_lib.digest(path) if path.is_file() else '' for path in excluded}}
+                         'exclude': {str(path): media.digest(path) if path.is_file() else '' for path in excluded}}
             folder = root / 'media' / name
             if _is_done(folder, made_with):
                 continue
@@ -87,7 +87,7 @@ def _is_done(folder: pathlib.Path, made_with: dict[str, Any]) -> bool:
             raise ValueError(f'{folder}: its tables were made with {field} = {stored.get(field)!r}, the configuration says '
                              f'{value!r}; delete {report} to list the clips again')
     for listing, digest in stored.get('listings', {}).items():
-        if os.path.isfile(listing) and clips_lib.digest(pathlib.Path(listing)) != digest:  # else the dataset was put away
+        if os.path.isfile(listing) and media.digest(pathlib.Path(listing)) != digest:  # else the dataset was put away
             raise ValueError(f'{listing}: was changed since {folder} was made of it; delete {report} to list the clips again')
     return True
 

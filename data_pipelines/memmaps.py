@@ -21,6 +21,7 @@ from data_pipelines.progress import Progress
 from data_pipelines.progress import span
 from data_pipelines.set_in_work import is_done
 from data_pipelines.set_in_work import SetInWork
+from mmaudio_jax import media
 from mmaudio_jax import records
 
 TENSORS = {'latent_mean': 'mean', 'latent_std': 'std', 'clip_features': 'clip_features', 'sync_features': 'sync_features',
@@ -108,7 +109,7 @@ def import_sets(config, root: pathlib.Path, index: int, count: int) -> list[str]
         if unknown:
             raise ValueError(f'config.extract.memmaps: {unknown[0]!r} is not one of {", ".join(clips_lib.SPLITS)}')
         maps = {split: open_maps(folder, schema) for split, folder in places.items()}
-        made_with = {'tables': {split: clips_lib.digest(_tsv(folder)) for split, folder in places.items()}}
+        made_with = {'tables': {split: media.digest(_tsv(folder)) for split, folder in places.items()}}
         if not is_done(root / 'records' / name, schema, made_with):
             target = shards_lib.Target(schema, root / 'records' / f'.{name}.partial', root / 'records' / 'codec.npz')
             plan = shards_lib.Plan(name, root, (target,), settings.batch_size, 0, {})

@@ -8,6 +8,7 @@ line, the file first. Source of the frame selection: MMAudio's released data cod
 import contextlib
 import dataclasses
 from fractions import Fraction
+import hashlib
 import io
 import math
 import os
@@ -66,6 +67,12 @@ class MediaInfo:
     fps: float
     sample_rate_hz: int
     channels: int
+
+
+def digest(path: pathlib.Path) -> str:
+    """SHA-256 of a file of any size."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 @contextlib.contextmanager
