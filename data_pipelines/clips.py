@@ -47,15 +47,6 @@ class Clip:
         return source
 
 
-def check_entries(field: str, value: Any, *parts: str) -> None:
-    """Raises ValueError for a field of the config that is no tuple of tuples, each with one value for every one of `parts`."""
-    for entry in value:
-        if not isinstance(entry, (tuple, list)) or len(entry) != len(parts):
-            form = ', '.join(f'"{part}"' for part in parts)
-            raise ValueError(f'config.{field} is {value!r}; it must be a tuple of ({", ".join(parts)}) tuples with a comma '
-                             f"behind each, also a single one: '(({form}),)'")
-
-
 def read_table(path: pathlib.Path) -> list[Clip]:
     """The clips of one <split>.jsonl, in the order of its lines.
 

@@ -29,6 +29,7 @@ from data_pipelines.set_in_work import is_done
 from data_pipelines.set_in_work import REJECTED_FILE
 from data_pipelines.set_in_work import SetInWork
 from mmaudio_jax import codec as codec_lib
+from mmaudio_jax import config_checks
 from mmaudio_jax import encoders
 from mmaudio_jax import media
 from mmaudio_jax import records
@@ -37,8 +38,6 @@ from mmaudio_jax.weights import store
 
 CODEC_FIT_CLIPS = 512  # evenly spread over the table; more do not move the components
 EXECUTORS = ('local', 'ray')
-LEAST = {'batch_size': 1, 'clips_per_shard': 1, 'workers': 1, 'max_rejected': 0, 'process_count': 0, 'ray_actors': 1,
-         'ray_cpus': 0}
 
 
 def extract(config, workdir: pathlib.Path) -> None:
@@ -55,9 +54,11 @@ def extract(config, workdir: pathlib.Path) -> None:
       OSError: disk full.
     """
     settings, root = config.extract, pathlib.Path(config.data_dir or workdir).absolute()
-    _check(settings)
-    clips_lib.check_entries('extract.datasets', settings.datasets, 'record set', 'folder of clip tables')
-    clips_lib.check_entries('extract.memmaps', settings.memmaps, 'record set', 'split', 'folder of memory maps')
+    config_checks.check(config)
+    for field, names in (('executor', EXECUTORS), ('encoder', encoders.ENCODERS), ('codec', codec_lib.CODECS),
+                         ('feature_dtype', records.FEATURE_DTYPES)):
+        if settings[field] not in names:
+            raise ValueError(f'config.extract.{field} is {settings[field]!r}; it must be one of {", ".join(names)}')
     if config.clips.datasets:
         listing.make_tables(config, root)
     imported = memmaps.import_sets(config, root, *_place(settings)) if settings.memmaps else []
@@ -93,17 +94,6 @@ def extract(config, workdir: pathlib.Path) -> None:
     if jax.process_index() == 0:
         for place in places.values():
             dataset_card.write_missing(place / name for name in folders)
-
-
-def _check(settings) -> None:
-    """Raises ValueError, naming the field, for a value that no set can be made with."""
-    for field, names in (('executor', EXECUTORS), ('encoder', encoders.ENCODERS), ('codec', codec_lib.CODECS),
-                         ('feature_dtype', records.FEATURE_DTYPES)):
-        if settings[field] not in names:
-            raise ValueError(f'config.extract.{field} is {settings[field]!r}; it must be one of {", ".join(names)}')
-    for field, least in LEAST.items():
-        if not settings[field] >= least:  # so that NaN is refused, too
-            raise ValueError(f'config.extract.{field} is {settings[field]}; it must be at least {least}')
 
 
 def _records_folders(config, root: pathlib.Path) -> dict[str, pathlib.Path]:

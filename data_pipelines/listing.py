@@ -21,6 +21,7 @@ from data_pipelines import moviegen
 from data_pipelines import processes
 from data_pipelines import vggsound
 from data_pipelines import wavcaps
+from mmaudio_jax import config_checks
 from mmaudio_jax import media
 
 LAYOUTS: dict[str, Callable[[pathlib.Path, layouts.Media, layouts.Report], Iterable[layouts.Entry]]] = {
@@ -52,10 +53,9 @@ def make_tables(config, root: pathlib.Path) -> None:
       OSError: disk full.
     """
     settings = config.clips
+    config_checks.check(config)
     if settings.short not in SHORT:
         raise ValueError(f'config.clips.short is {settings.short!r}; it must be one of {", ".join(SHORT)}')
-    clips_lib.check_entries('clips.datasets', settings.datasets, 'record set', 'layout', 'folder')
-    clips_lib.check_entries('clips.exclude', settings.exclude, 'record set', 'file of ids')
     names = [name for name, _, _ in settings.datasets]
     unknown = sorted({name for name, _ in settings.exclude} - set(names))
     if unknown:

@@ -44,22 +44,14 @@ class Settings:
       weights: folder of the published checkpoints.
       cache: folder of the embeddings.
       duration_s: how much of each clip counts, seconds.
-      batch_size: clips at a time, over this host's devices, at least 1.
-      workers: threads that read clips, at least 1.
-
-    Raises:
-      ValueError: fewer.
+      batch_size: clips at a time, over this host's devices.
+      workers: threads that read clips.
     """
     weights: pathlib.Path
     cache: pathlib.Path
     duration_s: float
     batch_size: int
     workers: int
-
-    def __post_init__(self):
-        for field in ('batch_size', 'workers'):
-            if getattr(self, field) < 1:
-                raise ValueError(f'config.score.{field} is {getattr(self, field)}; it must be at least 1')
 
 
 class Stored(Mapping):

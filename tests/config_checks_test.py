@@ -17,8 +17,12 @@ def test_every_config_is_in_order(name):
     partitioning.rules_of(config)
 
 
-def test_a_field_that_is_no_number_within_its_range_is_named():
+@pytest.mark.parametrize('section, name, value, message', [
+    ('flow', 'text_dropout', float('nan'), 'nan; it must be from 0 to 1'),
+    ('extract', 'workers', 0, '0; it must be at least 1'),
+    ('score', 'batch_size', 0, '0; it must be at least 1'), ('score', 'workers', 0, '0; it must be at least 1')])
+def test_a_field_that_is_no_number_within_its_range_is_named(section, name, value, message):
     config = importlib.import_module('configs.base').get_config()
-    config.flow.text_dropout = float('nan')
-    with pytest.raises(ValueError, match='config.flow.text_dropout is nan; it must be from 0 to 1'):
+    config[section][name] = value
+    with pytest.raises(ValueError, match=f'config.{section}.{name} is {message}'):
         config_checks.check(config)

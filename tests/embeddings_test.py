@@ -133,12 +133,6 @@ def test_clips_of_many_lengths_do_not_wait_in_memory(setting, monkeypatch):
     assert done == 40 and most <= 2 * 2 + 4 * 2 + 1  # read ahead, waiting, and the one that was too many
 
 
-@pytest.mark.parametrize('field', ['batch_size', 'workers'])
-def test_numbers_below_one_are_named(setting, field):
-    with pytest.raises(ValueError, match=f'config.score.{field} is 0; it must be at least 1'):
-        dataclasses.replace(setting[1], **{field: 0})
-
-
 def test_failures_are_told_and_the_rest_is_done(setting):
     clips, settings = setting
     clips['clip_03'].write_bytes(b'broken')
