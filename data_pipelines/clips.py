@@ -6,7 +6,6 @@ video; video null, a sound alone. What else stands in a line (onset times, seeds
 records.
 """
 import dataclasses
-import hashlib
 import json
 import pathlib
 from typing import Any, Iterable, Mapping
@@ -46,15 +45,6 @@ class Clip:
         source = self.audio or self.video
         assert source is not None  # read_table refuses such a line
         return source
-
-
-def check_entries(field: str, value: Any, *parts: str) -> None:
-    """Raises ValueError for a field of the config that is no tuple of tuples, each with one value for every one of `parts`."""
-    for entry in value:
-        if not isinstance(entry, (tuple, list)) or len(entry) != len(parts):
-            form = ', '.join(f'"{part}"' for part in parts)
-            raise ValueError(f'config.{field} is {value!r}; it must be a tuple of ({", ".join(parts)}) tuples with a comma '
-                             f"behind each, also a single one: '(({form}),)'")
 
 
 def read_table(path: pathlib.Path) -> list[Clip]:
@@ -157,12 +147,7 @@ def read_splits(folder: pathlib.Path) -> dict[str, list[Clip]]:
     return found
 
 
-def digest(path: pathlib.Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def digests(folder: pathlib.Path) -> dict[str, str]:
     """SHA-256 of the tables of a dataset's folder, by split: they change when the clips do."""
     paths = [folder / f'{split}.jsonl' for split in SPLITS]
-    return {path.stem: digest(path) for path in paths if path.is_file()}
+    return {path.stem: media.digest(path) for path in paths if path.is_file()}

@@ -4,9 +4,7 @@ A layout (vggsound.py, audiocaps.py, …) yields entries as the published files 
 all: media are found, ids and captions checked, overlap with test sets removed, sounds cut into windows, tables written.
 """
 import collections
-import csv
 import dataclasses
-import io
 import json
 import os
 import pathlib
@@ -14,13 +12,10 @@ from typing import Any, Callable, Iterator, Sequence
 
 import soundfile
 
-from data_pipelines import clips as clips_lib
 from mmaudio_jax import media
+from mmaudio_jax import tables
 
-VIDEO_SUFFIXES = ('.mp4', '.mkv', '.webm', '.mov', '.avi', '.m4v', '.mpg', '.mpeg', '.flv', '.f4v', '.wmv', '.asf', '.3gp',
-                  '.3g2', '.ogv', '.vob')
-SOUND_SUFFIXES = ('.wav', '.flac', '.ogg', '.oga', '.mp3', '.m4a', '.aac', '.opus', '.aif', '.aiff', '.wma')
-SUFFIXES = VIDEO_SUFFIXES + SOUND_SUFFIXES
+SUFFIXES = media.VIDEO_SUFFIXES + media.SOUND_SUFFIXES
 HEADER_SUFFIXES = ('.wav', '.flac', '.ogg', '.oga', '.aif', '.aiff')  # whose headers tell the length to the sample
 WINDOWS = 5  # of a sound file, at most (SPEC section 4)
 WINDOW_MARGIN_S = 0.1  # windows are that much longer than a clip
@@ -99,8 +94,8 @@ class Report:
 
     def read(self, path: pathlib.Path) -> str:
         """The text of a listing; what stands in it is remembered by its digest."""
-        self.listings[str(path)] = clips_lib.digest(path)
-        return read_text(path)
+        self.listings[str(path)] = media.digest(path)
+        return tables.read_text(path)
 
     def summary(self) -> str:
         """The counts that are not zero, in words."""
@@ -109,20 +104,19 @@ class Report:
         return ', '.join(f'{count} {kind}' for kind, count in counts.items() if count) or 'nothing to complain of'
 
 
-def read_csv(path: pathlib.Path, report: Report, needed: Sequence[str], known: Sequence[str] = (),
-             delimiter: str = ',') -> Iterator[dict[str, str]]:
+def read_csv(path: pathlib.Path, report: Report, needed: Sequence[str],
+             known: Sequence[str] = ()) -> Iterator[dict[str, str]]:
     """Rows of a file with a header.
 
     Args:
       path: of the file.
       report: columns that are neither needed nor known, and rows of another length, are listed there.
       needed, known: names of columns.
-      delimiter: between columns.
 
     Raises:
-      ValueError: a needed column is missing, or a row that csv_rows refuses.
+      ValueError: a needed column is missing, or a row that tables.csv_rows refuses.
     """
-    rows = csv_rows(path, report.read(path), delimiter)
+    rows = tables.csv_rows(path, report.read(path))
     _, header = next(rows, (1, []))
     missing = [column for column in needed if column not in header]
     if missing:
@@ -137,32 +131,6 @@ def read_csv(path: pathlib.Path, report: Report, needed: Sequence[str], known: S
             report.add('unusable_rows', f'{path.name}, line {line}: {len(row)} columns, not {len(header)}')
 
 
-def csv_rows(path: pathlib.Path, text: str, delimiter: str = ',') -> Iterator[tuple[int, list[str]]]:
-    """(number of its first line, cells) of every row of `text`, which is that of `path`.
-
-    Raises:
-      ValueError: quotes that are not closed, or closed within a cell: what follows would be read as part of it.
-    """
-    reader = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter, strict=True)
-    line = 1
-    try:
-        for row in reader:
-            yield line, row
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise ValueError(f'{path}, line {line}: the row that starts there cannot be read ({error}); close its quotes, and '
-                         'write those within a cell twice') from error
-
-
-def read_text(path: pathlib.Path) -> str:
-    """What a published listing says: UTF-8 with or without a mark, or Latin-1, as Clotho's metadata are."""
-    content = path.read_bytes()
-    try:
-        return content.decode('utf-8-sig')
-    except UnicodeDecodeError:
-        return content.decode('latin-1')
-
-
 def read_ids(path: pathlib.Path, key: str = '') -> set[str]:
     """The sources that an id list names.
 
@@ -171,7 +139,7 @@ def read_ids(path: pathlib.Path, key: str = '') -> set[str]:
     id a line. File name endings and the Y that AudioSet's files have before a YouTube id are taken off.
 
     Raises:
-      FileNotFoundError: no such file. ValueError: a json of another form, or a row that csv_rows refuses.
+      FileNotFoundError: no such file. ValueError: a json of another form, or a row that tables.csv_rows refuses.
     """
     if not path.is_file():
         raise FileNotFoundError(f'{path}: no such id list; correct config.clips.exclude')
@@ -182,10 +150,10 @@ def read_ids(path: pathlib.Path, key: str = '') -> set[str]:
                 raise ValueError(f'{path}: has no list {key!r}; it has {", ".join(found)}')
             found = found[key]
         return {source_of(str(value)) for value in found}
-    text = read_text(path)
+    text = tables.read_text(path)
     if path.suffix not in ('.csv', '.tsv'):
         return {source_of(line.strip()) for line in text.split('\n') if line.strip()}
-    rows = [row for _, row in csv_rows(path, text, '\t' if path.suffix == '.tsv' else ',')]
+    rows = [row for _, row in tables.csv_rows(path, text)]
     for column in ('source', 'youtube_id', 'sound_id', 'file_name', 'id'):
         if rows and column in rows[0]:
             place = rows[0].index(column)

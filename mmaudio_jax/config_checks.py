@@ -11,11 +11,17 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ('train.log_every', 0, math.inf), ('train.validate_every', 0, math.inf), ('train.sample_every', 0, math.inf),
     ('train.sample_clips', 0, math.inf), ('train.checkpoint_every', 0, math.inf), ('train.keep_last', 1, math.inf),
     ('train.keep_every', 0, math.inf), ('sampling.batch_size', 1, math.inf), ('evaluate.max_clips', 0, math.inf),
-    ('evaluate.save_clips', 0, math.inf))
+    ('evaluate.save_clips', 0, math.inf), ('extract.batch_size', 1, math.inf), ('extract.clips_per_shard', 1, math.inf),
+    ('extract.workers', 1, math.inf), ('extract.max_rejected', 0, 1), ('extract.process_count', 0, math.inf),
+    ('extract.ray_actors', 1, math.inf), ('extract.ray_cpus', 0, math.inf), ('score.batch_size', 1, math.inf),
+    ('score.workers', 1, math.inf))
 # (field, parts of each of its tuples)
 ENTRIES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ('input.mixture', ('record set', 'repeats')), ('input.shares', ('record set', 'share')),
-    ('input.balance', ('record set', 'exponent')), ('ablations.rows', ('name', 'file of configs/')))
+    ('input.balance', ('record set', 'exponent')), ('ablations.rows', ('name', 'file of configs/')),
+    ('clips.datasets', ('record set', 'layout', 'folder')), ('clips.exclude', ('record set', 'file of ids')),
+    ('extract.datasets', ('record set', 'folder of clip tables')),
+    ('extract.memmaps', ('record set', 'split', 'folder of memory maps')))
 
 
 def check(config) -> None:

@@ -143,6 +143,16 @@ def test_other_settings_are_refused(workdir, changes, field):
         extract.extract(make_config(**changes), workdir)
 
 
+@pytest.mark.parametrize('field, value', [('batch_size', 0), ('clips_per_shard', 0), ('workers', 0), ('ray_actors', 0),
+                                          ('process_count', -1), ('max_rejected', float('nan')), ('feature_dtype', 'float32')])
+def test_values_that_cannot_be_used_are_named_before_any_work(tmp_path, monkeypatch, field, value):
+    monkeypatch.setattr(extract.listing, 'make_tables', lambda *_: pytest.fail('was begun'))
+    config = make_config(**{field: value})
+    config.clips.datasets = (('clips', 'folder_csv', 'x'),)
+    with pytest.raises(ValueError, match=f'config.extract.{field} is .*{value}.*; it must be'):
+        extract.extract(config, tmp_path)
+
+
 def test_other_clips_are_refused(workdir):
     path = workdir / 'media' / 'clips' / 'test.jsonl'
     before = path.read_text()

@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'mmaudio_jax'
 # A module may import those of its own row and of the rows above it.
 ROOMS = [
-    {'shorthands', 'config_checks', 'resampling', 'frames', 'distributed', 'chips', 'hlo_cost'},
+    {'shorthands', 'config_checks', 'tables', 'resampling', 'frames', 'distributed', 'chips', 'hlo_cost'},
     {'sequence', 'records', 'balance', 'media', 'mux', 'plots', 'stages'},
     {'mel', 'filterbanks', 'evaluation_media', 'tokenizer', 'tokenizer_roberta'},
     {'models'},

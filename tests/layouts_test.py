@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from configs import base
 from data_pipelines import layouts
 from data_pipelines import vggsound
+from mmaudio_jax import generate_jobs
 
 
 def write_sound(path, seconds: float = 1.0, rate: int = 8_000):
@@ -24,6 +26,14 @@ def test_media_are_found_by_name_and_folder(tmp_path):
     assert found.count == 3 and found.find('x') == tmp_path / 'a/x.wav'
     assert found.find('x', within='B') == tmp_path / 'b/x.flac' and found.find('nothing', 'y') == tmp_path / 'b/y.mp4'
     assert found.find('z') is None
+
+
+def test_what_counts_as_a_video_does_so_everywhere(tmp_path):
+    for name in ('x.M2TS', 'y.asf'):
+        (tmp_path / name).touch()
+    config = base.get_config()
+    config.generate.input = str(tmp_path)
+    assert layouts.Media(tmp_path).count == 2 == len(generate_jobs.jobs(config.generate, config.sampling))
 
 
 def test_a_csv_is_read_and_what_is_odd_is_listed(tmp_path):

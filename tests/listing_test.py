@@ -180,7 +180,7 @@ def test_any_folder_with_a_csv(tmp_path):
     source = tmp_path / 'source'
     write(source / 'list.csv', 'file,caption,split,start_s,label,mood\na.mp4,a film,val,,x,1\nsub/b.wav,long,,,y,1\n'
           'sub/b.wav,from there,test,0.5,y,1\nc.wav,,train,,y,1\nd.wav,d,dev,,y,1\nd.wav,d,,soon,y,1\n'
-          'd.wav,d,,nan,y,1\nd.wav,d,,-3,y,1\n')
+          'd.wav,d,,nan,y,1\nd.wav,d,,-3,y,1\n,rain,,,y,1\n')
     write(source / 'a.mp4')
     write_sound(source / 'sub' / 'b.wav', 3.4)
     write_sound(source / 'c.wav', 2)
@@ -191,7 +191,8 @@ def test_any_folder_with_a_csv(tmp_path):
     assert report['lists']['also_in_test'] == ['sub/b'] and report['lists']['empty_captions'] == ['c']
     assert report['lists']['unusable_rows'] == ["list.csv, row 6: split is 'dev'; it must be train, validation or test",
                                                 *(f"list.csv, row {row}: start_s is '{start}', not a time in seconds from 0 on"
-                                                  for row, start in ((7, 'soon'), (8, 'nan'), (9, '-3')))]
+                                                  for row, start in ((7, 'soon'), (8, 'nan'), (9, '-3'))),
+                                                'list.csv, row 10: names no file']
 
 
 def test_a_folder_whose_names_are_the_captions(tmp_path):
