@@ -1,4 +1,4 @@
-"""What every stage wants of a configuration: numbers within their range, tuples of the right form. Imports nothing."""
+"""What every stage wants of a configuration: numbers within their range, tuples of the right form. Imports none of them."""
 import math
 from typing import Any
 
