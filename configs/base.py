@@ -229,7 +229,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.score = ml_collections.ConfigDict()
     # Make the sounds of evaluate.dataset's split first, with the workdir's network or generate.pretrained (split_sounds.py).
     c.score.sample = False
-    c.score.generated = ''  # folder of .wav and .flac, named as their references are
+    c.score.generated = ''  # folder of sounds (docs/data.md has the suffixes), named as their references are
     c.score.compare = ''  # several such folders, 'a=DIR b=DIR': one table; the flag --compare a=DIR b=DIR
     c.score.protocol = 'vggsound'  # a key of score.PROTOCOLS: duration, metrics and the published table
     c.score.metrics = ()  # (): the protocol's; else keys of score_metrics.METRICS

@@ -5,16 +5,14 @@ table, or absolute, or null), caption, split, and optionally start_s, label and 
 video; video null, a sound alone. What else stands in a line (onset times, seeds) belongs to others and is kept out of the
 records.
 """
-import collections
 import dataclasses
-import hashlib
 import json
 import pathlib
 import re
-import unicodedata
 from typing import Any, Iterable, Mapping
 
 from mmaudio_jax import media
+from mmaudio_jax import tables
 
 SPLITS = ('train', 'validation', 'test')
 REQUIRED = ('id', 'video', 'audio', 'caption', 'split')
@@ -50,23 +48,6 @@ class Clip:
         source = self.audio or self.video
         assert source is not None  # read_table refuses such a line
         return source
-
-
-def check_entries(field: str, value: Any, *parts: str) -> None:
-    """Raises ValueError for a field of the config that is no tuple of tuples, each with one string for every one of `parts`."""
-    for entry in value if isinstance(value, (tuple, list)) else [value]:
-        if not isinstance(entry, (tuple, list)) or len(entry) != len(parts) or not all(isinstance(part, str) for part in entry):
-            form = ', '.join(f'"{part}"' for part in parts)
-            raise ValueError(f'config.{field} is {value!r}; it must be a tuple of ({", ".join(parts)}) tuples of strings '
-                             f"with a comma behind each tuple, also a single one: '(({form}),)'")
-
-
-def check_distinct(field: str, names: Iterable[Any]) -> None:
-    """Raises ValueError for a field of the config that names something twice: one of the two would be left out."""
-    name, count = next(iter(collections.Counter(names).most_common(1)), ('', 0))
-    if count > 1:
-        raise ValueError(f'config.{field} names {name!r} {count} times; give every one a name of its own, or list its media in '
-                         'one folder')
 
 
 def read_table(path: pathlib.Path) -> list[Clip]:
@@ -132,22 +113,9 @@ def _parse(row: Any, path: pathlib.Path) -> Clip:
         raise ValueError(f"'label' is {row['label']!r}, not a string")
     if row.get('fill', '') not in FILLS:
         raise ValueError(f"'fill' is {row['fill']!r}; it must be one of {', '.join(map(repr, FILLS))}")
-    video, audio = (_beside(path, row[column]) if row[column] is not None else None for column in ('video', 'audio'))
+    video, audio = (tables.beside(path, row[column]) if row[column] is not None else None for column in ('video', 'audio'))
     return Clip(row['id'], video, audio, row['caption'], row['split'], float(start_s), row.get('label', ''),
                 row.get('fill', ''))
-
-
-def nfc(name: str) -> str:
-    """The name with composed letters, by which names are compared: file systems of macOS take ü apart (NFD)."""
-    return unicodedata.normalize('NFC', name)
-
-
-def _beside(path: pathlib.Path, name: str) -> pathlib.Path:
-    """The file that the table at `path` names, however its letters are composed."""
-    if name.isascii():
-        return path.parent / name  # a table may name files that come later
-    forms = [path.parent / form for form in (name, nfc(name), unicodedata.normalize('NFD', name))]
-    return next(filter(pathlib.Path.exists, forms), forms[0])
 
 
 def write_table(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -195,12 +163,7 @@ def read_splits(folder: pathlib.Path) -> dict[str, list[Clip]]:
     return found
 
 
-def digest(path: pathlib.Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def digests(folder: pathlib.Path) -> dict[str, str]:
     """SHA-256 of the tables of a dataset's folder, by split: they change when the clips do."""
     paths = [folder / f'{split}.jsonl' for split in SPLITS]
-    return {path.stem: digest(path) for path in paths if path.is_file()}
+    return {path.stem: media.digest(path) for path in paths if path.is_file()}

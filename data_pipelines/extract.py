@@ -30,6 +30,7 @@ from data_pipelines.set_in_work import is_done
 from data_pipelines.set_in_work import REJECTED_FILE
 from data_pipelines.set_in_work import SetInWork
 from mmaudio_jax import codec as codec_lib
+from mmaudio_jax import config_checks
 from mmaudio_jax import encoders
 from mmaudio_jax import media
 from mmaudio_jax import records
@@ -49,15 +50,16 @@ def extract(config, workdir: pathlib.Path) -> None:
 
     Raises:
       FileNotFoundError: a dataset without tables.
-      ValueError: a set that was made with other settings (names the field), a bad table, a split without any usable clip, more
-        rejected clips than config.extract.max_rejected allows.
+      ValueError: a value that cannot be used, or a set that was made with other settings (names the field), a bad table, a
+        split without any usable clip, more rejected clips than config.extract.max_rejected allows.
       OSError: disk full.
     """
     settings, root = config.extract, pathlib.Path(config.data_dir or workdir).absolute()
-    clips_lib.check_entries('extract.datasets', settings.datasets, 'record set', 'folder of clip tables')
-    clips_lib.check_entries('extract.memmaps', settings.memmaps, 'record set', 'split', 'folder of memory maps')
-    clips_lib.check_distinct('extract.datasets', (name for name, _ in settings.datasets))
-    clips_lib.check_distinct('extract.memmaps', ((name, split) for name, split, _ in settings.memmaps))
+    config_checks.check(config)
+    for field, names in (('executor', EXECUTORS), ('encoder', encoders.ENCODERS), ('codec', codec_lib.CODECS),
+                         ('feature_dtype', records.FEATURE_DTYPES)):
+        if settings[field] not in names:
+            raise ValueError(f'config.extract.{field} is {settings[field]!r}; it must be one of {", ".join(names)}')
     if config.clips.datasets:
         listing.make_tables(config, root)
     imported = memmaps.import_sets(config, root, *_place(settings)) if settings.memmaps else []
@@ -66,9 +68,6 @@ def extract(config, workdir: pathlib.Path) -> None:
         return
     if not settings.datasets:
         raise ValueError("config.extract.datasets is empty; name (record set, folder of clip tables) pairs")
-    for field, names in (('executor', EXECUTORS), ('encoder', encoders.ENCODERS), ('codec', codec_lib.CODECS)):
-        if settings[field] not in names:
-            raise ValueError(f'config.extract.{field} is {settings[field]!r}; it must be one of {", ".join(names)}')
     places = _records_folders(config, root)
     folders = {name: root / folder for name, folder in settings.datasets}
     fitted_to = _fit_source(config, folders, places)
@@ -127,7 +126,7 @@ def _make(work: SetInWork, settings, workers: processes.Workers) -> None:
     index, count = _place(settings)
     work.prepare(alone=count == 1)
     missing = work.missing(index, count)
-    progress = Progress(name, sum(len(shard.clips) for shard in missing), work.plan.targets[0].schema.duration_s)
+    progress = Progress(f'extract {name}', sum(len(shard.clips) for shard in missing), work.plan.targets[0].schema.duration_s)
 
     def report(clips: int, rejected: list[str]) -> None:
         progress.add(clips, rejected)

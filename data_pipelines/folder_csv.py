@@ -13,6 +13,8 @@ from typing import Iterator
 
 from data_pipelines import clips
 from data_pipelines import layouts
+from mmaudio_jax import tables
+from mmaudio_jax.media import VIDEO_SUFFIXES
 
 FILES = ('file', 'video', 'audio')
 KNOWN = ('caption', 'id', 'split', 'start_s', 'label', 'source')
@@ -25,12 +27,11 @@ def read(folder: pathlib.Path, media: layouts.Media, report: layouts.Report) -> 
     if not listings:
         yield from _by_name(folder, media)
     for path in listings:
-        delimiter = '\t' if path.suffix == '.tsv' else ','
-        _, header = next(layouts.csv_rows(path, layouts.read_text(path), delimiter), (1, []))
+        _, header = next(tables.csv_rows(path, tables.read_text(path)), (1, []))
         column = next((name for name in FILES if name in header), None)
         if column is None:
             raise ValueError(f'{path}: has no column {" or ".join(FILES)}; its first line is {header}')
-        for number, row in enumerate(layouts.read_csv(path, report, (column,), KNOWN, delimiter), 2):
+        for number, row in enumerate(layouts.read_csv(path, report, (column,), KNOWN), 2):
             entry = _entry(folder, column, row, media)
             if isinstance(entry, str):
                 report.add('unusable_rows', f'{path.name}, row {number}: {entry}')
@@ -41,10 +42,11 @@ def read(folder: pathlib.Path, media: layouts.Media, report: layouts.Report) -> 
 def _entry(folder: pathlib.Path, column: str, row: dict[str, str], media: layouts.Media) -> layouts.Entry | str:
     """The entry of a row, or what is wrong with it."""
     named = pathlib.PurePath(row[column])
-    file: pathlib.Path | None = folder / named
-    if not row[column].strip() or file is None or not file.is_file():
-        file = media.find(named.stem, named.name, within=str(named.parent)) if row[column].strip() else None
-    video = column == 'video' or column == 'file' and (file or named).suffix.lower() in layouts.VIDEO_SUFFIXES
+    if not named.name.strip():
+        return 'names no file'
+    beside = folder / named
+    file = beside if beside.is_file() else media.find(named.stem, named.name, within=str(named.parent))
+    video = column == 'video' or column == 'file' and (file or named).suffix.lower() in VIDEO_SUFFIXES
     start = row.get('start_s', '').strip()
     split = SPLITS.get(row.get('split', '').strip())
     if split is None:
@@ -74,7 +76,7 @@ def _by_name(folder: pathlib.Path, media: layouts.Media) -> Iterator[layouts.Ent
         name = file.relative_to(folder).with_suffix('')
         parts = [_words(part) for part in name.parts[-2:]]
         caption = ' '.join(dict.fromkeys(' '.join(filter(None, parts)).split()))
-        video = file.suffix.lower() in layouts.VIDEO_SUFFIXES
+        video = file.suffix.lower() in VIDEO_SUFFIXES
         unique = name if stems[file.with_suffix('')] == 1 else file.relative_to(folder)
         yield layouts.Entry(unique.as_posix(), 'train', (caption,), file, video, 'start' if video else 'spread',
                             label=parts[0] if len(parts) > 1 else caption, source=unique.as_posix())

@@ -8,16 +8,10 @@ One JSON object a line: id, video and audio (path beside the table, or null; aud
 caption, split, seed, duration_s, onset_times_s (strikes in the picture, or all of a sound), off_screen_onset_times_s,
 off_screen, materials, strikes (time_s, speed, thing) and bytes (of the file). A table appears when all its files are there.
 """
-import concurrent.futures
-from fractions import Fraction
 import heapq
 import json
-import multiprocessing
 import os
 import pathlib
-import sys
-import threading
-import time
 from typing import Any, Iterator, NamedTuple
 
 import av
@@ -26,6 +20,8 @@ import numpy as np
 from data_pipelines import impacts_picture
 from data_pipelines import impacts_scene
 from data_pipelines import impacts_sound
+from data_pipelines import processes
+from data_pipelines.progress import Progress
 from mmaudio_jax import media
 from mmaudio_jax import mux
 
@@ -34,7 +30,8 @@ NOT_CONTENT = ('workers',)  # fields of config.impacts that do not change the fi
 VIDEO_CODEC_OPTIONS = {'preset': 'ultrafast', 'crf': '24', 'threads': '1'}  # no reordered frames, the same bytes every time
 AUDIO_BIT_RATE = 128_000
 AUDIO_CODEC_OPTIONS = {'aac_coder': 'fast'}  # a third of the time of the default, and closer to these sounds (44 to 57 dB)
-PROGRESS_S = 5.0  # between two lines when the output is no terminal
+AHEAD = 4  # files a worker that are given out ahead
+MARKER = pathlib.Path('impacts', 'impacts.json')
 
 
 class Job(NamedTuple):
@@ -52,6 +49,9 @@ class Part(NamedTuple):
     split: str
     clips: int
     with_video: bool
+
+
+Plan = list[tuple[Part, pathlib.Path, dict[str, Job]]]  # every part with its table and its files by id
 
 
 def _parts(settings) -> list[Part]:
@@ -88,7 +88,7 @@ def write_clip(job: Job) -> None:
         sound = container.add_stream('aac', rate=impacts_sound.SAMPLE_RATE_HZ, layout='mono', bit_rate=AUDIO_BIT_RATE,
                                      options=AUDIO_CODEC_OPTIONS)
         frames = _video_packets(picture, impacts_picture.frames(scene, job.size, job.fps))
-        sounds = mux.encode_sound(sound, waveform, Fraction(0))
+        sounds = mux.encode_sound(sound, waveform)
         for packet in heapq.merge(frames, sounds, key=mux.packet_time):
             container.mux(packet)
 
@@ -169,50 +169,25 @@ def _check(settings) -> None:
             raise ValueError(f'impacts.{field} = {settings[field]} must be at least 1')
 
 
-def _die_with_parent() -> None:
-    """Lets a worker end when the process that started it was killed, instead of waiting for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None, 'a worker was started by a process'
-
-    def watch(process):
-        process.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, args=(parent,), daemon=True).start()
-
-
-def _progress(done: int, total: int, started: float, last: bool) -> None:
-    """One line that tells how far and how long still; rewritten in place on a terminal."""
-    rate = done / max(time.monotonic() - started, 1e-9)
-    line = f'impacts: {done} of {total} files, {rate:.1f} a second, {(total - done) / rate:.0f} s left'
-    terminal = sys.stdout.isatty()
-    print(f'\r{line}   ' if terminal else line, end='' if terminal and not last else '\n', flush=True)
+def _crashed(job: Job) -> None:
+    raise media.MediaError(job.path, 'the process that rendered it died; is the memory enough for config.impacts.workers?')
 
 
 def _render_all(jobs: list[Job], workers: int) -> None:
     """Renders the files in processes; the first error stops it, files that are done stay."""
-    started = shown = time.monotonic()
-    for folder in sorted({os.path.dirname(job.path) for job in jobs}):
-        os.makedirs(folder, exist_ok=True)
-        for leftover in pathlib.Path(folder).glob('.*.part'):
-            leftover.unlink()  # of a render that was killed
-    context = multiprocessing.get_context('spawn')  # forking a process that runs JAX's threads may hang
-    with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_die_with_parent) as pool:
-        futures = [pool.submit(write_clip, job) for job in jobs]
-        try:
-            for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
-                future.result()
-                interval = 0.2 if sys.stdout.isatty() else PROGRESS_S
-                if done == len(jobs) or time.monotonic() - shown > interval:
-                    shown = time.monotonic()
-                    _progress(done, len(jobs), started, last=done == len(jobs))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    for folder in {pathlib.Path(job.path).parent for job in jobs}:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob('.*.part'):
+            leftover.unlink()  # of a render that was killed: no other one is at work
+    progress = Progress('impacts', len(jobs), jobs[0].duration_s)
+    with processes.Workers(workers) as pool:
+        for _ in pool.in_order(write_clip, jobs, AHEAD * workers, _crashed):
+            progress.add(1, [])
 
 
 def render(config, workdir: pathlib.Path) -> None:
-    """Renders what is missing of the dataset below data_dir/media and writes its tables.
+    """Renders what is missing of the dataset below data_dir/media and writes its tables. Of several processes with one data_dir
+    one renders, the others wait for it.
 
     Args:
       config: the whole configuration; config.impacts and config.data_dir are used.
@@ -225,24 +200,38 @@ def render(config, workdir: pathlib.Path) -> None:
     settings = config.impacts
     _check(settings)
     root = pathlib.Path(config.data_dir or workdir) / 'media'
-    marker = root / 'impacts' / 'impacts.json'
     fields = {name: value for name, value in settings.to_dict().items() if name not in NOT_CONTENT}
     made_with = {'version': VERSION, 'config': fields}
-    _check_same_settings(marker, made_with)
     plan = [(part, root / part.dataset / f'{part.split}.jsonl', _jobs(part, settings, root / part.dataset))
             for part in _parts(settings) if part.clips]
-    missing = [job for _, table, jobs in plan for job in _missing(jobs, table)]
-    total = sum(len(jobs) for _, _, jobs in plan)
-    if not missing and all(table.is_file() for _, table, _ in plan):
-        print(f'impacts: {total} files are in {root}, nothing to render', flush=True)
-        return
+    if not _is_done(root, made_with, plan):
+        with processes.locked(root / 'impacts'):
+            if not _is_done(root, made_with, plan):  # else another process has rendered it meanwhile
+                _make(root, made_with, plan, settings.workers)
+                return
+    print(f'impacts: {_total(plan)} files are in {root}, nothing to render', flush=True)
+
+
+def _total(plan: Plan) -> int:
+    return sum(len(jobs) for _, _, jobs in plan)
+
+
+def _is_done(root: pathlib.Path, made_with: dict[str, Any], plan: Plan) -> bool:
+    """Whether all files and tables are there; ValueError when they were made with other settings."""
+    _check_same_settings(root / MARKER, made_with)
+    return all(table.is_file() and not _missing(jobs, table) for _, table, jobs in plan)
+
+
+def _make(root: pathlib.Path, made_with: dict[str, Any], plan: Plan, workers: int) -> None:
+    """Renders what is missing, then writes the tables."""
+    missing, total = [job for _, table, jobs in plan for job in _missing(jobs, table)], _total(plan)
     for _, table, _ in plan:
         table.parent.mkdir(parents=True, exist_ok=True)
-    _write_text(marker, json.dumps(made_with, indent=1) + '\n')
+    _write_text(root / MARKER, json.dumps(made_with, indent=1) + '\n')
     if len(missing) < total:
         print(f'impacts: {total - len(missing)} of {total} files are there, {len(missing)} to render', flush=True)
     if missing:
-        _render_all(missing, settings.workers)
+        _render_all(missing, workers)
     for part, table, jobs in plan:
         _write_text(table, ''.join(json.dumps(_row(part, name, job)) + '\n' for name, job in jobs.items()))
     print(f'impacts: {total} files in {root}', flush=True)

@@ -4,9 +4,7 @@ A layout (vggsound.py, audiocaps.py, …) yields entries as the published files 
 all: media are found, ids and captions checked, overlap with test sets removed, sounds cut into windows, tables written.
 """
 import collections
-import csv
 import dataclasses
-import io
 import json
 import os
 import pathlib
@@ -14,13 +12,10 @@ from typing import Any, Callable, Iterator, Sequence
 
 import soundfile
 
-from data_pipelines import clips as clips_lib
 from mmaudio_jax import media
+from mmaudio_jax import tables
 
-VIDEO_SUFFIXES = ('.mp4', '.mkv', '.webm', '.mov', '.avi', '.m4v', '.mpg', '.mpeg', '.flv', '.f4v', '.wmv', '.asf', '.3gp',
-                  '.3g2', '.ogv', '.vob')
-SOUND_SUFFIXES = ('.wav', '.flac', '.ogg', '.oga', '.mp3', '.m4a', '.aac', '.opus', '.aif', '.aiff', '.wma')
-SUFFIXES = VIDEO_SUFFIXES + SOUND_SUFFIXES
+SUFFIXES = media.VIDEO_SUFFIXES + media.SOUND_SUFFIXES
 HEADER_SUFFIXES = ('.wav', '.flac', '.ogg', '.oga', '.aif', '.aiff')  # whose headers tell the length to the sample
 WINDOWS = 5  # of a sound file, at most (SPEC section 4)
 WINDOW_MARGIN_S = 0.1  # windows are that much longer than a clip
@@ -68,14 +63,14 @@ class Media:
             for name in sorted(names):
                 stem, suffix = os.path.splitext(name)
                 if suffix.lower() in SUFFIXES:
-                    self._files[clips_lib.nfc(stem)].append(pathlib.Path(parent, name))
+                    self._files[tables.composed(stem)].append(pathlib.Path(parent, name))
         self.count = sum(map(len, self._files.values()))
 
     def find(self, *stems: str, within: str = '') -> pathlib.Path | None:
         """The file of the first of the names that is there; below a folder whose name holds `within`, if one is."""
         for stem in stems:
-            files, part = self._files.get(clips_lib.nfc(stem), []), clips_lib.nfc(within).lower()
-            inside = [file for file in files if part in clips_lib.nfc(str(file.parent.relative_to(self._folder))).lower()]
+            files, part = self._files.get(tables.composed(stem), []), tables.composed(within).lower()
+            inside = [file for file in files if part in tables.composed(str(file.parent.relative_to(self._folder))).lower()]
             if files:
                 return (inside or files)[0]
         return None
@@ -100,8 +95,8 @@ class Report:
 
     def read(self, path: pathlib.Path) -> str:
         """The text of a listing; what stands in it is remembered by its digest."""
-        self.listings[str(path)] = clips_lib.digest(path)
-        return read_text(path)
+        self.listings[str(path)] = media.digest(path)
+        return tables.read_text(path)
 
     def summary(self, with_first: bool = False) -> str:
         """The counts that are not zero, in words, with the first of each if asked for, and what every id list took out."""
@@ -111,20 +106,19 @@ class Report:
         return ', '.join(counts) or 'nothing to complain of'
 
 
-def read_csv(path: pathlib.Path, report: Report, needed: Sequence[str], known: Sequence[str] = (),
-             delimiter: str = ',') -> Iterator[dict[str, str]]:
+def read_csv(path: pathlib.Path, report: Report, needed: Sequence[str],
+             known: Sequence[str] = ()) -> Iterator[dict[str, str]]:
     """Rows of a file with a header.
 
     Args:
       path: of the file.
       report: columns that are neither needed nor known, and rows of another length, are listed there.
       needed, known: names of columns.
-      delimiter: between columns.
 
     Raises:
-      ValueError: a needed column is missing, or a row that csv_rows refuses.
+      ValueError: a needed column is missing, or a row that tables.csv_rows refuses.
     """
-    rows = csv_rows(path, report.read(path), delimiter)
+    rows = tables.csv_rows(path, report.read(path))
     _, header = next(rows, (1, []))
     missing = [column for column in needed if column not in header]
     if missing:
@@ -140,32 +134,6 @@ def read_csv(path: pathlib.Path, report: Report, needed: Sequence[str], known: S
             report.add('unusable_rows', f'{path.name}, line {line}: {len(row)} columns, not {len(header)}{hint}')
 
 
-def csv_rows(path: pathlib.Path, text: str, delimiter: str = ',') -> Iterator[tuple[int, list[str]]]:
-    """(number of its first line, cells) of every row of `text`, which is that of `path`.
-
-    Raises:
-      ValueError: quotes that are not closed, or closed within a cell: what follows would be read as part of it.
-    """
-    reader = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter, strict=True)
-    line = 1
-    try:
-        for row in reader:
-            yield line, row
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise ValueError(f'{path}, line {line}: the row that starts there cannot be read ({error}); close its quotes, and '
-                         'write those within a cell twice') from error
-
-
-def read_text(path: pathlib.Path) -> str:
-    """What a published listing says: UTF-8 with or without a mark, or Latin-1, as Clotho's metadata are."""
-    content = path.read_bytes()
-    try:
-        return content.decode('utf-8-sig')
-    except UnicodeDecodeError:
-        return content.decode('latin-1')
-
-
 def read_ids(path: pathlib.Path, key: str = '') -> set[str]:
     """The sources and ids that an id list names, in the form of `source_of`.
 
@@ -174,7 +142,7 @@ def read_ids(path: pathlib.Path, key: str = '') -> set[str]:
     line. File name endings and the Y that AudioSet's files have before a YouTube id are taken off.
 
     Raises:
-      FileNotFoundError: no such file. ValueError: a json of another form, or a row that csv_rows refuses.
+      FileNotFoundError: no such file. ValueError: a json of another form, or a row that tables.csv_rows refuses.
     """
     if not path.is_file():
         raise FileNotFoundError(f'{path}: no such id list; correct config.clips.exclude')
@@ -185,10 +153,10 @@ def read_ids(path: pathlib.Path, key: str = '') -> set[str]:
                 raise ValueError(f'{path}: has no list {key!r}; it has {", ".join(found)}')
             found = found[key]
         return {source_of(str(value)) for value in found} - {''}
-    text = read_text(path)
+    text = tables.read_text(path)
     if path.suffix not in ('.csv', '.tsv'):
         return {source_of(line.strip()) for line in text.split('\n') if line.strip()}
-    rows = [row for _, row in csv_rows(path, text, '\t' if path.suffix == '.tsv' else ',')]
+    rows = [row for _, row in tables.csv_rows(path, text)]
     for column in ID_COLUMNS:
         if rows and column in rows[0]:
             place = rows[0].index(column)
@@ -198,7 +166,7 @@ def read_ids(path: pathlib.Path, key: str = '') -> set[str]:
 
 def source_of(name: str) -> str:
     """The recording that a file name stands for: '---g-f_I2yQ' of 'Y---g-f_I2yQ.wav' or '---g-f_I2yQ_000030'."""
-    name = clips_lib.nfc(name)
+    name = tables.composed(name)
     stem = name[:-len(os.path.splitext(name)[1])] if os.path.splitext(name)[1].lower() in SUFFIXES else name
     if len(stem) == 12 and stem[0] == 'Y':
         return stem[1:]

@@ -3,9 +3,7 @@
     DATA_DIR/media/<name>/<split>.jsonl      the tables; the media stay where they are
     DATA_DIR/media/<name>/clips_report.json  what was listed, found, missing, left out, and the ids of each
 """
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import itertools
 import json
@@ -23,7 +21,9 @@ from data_pipelines import moviegen
 from data_pipelines import processes
 from data_pipelines import vggsound
 from data_pipelines import wavcaps
+from mmaudio_jax import config_checks
 from mmaudio_jax import media
+from mmaudio_jax import tables
 
 LAYOUTS: dict[str, Callable[[pathlib.Path, layouts.Media, layouts.Report], Iterable[layouts.Entry]]] = {
     'vggsound': vggsound.read,
@@ -38,7 +38,6 @@ LAYOUTS: dict[str, Callable[[pathlib.Path, layouts.Media, layouts.Report], Itera
 }
 BLACKLIST_KEYS = {'audioset_sl': 'AudioSet', 'freesound': 'FreeSound'}  # of WavCaps's id lists
 SHORT = ('reject', 'silence', 'repeat')
-LOCK_FILE = '.lock'
 
 
 def make_tables(config, root: pathlib.Path) -> None:
@@ -55,12 +54,10 @@ def make_tables(config, root: pathlib.Path) -> None:
       OSError: disk full.
     """
     settings = config.clips
+    config_checks.check(config)
     if settings.short not in SHORT:
         raise ValueError(f'config.clips.short is {settings.short!r}; it must be one of {", ".join(SHORT)}')
-    clips_lib.check_entries('clips.datasets', settings.datasets, 'record set', 'layout', 'folder')
-    clips_lib.check_entries('clips.exclude', settings.exclude, 'record set', 'file of ids')
     names = [name for name, _, _ in settings.datasets]
-    clips_lib.check_distinct('clips.datasets', names)
     unknown = sorted({name for name, _ in settings.exclude} - set(names))
     if unknown:
         raise ValueError(f'config.clips.exclude names {", ".join(unknown)}, which config.clips.datasets does not have')
@@ -71,22 +68,13 @@ def make_tables(config, root: pathlib.Path) -> None:
             excluded = [pathlib.Path(path) for other, path in settings.exclude if other == name]
             made_with = {'layout': layout, 'source': str(source), 'duration_s': config.sequence.duration_s,
                          'short': settings.short, 'validation_clips': settings.validation_clips,
-                         'exclude': {str(path): clips_lib.digest(path) if path.is_file() else '' for path in excluded}}
+                         'exclude': {str(path): media.digest(path) if path.is_file() else '' for path in excluded}}
             folder = root / 'media' / name
             if _is_done(folder, made_with):
                 continue
-            with _locked(folder):
+            with processes.locked(folder):
                 if not _is_done(folder, made_with):  # else another process has listed it meanwhile
                     _Listing(name, made_with, workers).write(folder)
-
-
-@contextlib.contextmanager
-def _locked(folder: pathlib.Path) -> Iterator[None]:
-    """One process at a time writes the tables in `folder`, which is made; the system drops the lock when its holder dies."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK_FILE, 'w', encoding='utf-8') as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _is_done(folder: pathlib.Path, made_with: dict[str, Any]) -> bool:
@@ -100,7 +88,7 @@ def _is_done(folder: pathlib.Path, made_with: dict[str, Any]) -> bool:
             raise ValueError(f'{folder}: its tables were made with {field} = {stored.get(field)!r}, the configuration says '
                              f'{value!r}; delete {report} to list the clips again')
     for listing, digest in stored.get('listings', {}).items():
-        if os.path.isfile(listing) and clips_lib.digest(pathlib.Path(listing)) != digest:  # else the dataset was put away
+        if os.path.isfile(listing) and media.digest(pathlib.Path(listing)) != digest:  # else the dataset was put away
             raise ValueError(f'{listing}: was changed since {folder} was made of it; delete {report} to list the clips again')
     return True
 
@@ -204,7 +192,7 @@ class _Listing:
         count = max(len(starts_s), len(entry.captions)) if starts_s else 0
         for i in range(count):
             start_s = starts_s[i % len(starts_s)]
-            own_id = clips_lib.nfc(_text(entry.id))
+            own_id = tables.composed(_text(entry.id))
             row = {'id': self._own_id(entry.split, own_id if count == 1 else f'{own_id}_{i}'),
                    'video': entry.file if entry.video else None, 'audio': None if entry.video else entry.file,
                    'caption': _text(entry.captions[i % len(entry.captions)]), 'split': entry.split, 'start_s': start_s,

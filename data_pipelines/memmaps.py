@@ -21,6 +21,7 @@ from data_pipelines.progress import Progress
 from data_pipelines.progress import span
 from data_pipelines.set_in_work import is_done
 from data_pipelines.set_in_work import SetInWork
+from mmaudio_jax import media
 from mmaudio_jax import records
 
 TENSORS = {'latent_mean': 'mean', 'latent_std': 'std', 'clip_features': 'clip_features', 'sync_features': 'sync_features',
@@ -70,14 +71,18 @@ def open_maps(folder: pathlib.Path, schema: records.Schema) -> Maps:
             raise ValueError(f'{path}: is missing or not as long as meta.json says; copy it again')
         features[name] = np.memmap(path, dtype, 'r', shape=shape)
     report = layouts.Report()
-    tsv = folder.with_name(f'{folder.name}.tsv')
+    tsv = _tsv(folder)
     if not tsv.is_file():
         raise FileNotFoundError(f'{tsv}: missing; it names the examples of {folder}')
-    rows = list(layouts.read_csv(tsv, report, ('id',), ('label', 'caption'), '\t'))
+    rows = list(layouts.read_csv(tsv, report, ('id',), ('label', 'caption')))
     if len({len(feature) for feature in features.values()} | {len(rows)}) != 1:
         raise ValueError(f'{tsv}: has {len(rows)} rows, the tensors beside it have '
                          f'{", ".join(str(len(feature)) for feature in features.values())}')
     return Maps(folder, features, rows)
+
+
+def _tsv(folder: pathlib.Path) -> pathlib.Path:
+    return folder.with_name(f'{folder.name}.tsv')
 
 
 def import_sets(config, root: pathlib.Path, index: int, count: int) -> list[str]:
@@ -104,33 +109,32 @@ def import_sets(config, root: pathlib.Path, index: int, count: int) -> list[str]
         if unknown:
             raise ValueError(f'config.extract.memmaps: {unknown[0]!r} is not one of {", ".join(clips_lib.SPLITS)}')
         maps = {split: open_maps(folder, schema) for split, folder in places.items()}
-        digests = {split: clips_lib.digest(folder.with_name(f'{folder.name}.tsv')) for split, folder in places.items()}
-        made_with = {'tables': digests, 'memory_maps': {split: str(folder) for split, folder in places.items()}}
+        made_with = {'tables': {split: media.digest(_tsv(folder)) for split, folder in places.items()}}
         if not is_done(root / 'records' / name, schema, made_with):
             target = shards_lib.Target(schema, root / 'records' / f'.{name}.partial', root / 'records' / 'codec.npz')
             plan = shards_lib.Plan(name, root, (target,), settings.batch_size, 0, {})
-            splits = {split: [_clip(found, i, split) for i in range(len(found.rows))] for split, found in maps.items()}
+            splits = {split: [_clip(found, row, split) for row in found.rows] for split, found in maps.items()}
             work = SetInWork(plan, splits, made_with, settings.clips_per_shard, settings.max_rejected)
-            _import(work, maps, index, count)
+            _import(work, maps, settings.clips_per_shard, index, count)
     return names
 
 
-def _clip(maps: Maps, place: int, split: str) -> clips_lib.Clip:
-    """The example at `place` as a clip; start_s holds the place."""
-    row, video = maps.rows[place], maps.folder / 'clip_features.memmap' if maps.has_video else None
-    return clips_lib.Clip(row['id'], video, maps.folder / 'mean.memmap', row.get('label', row.get('caption', '')), split,
-                          float(place), row.get('label', ''))
+def _clip(maps: Maps, row: dict[str, str], split: str) -> clips_lib.Clip:
+    """The example of a row as a clip; its sound is named as a file of its own, so that it counts as a source of its own."""
+    sound = maps.folder / row['id']
+    caption, video = row.get('label', row.get('caption', '')), sound if maps.has_video else None
+    return clips_lib.Clip(row['id'], video, sound, caption, split, 0.0, row.get('label', ''))
 
 
-def _import(work: SetInWork, maps: dict[str, Maps], index: int, count: int) -> None:
+def _import(work: SetInWork, maps: dict[str, Maps], clips_per_shard: int, index: int, count: int) -> None:
     """Copies the shards that this process has to make."""
     name, started = work.plan.name, time.monotonic()
     work.prepare(alone=count == 1)
     missing = work.missing(index, count)
-    progress = Progress(name, sum(len(shard.clips) for shard in missing), work.plan.targets[0].schema.duration_s)
+    progress = Progress(f'extract {name}', sum(len(shard.clips) for shard in missing), work.plan.targets[0].schema.duration_s)
     for shard in missing:
         rejected: list[dict[str, Any]] = []
-        batches = _batches(work.plan, shard, maps[shard.split], rejected, progress)
+        batches = _batches(work.plan, shard, maps[shard.split], shard.number * clips_per_shard, rejected, progress)
         shards_lib.write_shard(work.plan, shard, batches, rejected, lambda clips, reasons: None)
     found = work.finish()
     if found is not None:
@@ -138,12 +142,12 @@ def _import(work: SetInWork, maps: dict[str, Maps], index: int, count: int) -> N
               f'{span(time.monotonic() - started)}', flush=True)
 
 
-def _batches(plan: shards_lib.Plan, shard: shards_lib.Shard, maps: Maps, rejected: list[dict[str, Any]],
+def _batches(plan: shards_lib.Plan, shard: shards_lib.Shard, maps: Maps, first: int, rejected: list[dict[str, Any]],
              progress: Progress) -> Iterator[tuple[shards_lib.Batch, list[list[shards_lib.Encoded]]]]:
-    """Every example by itself, as shards.write_shard takes batches; what is not finite is rejected."""
+    """Every example by itself, those of the maps from `first` on, as shards.write_shard takes batches; what is not finite is
+    rejected."""
     schema = plan.targets[0].schema
-    for clip in shard.clips:
-        place = int(clip.start_s)
+    for place, clip in enumerate(shard.clips, first):
         example: dict[str, Any] = {name: np.zeros(shape, np.float32) for name, shape in schema.shapes.items()}
         example.update({name: np.asarray(feature[place], np.float32) for name, feature in maps.features.items()})
         example.update(id=clip.id, caption=clip.caption, duration_s=schema.duration_s, video_exists=maps.has_video,

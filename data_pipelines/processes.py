@@ -1,11 +1,14 @@
 """Worker processes that start clean, keep the order of their jobs, survive a job that kills its process, and end with whoever
-started them."""
+started them; and the lock that lets one process at a time write a folder."""
 import collections
 import concurrent.futures
 from concurrent.futures.process import BrokenProcessPool
+import contextlib
+import fcntl
 import itertools
 import multiprocessing
 import os
+import pathlib
 import threading
 from typing import Callable, Iterable, Iterator, TypeVar
 
@@ -13,6 +16,16 @@ Job = TypeVar('Job')
 Result = TypeVar('Result')
 
 ONE_THREAD = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')  # the processes are the parallelism
+LOCK_FILE = '.lock'
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path) -> Iterator[None]:
+    """One process at a time writes in `folder`, which is made; the system drops the lock when its holder dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK_FILE, 'w', encoding='utf-8') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _start_worker() -> None:

@@ -28,7 +28,7 @@ class Progress:
     def __init__(self, name: str, total: int, clip_s: float):
         """
         Args:
-          name: of the set.
+          name: of the job and its set.
           total: clips to go.
           clip_s: seconds of media in one.
         """
@@ -58,7 +58,7 @@ class Progress:
         rate = self.done / max(took_s, 1e-9)
         left = span((self._total - self.done) / rate) if self.done else '?'
         hours = self.done * self._clip_s / 3600
-        line = (f'extract {self._name}: {self.done} of {self._total} clips, {rate:.1f} clips/s, {hours:.2f} h of media, '
+        line = (f'{self._name}: {self.done} of {self._total} clips, {rate:.1f} clips/s, {hours:.2f} h of media, '
                 f'{left} left')
         return f'{line}; {self.rejections()}' if self.rejected else line
 

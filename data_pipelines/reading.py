@@ -12,7 +12,6 @@ import math
 import pathlib
 from typing import Any, Iterable, Iterator, Sequence
 
-import av
 import numpy as np
 
 from data_pipelines import clips as clips_lib
@@ -186,25 +185,15 @@ def _read_whole(path: pathlib.Path, starts_s: Sequence[float], length_s: float) 
       MediaError: as media.read_track.
     """
     with media.opened(path) as container:
-        stream = media.audio_stream(container, path)
-        rate, zero = stream.rate, media.time_zero(container, path)
+        rate, zero = media.audio_stream(container, path).rate, media.time_zero(container, path)
         firsts = [round(start_s * rate) for start_s in starts_s]
         parts = [np.zeros(round(length_s * rate), np.float32) for _ in starts_s]
-        to_float, place, peak = av.AudioResampler(format='fltp'), None, 0.0
-        for time, frame in media.decode(container, stream, Fraction(0), threads=1):
-            stamp = round((time - zero) * rate)
-            if place is None or abs(stamp - place) > 0.02 * rate:  # as in media.read_track
-                place = stamp
-            played = frame.duration if stream.time_base == Fraction(1, rate) and frame.duration else frame.samples
-            for block in to_float.resample(frame):
-                samples = block.to_ndarray().mean(axis=0, dtype=np.float32)[:played]
-                peak = max(peak, float(np.abs(samples[max(0, -place):]).max(initial=0.0)))
-                for first, part in zip(firsts, parts):
-                    at = place - first
-                    if -len(samples) < at < len(part):
-                        piece = samples[max(0, -at):len(part) - at]
-                        part[max(0, at):max(0, at) + len(piece)] = piece
-                place += len(samples)
-    if place is None:
-        raise media.MediaError(path, 'its sound track holds no sound')
-    return parts, rate, peak, place / rate
+        peak, end = 0.0, 0
+        for place, samples in media.sound_blocks(container, path, zero, Fraction(0), threads=1):
+            peak, end = max(peak, float(np.abs(samples[max(0, -place):]).max(initial=0.0))), place + len(samples)
+            for first, part in zip(firsts, parts):
+                at = place - first
+                if -len(samples) < at < len(part):
+                    piece = samples[max(0, -at):len(part) - at]
+                    part[max(0, at):max(0, at) + len(piece)] = piece
+    return parts, rate, peak, end / rate

@@ -25,6 +25,7 @@ from mmaudio_jax import records
 
 REJECTS_COUNT_FROM = 100  # clips: the share of rejects among fewer says nothing
 CLIPS_FILE = balance.CLIPS_FILE
+DIFFERS = {'tables': 'other clip tables', 'codec_fitted_to': 'a codec that was fitted to other clips (codec_fit_dataset)'}
 REJECTED_FILE, LATENTS_FILE, LOCK_FILE = 'rejected.jsonl', 'latents.json', '.lock'
 
 
@@ -36,8 +37,8 @@ def is_done(folder: pathlib.Path, schema: records.Schema, made_with: Mapping[str
     stored = records.read_metadata(folder)['made_with']
     for field, value in made_with.items():
         if stored.get(field) != value:
-            what = 'other clip tables' if field == 'tables' else 'a codec that was fitted to other clips (codec_fit_dataset)'
-            raise ValueError(f'{folder}: was made with {what}; delete it to extract the set again, or choose another workdir')
+            raise ValueError(f'{folder}: was made with {DIFFERS[field]}; delete it to extract the set again, or choose another '
+                             'workdir')
     return True
 
 

@@ -7,6 +7,7 @@ import pathlib
 from typing import Iterator
 
 from data_pipelines import layouts
+from mmaudio_jax import tables
 
 LISTING = 'vggsound.csv'
 SPLITS = {'train': 'train', 'val': 'validation', 'test': 'test'}  # part of a list's name → split
@@ -19,7 +20,7 @@ def read(folder: pathlib.Path, media: layouts.Media, report: layouts.Report) -> 
     listing = next(iter(sorted(folder.rglob(LISTING))), None)
     if lists:
         for path, split in lists:
-            for row in layouts.read_csv(path, report, ('id', 'label'), delimiter='\t'):
+            for row in layouts.read_csv(path, report, ('id', 'label')):
                 yield _entry(row['id'], row['id'], split, row['label'], media)
     elif listing:
         yield from _read_csv(listing, media, report)
@@ -28,7 +29,7 @@ def read(folder: pathlib.Path, media: layouts.Media, report: layouts.Report) -> 
 
 
 def _read_csv(path: pathlib.Path, media: layouts.Media, report: layouts.Report) -> Iterator[layouts.Entry]:
-    for line, row in layouts.csv_rows(path, report.read(path)):
+    for line, row in tables.csv_rows(path, report.read(path)):
         if len(row) != 4 or not row[1].strip().isdigit() or row[3] not in ('train', 'test'):
             report.add('unusable_rows', f'{path.name}, line {line}: {row}')
             continue

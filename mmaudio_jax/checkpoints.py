@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 from typing import Any
+import warnings
 
 import jax
 from jax.experimental import multihost_utils
@@ -358,18 +359,21 @@ def without_free_fields(config: Any, kept: tuple[str, ...]) -> dict:
     return chosen(to_json(config), '')
 
 
-_MISSING = 'not set'
-
-
 def _first_difference(saved: Any, current: Any, name: str) -> tuple[str, Any, Any] | None:
+    """(field, saved value, current value); fields that only one of them has are of another version of this code."""
     if name in FREE_FIELDS:
         return None
     if isinstance(saved, Mapping) and isinstance(current, Mapping):
         for key in dict.fromkeys([*current, *saved]):
             inner = f'{name}.{key}' if name else key
-            difference = _first_difference(saved.get(key, _MISSING), current.get(key, _MISSING), inner)
-            if difference is not None:
-                return difference
+            if key in saved and key in current:
+                difference = _first_difference(saved[key], current[key], inner)
+                if difference is not None:
+                    return difference
+            elif inner not in FREE_FIELDS:
+                known = f'it is {current[key]} now' if key in current else f'there it was {saved[key]}'
+                warnings.warn(f'config.{inner} is not a field of both this version of the code and that of the run: {known}',
+                              stacklevel=2)
         return None
     return None if saved == current else (name, saved, current)
 

@@ -1,20 +1,30 @@
-"""What every stage wants of a configuration: numbers within their range, tuples of the right form. Imports nothing."""
+"""What every stage wants of a configuration: numbers within their range, tuples of the right form. Imports none of them."""
+import collections
 import math
 from typing import Any
 
 # (field, least value, largest value): what would leave nothing after days, divide by zero, or stop somewhere inside.
 RANGES: tuple[tuple[str, float, float], ...] = (
-    ('input.workers', 0, math.inf), ('input.prefetch', 0, math.inf), ('flow.min_sigma', 0, 1), ('flow.video_dropout', 0, 1),
-    ('flow.text_dropout', 0, 1), ('optimizer.learning_rate', 0, math.inf), ('optimizer.clip_norm', 1e-12, math.inf),
+    ('input.batch_size', 1, math.inf), ('input.workers', 0, math.inf), ('input.prefetch', 0, math.inf),
+    ('flow.min_sigma', 0, 1), ('flow.video_dropout', 0, 1), ('flow.text_dropout', 0, 1),
+    ('optimizer.learning_rate', 0, math.inf), ('optimizer.clip_norm', 1e-12, math.inf),
     ('ema.snapshot_every', 0, math.inf), ('train.total_steps', 1, math.inf), ('train.max_skipped', 0, math.inf),
     ('train.log_every', 0, math.inf), ('train.validate_every', 0, math.inf), ('train.sample_every', 0, math.inf),
     ('train.sample_clips', 0, math.inf), ('train.checkpoint_every', 0, math.inf), ('train.keep_last', 1, math.inf),
     ('train.keep_every', 0, math.inf), ('sampling.batch_size', 1, math.inf), ('evaluate.max_clips', 0, math.inf),
-    ('evaluate.save_clips', 0, math.inf))
+    ('evaluate.save_clips', 0, math.inf), ('extract.batch_size', 1, math.inf), ('extract.clips_per_shard', 1, math.inf),
+    ('extract.workers', 1, math.inf), ('extract.max_rejected', 0, 1), ('extract.process_count', 0, math.inf),
+    ('extract.ray_actors', 1, math.inf), ('extract.ray_cpus', 0, math.inf), ('score.batch_size', 1, math.inf),
+    ('score.workers', 1, math.inf))
 # (field, parts of each of its tuples)
 ENTRIES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ('input.mixture', ('record set', 'repeats')), ('input.shares', ('record set', 'share')),
-    ('input.balance', ('record set', 'way')), ('ablations.rows', ('name', 'file of configs/')))
+    ('input.balance', ('record set', 'exponent')), ('ablations.rows', ('name', 'file of configs/')),
+    ('clips.datasets', ('record set', 'layout', 'folder')), ('clips.exclude', ('record set', 'file of ids')),
+    ('extract.datasets', ('record set', 'folder of clip tables')),
+    ('extract.memmaps', ('record set', 'split', 'folder of memory maps')))
+NUMBERS = ('repeats', 'share', 'exponent')  # parts that are; the others are strings
+DISTINCT = {'clips.datasets': 1, 'extract.datasets': 1, 'extract.memmaps': 2}  # field → first parts that come once
 
 
 def check(config) -> None:
@@ -24,17 +34,28 @@ def check(config) -> None:
         if not least <= value <= most:  # so that NaN is refused, too
             wanted = f'at least {least:g}' if most == math.inf else f'from {least:g} to {most:g}'
             raise ValueError(f'config.{field} is {value}; it must be {wanted}')
+    if len(config.optimizer.betas) != 2:
+        raise ValueError(f'config.optimizer.betas is {config.optimizer.betas}; it must be (first, second)')
     for field, parts in ENTRIES:
         check_entries(field, _read(config, field), *parts)
 
 
 def check_entries(field: str, value: Any, *parts: str) -> None:
-    """Raises ValueError for a field of the config that is no tuple of tuples, each with one value for every one of `parts`."""
-    for entry in value:
+    """Raises ValueError for a field of the config that is no tuple of tuples, each with one value for every one of `parts`, or
+    that names twice what it must name once: one of the two would be left out."""
+    for entry in value if isinstance(value, (tuple, list)) else [value]:
         if not isinstance(entry, (tuple, list)) or len(entry) != len(parts):
             form = ', '.join(f'"{part}"' for part in parts)
             raise ValueError(f'config.{field} is {value!r}; it must be a tuple of ({", ".join(parts)}) tuples with a comma '
                              f"behind each, also a single one: '(({form}),)'")
+        for part, found in zip(parts, entry):
+            if part not in NUMBERS and not isinstance(found, str):
+                raise ValueError(f'config.{field} is {value!r}; the {part} {found!r} must be a string, in quotes')
+    names = collections.Counter(', '.join(entry[:DISTINCT[field]]) for entry in value) if field in DISTINCT else {}
+    for name, count in names.items():
+        if count > 1:
+            raise ValueError(f'config.{field} names {name!r} {count} times; give every one a name of its own, or put its media '
+                             'into one folder')
 
 
 def _read(config, field: str) -> Any:

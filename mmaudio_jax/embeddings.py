@@ -30,7 +30,6 @@ from mmaudio_jax import evaluation_media
 from mmaudio_jax import media
 from mmaudio_jax import partitioning
 
-_BLOCK = 1 << 20  # bytes
 _PROGRESS_S = 10.0
 _WAITING = 4  # batches of arrays that wait for others of their shape: then an unfilled batch goes, so that memory stays flat
 
@@ -94,7 +93,7 @@ def embed(embedder: embedders.Embedder, clips: Mapping[str, Source], settings: S
     folder = settings.cache / f'{embedder.name}-{_identity(embedder, settings)}'
     failed: dict[str, str] = {}
     paths: dict[str, pathlib.Path] = {}
-    with concurrent.futures.ThreadPoolExecutor(max(1, settings.workers)) as pool:
+    with concurrent.futures.ThreadPoolExecutor(settings.workers) as pool:
         for name, digest in zip(clips, pool.map(_digest_or_error, clips.values())):
             if isinstance(digest, media.MediaError):
                 failed[name] = str(digest)
@@ -188,7 +187,7 @@ def _identity(embedder: embedders.Embedder, settings: Settings) -> str:
     digest = _weights_digest(weights, weights.stat().st_mtime_ns)
     parts: list[Any] = [embedder.name, settings.duration_s, digest, _code_digest()]
     if embedder.name == 'clap_text':
-        parts += [_file_digest(settings.weights / name) for name in embedders.tokenizer_roberta.FILES]
+        parts += [media.digest(settings.weights / name) for name in embedders.tokenizer_roberta.FILES]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -196,7 +195,7 @@ def _identity(embedder: embedders.Embedder, settings: Settings) -> str:
 def _weights_digest(path: pathlib.Path, changed_ns: int) -> str:
     """The digest of a file of gigabytes, read once a process while it does not change."""
     del changed_ns
-    return _file_digest(path)
+    return media.digest(path)
 
 
 @functools.cache
@@ -220,16 +219,8 @@ def _digest_or_error(source: Source) -> str | media.MediaError:
         return hashlib.sha256(source.encode()).hexdigest()
     try:
         if isinstance(source, evaluation_media.Part):
-            whole = _file_digest(source.path)
+            whole = media.digest(source.path)
             return hashlib.sha256(f'{whole} {source.start_s!r} {source.duration_s!r}'.encode()).hexdigest()
-        return _file_digest(source)
+        return media.digest(source)
     except OSError as error:
         return media.MediaError(source, error.strerror or 'cannot be read')
-
-
-def _file_digest(path: pathlib.Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

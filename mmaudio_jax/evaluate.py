@@ -69,7 +69,9 @@ def evaluate(config, workdir: pathlib.Path) -> None:
     examples = list(split_sounds.examples(config, data))
     rows = _rows(data / 'media' / config.evaluate.dataset, config.evaluate.split, [example['id'] for example in examples])
     sequence = Sequence(config.sequence.rate, config.sequence.duration_s)
-    decoder = codec.make(config.extract.codec, sequence, data / 'records' / 'codec.npz', store.loader(config.weights))
+    codec_path = data / 'records' / 'codec.npz'
+    snapshots.check_codec(workdir, step, codec_path)
+    decoder = codec.make(config.extract.codec, sequence, codec_path, store.loader(config.weights))
     with concurrent.futures.ThreadPoolExecutor(1) as pool:  # reads the true sounds while others are sampled
         reading = pool.submit(_true_sounds, config, data, rows, sequence) if jax.process_index() == 0 else None
         generated = split_sounds.sample(config, mmaudio.build(config.model, sequence), params, examples, sequence, decoder)

@@ -1,7 +1,7 @@
 """Sound and pictures as the evaluation networks take them: other cuts, rates and frames than those of training.
 
-Source: the protocol that MMAudio's scores were measured with. Files are .wav and .flac, or anything with a sound track that
-PyAV reads. Every failure is a MediaError that names the file; a clip is never replaced by another one.
+Source: the protocol that MMAudio's scores were measured with. libsndfile reads .wav and .flac, PyAV anything else with a sound
+track. Every failure is a MediaError that names the file; a clip is never replaced by another one.
 """
 from collections.abc import Iterator
 import dataclasses
@@ -18,9 +18,9 @@ import soundfile
 from mmaudio_jax import filterbanks
 from mmaudio_jax.frames import exact
 from mmaudio_jax.media import MediaError
+from mmaudio_jax.media import SOUND_FORMATS
 from mmaudio_jax.resampling import resample_for_evaluation
 
-SOUND_SUFFIXES = ('.wav', '.flac')
 SYNC_FPS = 25
 IMAGEBIND_FPS = Fraction(1, 2)
 SIZE = 224  # pixels
@@ -43,7 +43,7 @@ class Part(os.PathLike):
 def read_sound(path: Path) -> tuple[np.ndarray, int]:
     """All channels of a file (or of a Part) at its own rate: float32 `[channels, samples]` and the rate in Hz."""
     try:
-        if os.fspath(path).lower().endswith(SOUND_SUFFIXES):
+        if os.fspath(path).lower().endswith(tuple(SOUND_FORMATS)):
             samples, rate = soundfile.read(os.fspath(path), dtype='float32', always_2d=True)
             samples = np.ascontiguousarray(samples.T)
         else:

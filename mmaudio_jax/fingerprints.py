@@ -5,14 +5,15 @@ import pathlib
 from typing import Any
 import zipfile
 
+from mmaudio_jax import media
 from mmaudio_jax import records
 from mmaudio_jax.media import Path
 from mmaudio_jax.weights import store
 
 
 def of_file(path: pathlib.Path | None) -> str | None:
-    """Digest of a small file; None when there is none."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None and path.is_file() else None
+    """Digest of a file; None when there is none."""
+    return media.digest(path) if path is not None and path.is_file() else None
 
 
 def of_weights(source: Path, name: str, step: int | None, places: dict[str, Any]) -> str:

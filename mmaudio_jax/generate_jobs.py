@@ -5,8 +5,8 @@ import dataclasses
 import hashlib
 import pathlib
 
-VIDEO_SUFFIXES = ('.mp4', '.m4v', '.mov', '.mkv', '.webm', '.avi', '.mpg', '.mpeg', '.wmv', '.flv', '.ogv', '.3gp',
-                  '.3g2', '.ts', '.mts', '.m2ts', '.vob', '.f4v')
+from mmaudio_jax.media import VIDEO_SUFFIXES
+
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff')
 COLUMNS = ('video', 'image', 'prompt', 'negative_prompt', 'seed', 'duration_s')
 _NAME_LETTERS = 60  # of a prompt, in the name of its results

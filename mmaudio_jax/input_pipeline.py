@@ -6,6 +6,7 @@ A host reads the rows that its devices hold. So the whole state of the iterator 
 import collections
 import hashlib
 import itertools
+import json
 import pathlib
 import sys
 from typing import Any, Iterator
@@ -112,7 +113,12 @@ class TrainIterator:
           ValueError: the state belongs to another order of batches; names the field.
         """
         for field, value in self._identity.items():
-            if state.get(field) != value:
+            if field == 'made_with' and state.get(field, value) != value:
+                changed = [name for name in value if state[field].get(name) != value[name]]
+                raise ValueError(f'the records of {", ".join(changed)} are others than those of the checkpoint: they were '
+                                 'extracted again, from other tables or with a codec that was fitted again; restore them, or '
+                                 'train in another --workdir')
+            if field != 'made_with' and state.get(field) != value:
                 raise ValueError(f'the checkpoint was made with {field} = {state.get(field)!r}, this run has {value!r}: its '
                                  'place in the data has no meaning here; restore the field or use another --workdir')
         self.close()
@@ -197,6 +203,12 @@ def _check_codecs(records_dir: pathlib.Path, names: Sequence_[str]) -> None:
                              'extract it again with the codec of the other (config.extract.codec_fit_dataset)')
 
 
+def _digest(folder: pathlib.Path) -> str:
+    """Of what decided the contents of a record set: its tables, and the clips that its codec was fitted to."""
+    made_with = records.read_metadata(folder)['made_with']
+    return hashlib.sha256(json.dumps(made_with, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def train_iterator(config, records_dir: pathlib.Path, mesh: jax.sharding.Mesh) -> TrainIterator:
     """The mixture config.input.mixture, shuffled as a whole in every epoch.
 
@@ -236,6 +248,7 @@ def train_iterator(config, records_dir: pathlib.Path, mesh: jax.sharding.Mesh) -
         'seed': config.seed,
         'batch_size': config.input.batch_size,
         'mixture': [[name, repeats, len(part) // repeats] for (name, repeats), part in zip(mixture, parts)],
+        'made_with': {name: _digest(records_dir / name) for name, _ in mixture},
     }
     if config.input.balance:
         identity['balance'] = [list(pair) for pair in config.input.balance]

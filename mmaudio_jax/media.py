@@ -8,6 +8,7 @@ line, the file first. Source of the frame selection: MMAudio's released data cod
 import contextlib
 import dataclasses
 from fractions import Fraction
+import hashlib
 import io
 import math
 import os
@@ -32,6 +33,10 @@ SEEK_MARGIN = Fraction(1)  # seconds: decoders of sound need some packets before
 LATE_S = 1 / 25  # one sample of the faster stream of frames
 HEADER_SLACK_S = 0.5  # a file whose header promises that much more than there is was cut off
 SOUND_FORMATS = {'.flac': 'FLAC', '.wav': 'WAV'}
+# What in a folder counts as a video or a sound, in every stage: by its name, in small or capital letters.
+VIDEO_SUFFIXES = ('.mp4', '.m4v', '.mov', '.mkv', '.webm', '.avi', '.mpg', '.mpeg', '.wmv', '.asf', '.flv', '.f4v', '.ogv',
+                  '.3gp', '.3g2', '.ts', '.mts', '.m2ts', '.vob')
+SOUND_SUFFIXES = ('.wav', '.flac', '.ogg', '.oga', '.mp3', '.m4a', '.aac', '.opus', '.aif', '.aiff', '.wma')
 
 Path = str | os.PathLike
 
@@ -62,6 +67,12 @@ class MediaInfo:
     fps: float
     sample_rate_hz: int
     channels: int
+
+
+def digest(path: pathlib.Path) -> str:
+    """SHA-256 of a file of any size."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 @contextlib.contextmanager
@@ -258,6 +269,36 @@ def _missing(requests: Sequence[FrameRequest], done: Sequence[int], available_s:
                for request, count in zip(requests, done))
 
 
+def sound_blocks(container, path: Path, start: Fraction, sought: Fraction, stereo: bool = False,
+                 threads: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+    """The decoded sound, block by block, as (place of the first sample, float32 [samples] or [2, samples] for stereo).
+
+    Args:
+      container, path: the opened file.
+      start: which sample has the place 0, in the file's timestamps, seconds.
+      sought: where decoding begins, at the latest; in the file's timestamps, too.
+      stereo, threads: as read_track.
+
+    Raises:
+      MediaError: no sound track, or nothing on it.
+    """
+    stream = audio_stream(container, path)
+    to_float = av.AudioResampler(format='fltp', layout='stereo' if stereo else None)
+    place = None
+    for time, frame in decode(container, stream, sought, threads):
+        stamp = round((time - start) * stream.rate)
+        # Containers that count in milliseconds jitter by some samples; only a larger jump is a gap in the sound.
+        if place is None or abs(stamp - place) > 0.02 * stream.rate:
+            place = stamp
+        played = frame.duration if stream.time_base == Fraction(1, stream.rate) and frame.duration else frame.samples
+        for part in to_float.resample(frame):
+            samples = part.to_ndarray()[:, :played]  # the last block may be cut short
+            yield place, samples if stereo else samples.mean(axis=0, dtype=np.float32)
+            place += samples.shape[1]
+    if place is None:
+        raise MediaError(path, 'its sound track holds no sound')
+
+
 def read_track(path: Path, start_s: float, duration_s: float | None, stereo: bool = False,
                threads: int = 0) -> tuple[np.ndarray, int, float]:
     """Sound at the file's own rate.
@@ -276,36 +317,24 @@ def read_track(path: Path, start_s: float, duration_s: float | None, stereo: boo
       MediaError: unreadable, no sound track, or nothing on it.
     """
     pieces: list[tuple[int, np.ndarray]] = []  # (place, samples)
+    end = 0
     with opened(path) as container:
-        stream = audio_stream(container, path)
-        rate = stream.rate
+        rate = audio_stream(container, path).rate
         start = time_zero(container, path) + exact(start_s)
         wanted = None if duration_s is None else round(duration_s * rate)
-        to_float = av.AudioResampler(format='fltp', layout='stereo' if stereo else None)
-        place = None
-        for time, frame in decode(container, stream, max(start - SEEK_MARGIN, Fraction(0)), threads):
-            stamp = round((time - start) * rate)
-            # Containers that count in milliseconds jitter by some samples; only a larger jump is a gap in the sound.
-            if place is None or abs(stamp - place) > 0.02 * rate:
-                place = stamp
-            played = frame.duration if stream.time_base == Fraction(1, rate) and frame.duration else frame.samples
-            for part in to_float.resample(frame):
-                samples = part.to_ndarray()[:, :played]  # the last block may be cut short
-                pieces.append((place, samples if stereo else samples.mean(axis=0, dtype=np.float32)))
-                place += samples.shape[1]
-            while pieces and pieces[0][0] + pieces[0][1].shape[-1] <= 0:
-                pieces.pop(0)  # before the start: memory stays flat
-            if wanted is not None and place >= wanted:
+        for place, samples in sound_blocks(container, path, start, max(start - SEEK_MARGIN, Fraction(0)), stereo, threads):
+            end = place + samples.shape[-1]
+            if end > 0:  # else before the start: memory stays flat
+                pieces.append((place, samples))
+            if wanted is not None and end >= wanted:
                 break
-    if place is None:
-        raise MediaError(path, 'its sound track holds no sound')
-    length = max(place, 0) if wanted is None else wanted
+    length = max(end, 0) if wanted is None else wanted
     result = np.zeros((2, length) if stereo else length, np.float32)
     for at, samples in pieces:
         samples, at = samples[..., max(0, -at):], max(0, at)
         room = max(0, result.shape[-1] - at)
         result[..., at:at + samples.shape[-1]] = samples[..., :room]
-    return result, rate, place / rate + start_s
+    return result, rate, end / rate + start_s
 
 
 def read_audio(path: Path, sample_rate_hz: int, start_s: float, duration_s: float | None) -> np.ndarray:

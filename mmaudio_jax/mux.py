@@ -90,6 +90,8 @@ def write_video(source: Path | Frames, waveform: np.ndarray, sample_rate_hz: int
         raise MediaError(out_path, f'video is written as {", ".join(CONTAINERS)}, not {suffix or "a file without suffix"}')
     sound, length = (media.checked(out_path, waveform), sample_rate_hz), Fraction(len(waveform), sample_rate_hz)
     if isinstance(source, Frames):
+        if original != 'replace':
+            warnings.warn(f'{os.fspath(out_path)}: frames in memory have no sound of their own', MediaWarning, stacklevel=2)
         _write_frames(source, [sound], length, out_path)
         return
     own = None if original == 'replace' else _own_sound(source, float(length))
@@ -305,19 +307,18 @@ def _new_track(out, sound: Sound, out_path: Path) -> Iterator[av.Packet]:
         waveform, rate = _at_rate(waveform, rate, OPUS_RATE_HZ, round(waveform.shape[-1] * OPUS_RATE_HZ / rate)), OPUS_RATE_HZ
     stream = out.add_stream(codec, rate=rate, layout='mono' if waveform.ndim == 1 else 'stereo',
                             bit_rate=AUDIO_BIT_RATE * waveform.ndim)
-    return encode_sound(stream, waveform, Fraction(0))
+    return encode_sound(stream, waveform)
 
 
-def encode_sound(stream, waveform: np.ndarray, start: Fraction) -> Iterator[av.Packet]:
-    """Encodes float32 [samples], or [2, samples] for stereo, as packets of an output stream that begins at start, seconds."""
+def encode_sound(stream, waveform: np.ndarray) -> Iterator[av.Packet]:
+    """Encodes float32 [samples], or [2, samples] for stereo, as packets of an output stream that begins at zero."""
     context = stream.codec_context
     context.open(strict=False)
-    size, first = context.frame_size, round(start * context.sample_rate)
-    channels = np.atleast_2d(waveform)
+    size, channels = context.frame_size, np.atleast_2d(waveform)
     for at in range(0, channels.shape[1], size):
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(channels[:, at:at + size]), format='fltp',
                                            layout='mono' if len(channels) == 1 else 'stereo')
-        frame.sample_rate, frame.pts, frame.time_base = context.sample_rate, first + at, Fraction(1, context.sample_rate)
+        frame.sample_rate, frame.pts, frame.time_base = context.sample_rate, at, Fraction(1, context.sample_rate)
         yield from stream.encode(frame)
     yield from stream.encode(None)
 

@@ -85,8 +85,9 @@ def _trained(workdir: pathlib.Path, dtype: str | None, load: Callable[[str], Any
     sequence = Sequence(config['sequence']['rate'], config['sequence']['duration_s'])
     model = {**config['model'], **({'dtype': dtype} if dtype else {})}
     data = pathlib.Path(data_dir or config['data_dir'] or workdir)
-    return Pretrained(config['name'], config, mmaudio.build(model, sequence), params, step, load,
-                      data / 'records' / 'codec.npz')
+    codec_path = data / 'records' / 'codec.npz'
+    snapshots.check_codec(workdir, step, codec_path)
+    return Pretrained(config['name'], config, mmaudio.build(model, sequence), params, step, load, codec_path)
 
 
 def _variant_in(folder: pathlib.Path, variant: str | None) -> str:

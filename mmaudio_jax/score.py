@@ -112,8 +112,7 @@ def score(config, workdir: pathlib.Path) -> None:
     settings = embeddings.Settings(pathlib.Path(options.weights), pathlib.Path(options.cache or workdir / 'embeddings'),
                                    protocol.duration_s, options.batch_size, options.workers)
     sources, asked = _sources(config, workdir, protocol, list(made))
-    generated = {name: score_inputs.files(folder, evaluation_media.SOUND_SUFFIXES, protocol.suffix)
-                 for name, folder in folders.items()}
+    generated = {name: score_inputs.sounds(folder, protocol.suffix) for name, folder in folders.items()}
     if made:
         generated, folders = {config.name: made, **generated}, {config.name: next(iter(made.values())).parent, **folders}
     recorded = split_sounds.SyncFeatures(config, pathlib.Path(config.data_dir or workdir)) if options.record_features else None

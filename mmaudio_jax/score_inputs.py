@@ -4,23 +4,22 @@ A clip's name is its file's without the suffix, however its letters are composed
 one name are an error, and missing and extra names are one unless they are allowed.
 """
 import collections
+from collections.abc import Collection
 from collections.abc import Mapping
 from collections.abc import Sequence
-import csv
 import dataclasses
 import json
 import math
 import pathlib
 import re
 from typing import Any
-import unicodedata
 
 import soundfile
 
+from mmaudio_jax import media
+from mmaudio_jax import tables
 from mmaudio_jax.evaluation_media import Part
-from mmaudio_jax.evaluation_media import SOUND_SUFFIXES
 
-VIDEO_SUFFIXES = ('.mp4', '.mkv', '.webm', '.mov', '.m4v', '.avi')
 _NAME_COLUMNS = ('id', 'name', 'video_id', 'youtube_id')
 _CAPTION_COLUMNS = ('caption', 'label')
 _SHOWN = 5  # names of an error
@@ -67,12 +66,25 @@ def files(folder: pathlib.Path, suffixes: tuple[str, ...], ending: str = '') -> 
     found: dict[str, pathlib.Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in suffixes and path.is_file() and not path.name.startswith('.'):
-            name = _composed(path.stem).removesuffix(ending)
+            name = tables.composed(path.stem).removesuffix(ending)
             if name in found:
                 raise ValueError(f'{folder}: {found[name].name} and {path.name} have one name; which is the clip? '
                                  'Keep one of them')
             found[name] = path
     return dict(sorted(found.items()))
+
+
+def sounds(folder: pathlib.Path, ending: str = '') -> dict[str, pathlib.Path]:
+    """Name → file of the sounds right in `folder`, as `files` gives them; says what is passed over."""
+    found = files(folder, media.SOUND_SUFFIXES, ending)
+    _say_passed_over(folder, found.values())
+    return found
+
+
+def _say_passed_over(folder: pathlib.Path, used: Collection[pathlib.Path]) -> None:
+    others = sorted(path.name for path in folder.iterdir() if path not in used and not path.name.startswith('.'))
+    if others:
+        print(f'score: passes over {len(others)} in {folder}, by their names, first {others[0]}', flush=True)
 
 
 def systems(generated: str, compare: str) -> dict[str, pathlib.Path]:
@@ -111,21 +123,27 @@ def references(source: str, captions: str, duration_s: float, names: Sequence[st
 
     Raises:
       FileNotFoundError: no such folder or file.
-      ValueError: two files or rows of one name, a table without the columns, without some of `names`, or no table.
+      ValueError: two files or rows of one name, a folder without references, a table without the columns, without some of
+        `names`, or no table.
     """
     path = pathlib.Path(source)
     found = References({}, {}, {}, {})
     if source and path.suffix == '.jsonl':
         found = _table(path, duration_s, names)
     elif source:
-        videos, sounds = (_marked(files(path, suffixes), ending) for suffixes in (VIDEO_SUFFIXES, SOUND_SUFFIXES))
-        onsets = {name.removesuffix('_times'): _times(file) for name, file in files(path, ('.txt',)).items()
-                  if name.endswith('_times')}
-        found = References(videos | sounds, videos, {}, onsets)
+        videos, heard = (_marked(files(path, suffixes), ending) for suffixes in (media.VIDEO_SUFFIXES, media.SOUND_SUFFIXES))
+        times = {name: file for name, file in files(path, ('.txt',)).items() if name.endswith('_times')}
+        used = {*videos.values(), *heard.values(), *times.values()}
+        if not used:
+            raise ValueError(f'{path}: holds no references: no video ({" ".join(media.VIDEO_SUFFIXES)}), no sound '
+                             f'({" ".join(media.SOUND_SUFFIXES)}), no NAME_times.txt')
+        _say_passed_over(path, used)
+        onsets = {name.removesuffix('_times'): _times(file) for name, file in times.items()}
+        found = References(videos | heard, videos, {}, onsets)
     if captions:
         rows = _rows(pathlib.Path(captions))
-        own = {_composed(name): name for name in names or ()}  # the records' ids, as they are
-        clips = [_composed(_cell(row, _NAME_COLUMNS, captions)) for row in rows]
+        own = {tables.composed(name): name for name in names or ()}  # the records' ids, as they are
+        clips = [tables.composed(_cell(row, _NAME_COLUMNS, captions)) for row in rows]
         texts = {own.get(name, name): _cell(row, _CAPTION_COLUMNS, captions) for name, row in zip(clips, rows)}
         if len(texts) < len(rows):
             counts = collections.Counter(clips)
@@ -143,35 +161,24 @@ def _marked(found: dict[str, pathlib.Path], ending: str) -> dict[str, pathlib.Pa
 def _table(path: pathlib.Path, duration_s: float, names: Sequence[str] | None) -> References:
     """A clip table (data_pipelines/clips.py)."""
     lines = _rows(path)
-    rows = {_composed(str(row.get('id'))): row for row in lines}
+    rows = {tables.composed(str(row.get('id'))): row for row in lines}
     if len(rows) < len(lines):
         raise ValueError(f'{path}: two rows have one id, or none')
-    lacking = [name for name in names or () if _composed(name) not in rows]
+    lacking = [name for name in names or () if tables.composed(name) not in rows]
     if lacking:
         raise ValueError(f'{path}: has no row for {len(lacking)} of the {len(names or ())} records ({_some(lacking)}); extract '
                          'again (--mode=extract), or restore the table')
-    sounds: dict[str, _Media] = {}
+    heard: dict[str, _Media] = {}
     videos: dict[str, _Media] = {}
-    used = {name: rows[_composed(name)] for name in (rows if names is None else names)}
+    used = {name: rows[tables.composed(name)] for name in (rows if names is None else names)}
     for name, row in used.items():
         start_s = float(row.get('start_s') or 0.0)  # _object has checked it
-        for file, media in ((row.get('audio') or row.get('video'), sounds), (row.get('video'), videos)):
+        for file, files_of in ((row.get('audio') or row.get('video'), heard), (row.get('video'), videos)):
             if file:
-                place = _beside(path, file)
-                media[name] = Part(place, start_s, duration_s) if start_s else place
-    return References(sounds, videos, {name: row['caption'] for name, row in used.items() if row.get('caption')},
+                place = tables.beside(path, file)
+                files_of[name] = Part(place, start_s, duration_s) if start_s else place
+    return References(heard, videos, {name: row['caption'] for name, row in used.items() if row.get('caption')},
                       {name: row['onset_times_s'] for name, row in used.items() if 'onset_times_s' in row})
-
-
-def _composed(name: str) -> str:
-    """The name by which clips pair: file systems of macOS take ü apart (NFD)."""
-    return unicodedata.normalize('NFC', name)
-
-
-def _beside(path: pathlib.Path, name: str) -> pathlib.Path:
-    """The file that the table at `path` names, however its letters are composed."""
-    forms = [path.parent / form for form in (name, _composed(name), unicodedata.normalize('NFD', name))]
-    return next(filter(pathlib.Path.exists, forms), forms[0])
 
 
 def onset_times(row: Mapping[str, Any], where: str) -> list[float]:
@@ -189,12 +196,13 @@ def _is_time(value: Any) -> bool:
 
 
 def short(clips: Mapping[str, pathlib.Path], duration_s: float) -> dict[str, float]:
-    """Name → seconds of the sounds that last less than duration_s, by their headers; damaged ones are not among them."""
+    """Name → seconds of the sounds that last less than duration_s, not decoded; damaged ones are not among them."""
     found = {}
     for name, path in clips.items():
         try:
-            seconds = soundfile.info(path).duration
-        except (OSError, soundfile.SoundFileError):  # said where it is read
+            by_header = path.suffix.lower() in media.SOUND_FORMATS
+            seconds = soundfile.info(path).duration if by_header else media.duration_s(path)
+        except (OSError, soundfile.SoundFileError, media.MediaError):  # said where it is read
             continue
         if seconds < _SHORTER * duration_s:
             found[name] = round(seconds, 3)
@@ -238,10 +246,15 @@ def _some(names) -> str:
 def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f'{path}: no such table')
-    with open(path, encoding='utf-8-sig', newline='') as file:
-        if path.suffix == '.jsonl':
-            return [_object(line, path, number) for number, line in enumerate(file, 1) if line.strip()]
-        return list(csv.DictReader(file, delimiter='\t' if path.suffix == '.tsv' else ','))
+    text = tables.read_text(path)
+    if path.suffix == '.jsonl':
+        return [_object(line, path, number) for number, line in enumerate(text.split('\n'), 1) if line.strip()]
+    (_, header), *rows = [found for found in tables.csv_rows(path, text) if found[1]] or [(1, [])]
+    for line, row in rows:
+        if len(row) != len(header):
+            raise ValueError(f'{path}, line {line}: {len(row)} cells, but the header has {len(header)} columns; a '
+                             'cell with a comma in it needs quotes')
+    return [dict(zip(header, row)) for _, row in rows]
 
 
 def _object(line: str, path: pathlib.Path, number: int) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class Sequence:
       duration_s: length of the clip in seconds; 8 in training, free at inference.
 
     Raises:
-      ValueError: an unknown rate, or a duration too short for one segment of 16 sync frames.
+      ValueError: an unknown rate, or a duration that is not finite, or too short for one segment of 16 sync frames.
     """
     rate: str
     duration_s: float
@@ -49,7 +49,9 @@ class Sequence:
     def __post_init__(self):
         if self.rate not in AUDIO_RATES:
             raise ValueError(f'rate {self.rate!r} is not one of {", ".join(AUDIO_RATES)}')
-        if not math.isfinite(self.duration_s) or self.num_segments < 1:
+        if not math.isfinite(self.duration_s):
+            raise ValueError(f'duration_s is {self.duration_s}; a finite number of seconds is needed')
+        if self.num_segments < 1:
             raise ValueError(f'duration_s {self.duration_s} is too short: one segment of {SYNC_SEGMENT_FRAMES} frames at '
                              f'{SYNC_FPS:g} fps needs at least {SYNC_SEGMENT_FRAMES / SYNC_FPS} s')
 

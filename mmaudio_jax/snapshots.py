@@ -1,14 +1,22 @@
-"""Snapshots of the running averages: WORKDIR/ema/<step>/sigma_rel_<width>.npz and config.json, which sampling reads.
+"""Snapshots of the running averages, which sampling reads.
+
+    WORKDIR/ema/<step>/sigma_rel_<width>.npz    an average
+                       config.json              of the run
+                       codec.json               digest of the fitted codec whose latents the network makes, null without one
 
 A folder is written beside and renamed when whole. Of the stored averages `load_params` synthesises one of any width and step
 (EDM2, arXiv 2312.02696, section 3).
 """
+from collections.abc import Iterator
 from collections.abc import Mapping
+import contextlib
 import json
 import os
 import pathlib
 import shutil
 from typing import Any
+import zipfile
+import zlib
 
 from flax import traverse_util
 import jax
@@ -16,23 +24,36 @@ import numpy as np
 
 from mmaudio_jax import checkpoints
 from mmaudio_jax import ema
+from mmaudio_jax import fingerprints
 from mmaudio_jax import partitioning
 
 _SIGMA_REL = 'sigma_rel_'  # then its value: the name of a stored average
+_CODEC = 'codec.json'
 
 
 class _StoredTensor:
     """A tensor in an .npz file, read when numpy asks for it: many snapshots of a large network do not fit in memory."""
 
-    def __init__(self, file: np.lib.npyio.NpzFile, name: str):
-        self._file, self._name = file, name
+    def __init__(self, path: pathlib.Path, file: np.lib.npyio.NpzFile, name: str):
+        self._path, self._file, self._name = path, file, name
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self._file[self._name].shape
+        return self.__array__().shape
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        return np.asarray(self._file[self._name], dtype)
+        with _damage_explained(self._path):
+            return np.asarray(self._file[self._name], dtype)
+
+
+@contextlib.contextmanager
+def _damage_explained(path: pathlib.Path) -> Iterator[None]:
+    """Raises CheckpointError, naming the file, for one that cannot be read."""
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError) as error:
+        raise checkpoints.CheckpointError(f'{path}: damaged ({checkpoints.first_line(error)}); restore it from a copy, or '
+                                          f'delete {path.parent} and sample from another step') from error
 
 
 def save(workdir: pathlib.Path, step: int, averages: Mapping[float, Any], config: Any) -> None:
@@ -42,7 +63,7 @@ def save(workdir: pathlib.Path, step: int, averages: Mapping[float, Any], config
       workdir: of the run.
       step: number of updates that the averages have seen.
       averages: sigma_rel -> tree of dicts of float32 arrays; every process must call.
-      config: the run's ConfigDict.
+      config: the run's ConfigDict; its data_dir, or the workdir, holds records/codec.npz, if the run has a fitted codec.
 
     Raises:
       CheckpointError: the folder could not be written; nothing is left of it.
@@ -64,6 +85,8 @@ def save(workdir: pathlib.Path, step: int, averages: Mapping[float, Any], config
             if plain.get('data_dir'):  # whoever samples may do so from another folder
                 plain['data_dir'] = os.path.abspath(plain['data_dir'])
             (partial / 'config.json').write_text(json.dumps(plain, indent=1))
+            codec = pathlib.Path(plain.get('data_dir') or workdir) / 'records' / 'codec.npz'
+            (partial / _CODEC).write_text(json.dumps(fingerprints.of_file(codec)))
             partial.rename(folder)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -95,9 +118,14 @@ def load_all(workdir: pathlib.Path) -> list[ema.Snapshot]:
     """
     found = []
     for step in _steps(workdir):
-        for path in sorted((_folder(workdir) / str(step)).glob(f'{_SIGMA_REL}*.npz')):
-            file = np.load(path)
-            tree = traverse_util.unflatten_dict({name: _StoredTensor(file, name) for name in file.files}, sep='/')
+        paths = sorted((_folder(workdir) / str(step)).glob(f'{_SIGMA_REL}*.npz'))
+        if not paths:
+            raise checkpoints.CheckpointError(f'{_folder(workdir) / str(step)}: holds no {_SIGMA_REL}*.npz; restore them, or '
+                                              'delete the folder')
+        for path in paths:
+            with _damage_explained(path):
+                file = np.load(path)
+            tree = traverse_util.unflatten_dict({name: _StoredTensor(path, file, name) for name in file.files}, sep='/')
             found.append(ema.Snapshot(ema.sigma_rel_to_gamma(float(path.stem.removeprefix(_SIGMA_REL))), step, tree))
     if not found:
         raise checkpoints.CheckpointError(f'no trained weights in {_folder(workdir)}: train first (--mode=train), or check '
@@ -135,6 +163,15 @@ def load_params(workdir: pathlib.Path, sigma_rel: float | None = None, step: int
     config = json.loads((_folder(workdir) / str(step) / 'config.json').read_text())
     sigma_rel = config['ema']['synthesis_sigma_rel'] if sigma_rel is None else sigma_rel
     return ema.synthesize([snapshot for snapshot in found if snapshot.step <= step], sigma_rel, step), config
+
+
+def check_codec(workdir: pathlib.Path, step: int, codec: pathlib.Path) -> None:
+    """Raises CheckpointError when the fitted codec is another than that of the run: its sounds would be noise."""
+    stored = _folder(workdir) / str(step) / _CODEC
+    expected = json.loads(stored.read_text()) if stored.is_file() else None
+    if expected is not None and codec.is_file() and expected != fingerprints.of_file(codec):
+        raise checkpoints.CheckpointError(f'{codec}: is not the codec of the network in {stored.parent}, it was fitted again '
+                                          'since: restore it, or train again in another --workdir')
 
 
 def check(workdir: pathlib.Path, config: Any) -> None:

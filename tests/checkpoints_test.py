@@ -300,6 +300,36 @@ def test_snapshots_of_another_config_are_refused(tmp_path):
         snapshots.check(tmp_path, config)
 
 
+@pytest.mark.parametrize('damage, message', [
+    (lambda path: path.write_bytes(path.read_bytes()[:100]), 'sigma_rel_0.1.npz: damaged .*sample from another step'),
+    (lambda path: path.write_bytes(path.read_bytes().replace(np.float32(5).tobytes(), np.float32(4).tobytes())),
+     'sigma_rel_0.1.npz: damaged .*CRC'),
+    (lambda path: [file.unlink() for file in path.parent.glob('*.npz')], 'ema/10: holds no sigma_rel_'),
+])
+def test_damaged_snapshots_are_named(tmp_path, damage, message):
+    snapshots.save(tmp_path, 10, _averages(10), _config())
+    damage(tmp_path / 'ema' / '10' / 'sigma_rel_0.1.npz')
+    with pytest.raises(checkpoints.CheckpointError, match=message):
+        jax.tree.map(np.asarray, snapshots.load_params(tmp_path, 0.1)[0])
+
+
+def test_a_relative_folder_of_data_is_saved_as_an_absolute_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = base.get_config()
+    config.data_dir = 'data'
+    snapshots.save(tmp_path / 'run', 10, _averages(10), config)
+    assert snapshots.load_params(tmp_path / 'run', 0.05)[1]['data_dir'] == str(tmp_path / 'data')
+
+
+def test_fields_of_another_version_are_said_and_continued_with(tmp_path):
+    saved = {'flow': {'min_sigma': 0.0, 'old': 1}, 'seed': 3}
+    with pytest.warns(UserWarning) as warned:
+        checkpoints.check_config(saved, {'flow': {'min_sigma': 0.0, 'new': False}, 'seed': 3}, tmp_path)
+    assert [str(w.message).split(' is not')[0] for w in warned] == ['config.flow.new', 'config.flow.old']
+    with pytest.warns(UserWarning), pytest.raises(checkpoints.CheckpointError, match='config.seed is 4'):
+        checkpoints.check_config(saved, {'flow': {'min_sigma': 0.0}, 'seed': 4}, tmp_path)
+
+
 def test_no_weights_says_train_first(tmp_path):
     with pytest.raises(checkpoints.CheckpointError, match='train first'):
         snapshots.load_params(tmp_path, 0.05)

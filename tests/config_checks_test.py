@@ -17,8 +17,15 @@ def test_every_config_is_in_order(name):
     partitioning.rules_of(config)
 
 
-def test_a_field_that_is_no_number_within_its_range_is_named():
+@pytest.mark.parametrize('field, value, message', [
+    ('flow.text_dropout', float('nan'), 'is nan; it must be from 0 to 1'),
+    ('input.batch_size', -4, 'is -4; it must be at least 1'),
+    ('input.balance', ('one', 0.5), r"is \('one', 0.5\); it must be a tuple of \(record set, exponent\) tuples with a comma"),
+    ('extract.workers', 0, 'is 0; it must be at least 1'), ('score.batch_size', 0, 'is 0; it must be at least 1'),
+    ('optimizer.betas', (0.9,), r'is \(0.9,\); it must be \(first, second\)'),
+])
+def test_a_field_that_cannot_be_used_is_named(field, value, message):
     config = importlib.import_module('configs.base').get_config()
-    config.flow.text_dropout = float('nan')
-    with pytest.raises(ValueError, match='config.flow.text_dropout is nan; it must be from 0 to 1'):
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=f'config.{field} {message}'):
         config_checks.check(config)

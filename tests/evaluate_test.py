@@ -81,12 +81,14 @@ def test_a_report_of_other_data_or_weights_is_made_anew(evaluated, tmp_path, cap
         trained_run.write_weights(run, config, seed=1)
 
     changes = {'only moved': lambda: None, 'other tables': lambda: metadata.write_text(metadata.read_text() + ' '),
-               'other onsets': lambda: table.write_text(table.read_text().replace('0.2', '0.21')), 'other weights': train_again,
-               'other codec': lambda: trained_run.write_codec(tmp_path, config, 2)}
+               'other onsets': lambda: table.write_text(table.read_text().replace('0.2', '0.21')), 'other weights': train_again}
     for name, change in changes.items():
         change()
         evaluate.evaluate(config, run)
         assert ('nothing to do' in capsys.readouterr().out) == (name == 'only moved'), name
+    trained_run.write_codec(tmp_path, config, 2)
+    with pytest.raises(checkpoints.CheckpointError, match='is not the codec of the network'):
+        evaluate.evaluate(config, run)
 
 
 def test_sounds_that_are_not_finite_are_said(evaluated):

@@ -136,15 +136,25 @@ def test_statistics_can_be_taken(workdir):
                                              r"""must be .*, also a single one: '\(\("record set", "folder of.*"\),\)'"""),
                                             ({'datasets': ('ab', 'cd')}, 'config.extract.datasets is '),
                                             ({'memmaps': (('clips', 'train'),)}, 'config.extract.memmaps is '),
-                                            ({'datasets': ((1, 'media/clips'),)}, 'config.extract.datasets is .* of strings'),
+                                            ({'datasets': ((1, 'media/clips'),)}, 'datasets is .* record set 1 must be a'),
                                             ({'datasets': 2 * (('clips', 'media/clips'),)}, "extract.datasets names 'clips' 2"),
                                             ({'memmaps': (('a', 'train', 'x'), ('a', 'train', 'y'))},
-                                             r"extract.memmaps names \('a', 'train'\) 2 times"),
+                                             "extract.memmaps names 'a, train' 2 times"),
                                             ({'encoder': 'none'}, 'config.extract.encoder'),
                                             ({'datasets': (('clips', 'media/none'), )}, 'media/none/train.jsonl')])
 def test_other_settings_are_refused(workdir, changes, field):
     with pytest.raises((ValueError, FileNotFoundError), match=field):
         extract.extract(make_config(**changes), workdir)
+
+
+@pytest.mark.parametrize('field, value', [('batch_size', 0), ('clips_per_shard', 0), ('workers', 0), ('ray_actors', 0),
+                                          ('process_count', -1), ('max_rejected', float('nan')), ('feature_dtype', 'float32')])
+def test_values_that_cannot_be_used_are_named_before_any_work(tmp_path, monkeypatch, field, value):
+    monkeypatch.setattr(extract.listing, 'make_tables', lambda *_: pytest.fail('was begun'))
+    config = make_config(**{field: value})
+    config.clips.datasets = (('clips', 'folder_csv', 'x'),)
+    with pytest.raises(ValueError, match=f'config.extract.{field} is .*{value}.*; it must be'):
+        extract.extract(config, tmp_path)
 
 
 def test_other_clips_are_refused(workdir):

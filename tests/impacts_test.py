@@ -1,4 +1,5 @@
 """The built-in dataset: what is seen, heard and written in the table agree; renders resume and never mix."""
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -146,6 +147,13 @@ def test_render_then_nothing_then_what_is_missing(tmp_path, capsys):
         impacts.render(config(frame_size=64), tmp_path)
     with pytest.raises(ValueError, match='impacts.frame_size = 33 must be even'):
         impacts.render(config(frame_size=33), tmp_path)
+
+
+def test_of_processes_that_start_together_one_renders(tmp_path, capsys):
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:  # locks of one file in several threads exclude each other, too
+        assert list(threads.map(lambda _: impacts.render(config(), tmp_path), range(2))) == [None, None]
+    text = capsys.readouterr().out
+    assert text.count('nothing to render') == 1 == text.count('impacts: 8 of 8 clips')
 
 
 def test_a_full_disk_is_told_and_leaves_no_table(tmp_path, monkeypatch):

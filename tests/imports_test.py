@@ -10,17 +10,17 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'mmaudio_jax'
 # A module may import those of its own row and of the rows above it.
 ROOMS = [
-    {'shorthands', 'config_checks', 'resampling', 'frames', 'distributed', 'chips', 'hlo_cost'},
+    {'shorthands', 'config_checks', 'tables', 'resampling', 'frames', 'distributed', 'chips', 'hlo_cost'},
     {'sequence', 'records', 'balance', 'media', 'mux', 'plots', 'stages'},
     {'mel', 'filterbanks', 'evaluation_media', 'tokenizer', 'tokenizer_roberta'},
     {'models'},
     {'partitioning', 'calls'},
     {'official_codec', 'official_encoder', 'encoders', 'codec', 'weights', 'embedders', 'published_caches'},
     {'flow_matching', 'optimizer', 'ema', 'metrics', 'metrics_distribution', 'metrics_onsets_published', 'flops'},
-    {'sampler', 'embeddings', 'score_inputs', 'score_metrics', 'score_tables'},
+    {'sampler', 'fingerprints', 'embeddings', 'score_inputs', 'score_metrics', 'score_tables'},
     {'train_step', 'input_pipeline', 'checkpoints', 'snapshots', 'train_log', 'train_samples', 'request',
      'pretrained', 'pipeline'},
-    {'train', 'fingerprints', 'generate_jobs', 'generate', 'split_sounds', 'evaluate', 'score', 'ablations', 'exchange',
+    {'train', 'generate_jobs', 'generate', 'split_sounds', 'evaluate', 'score', 'ablations', 'exchange',
      'compile_report'},
 ]
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}

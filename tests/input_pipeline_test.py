@@ -286,3 +286,15 @@ def test_half_a_million_records_start_at_once_and_cost_no_memory(tmp_path):
     print(f'first batch after {few_s:.2f} s and {many_s:.2f} s; peak {few_mib:.0f} MiB and {many_mib:.0f} MiB')
     assert many_s < 5
     assert many_mib - few_mib < 100
+
+
+def test_records_that_were_extracted_again_are_not_those_of_the_checkpoint(tmp_path):
+    for name, tables in (('before', 'of these clips'), ('after', 'of others')):
+        write_numbered(tmp_path / name / 'clips', 0, {'train': TRAIN}, tables=tables)
+    before, after = (input_pipeline.train_iterator(make_config(mixture=(('clips', 1),)), tmp_path / name, make_mesh())
+                     for name in ('before', 'after'))
+    with pytest.raises(ValueError, match='the records of clips are others than those of the checkpoint'):
+        after.set_state(before.get_state())
+    state = before.get_state()
+    del state['made_with']  # of a checkpoint before this was noted
+    after.set_state(state)

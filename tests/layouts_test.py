@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from configs import base
 from data_pipelines import layouts
 from data_pipelines import vggsound
+from mmaudio_jax import generate_jobs
 
 
 def write_sound(path, seconds: float = 1.0, rate: int = 8_000):
@@ -34,6 +36,14 @@ def test_media_are_found_however_their_letters_are_composed(tmp_path, stored, as
     write_sound(tmp_path / 'a' / f'{name}.wav')
     found = layouts.Media(tmp_path).find(unicodedata.normalize(asked, 'café'), within=unicodedata.normalize(asked, 'Wälder'))
     assert found == file and layouts.source_of(f'{name}.wav') == 'café'
+
+
+def test_what_counts_as_a_video_does_so_everywhere(tmp_path):
+    for name in ('x.M2TS', 'y.asf'):
+        (tmp_path / name).touch()
+    config = base.get_config()
+    config.generate.input = str(tmp_path)
+    assert layouts.Media(tmp_path).count == 2 == len(generate_jobs.jobs(config.generate, config.sampling))
 
 
 def test_a_csv_is_read_and_what_is_odd_is_listed(tmp_path):

@@ -207,7 +207,7 @@ def test_any_folder_with_a_csv(tmp_path):
     source = tmp_path / 'source'
     write(source / 'list.csv', 'file,caption,split,start_s,label,mood\na.mp4,a film,val,,x,1\nsub/b.wav,long,,,y,1\n'
           'sub/b.wav,from there,test,0.5,y,1\nc.wav,,train,,y,1\nd.wav,d,dev,,y,1\nd.wav,d,,soon,y,1\n'
-          'd.wav,d,,nan,y,1\nd.wav,d,,-3,y,1\n')
+          'd.wav,d,,nan,y,1\nd.wav,d,,-3,y,1\n,rain,,,y,1\n')
     write(source / 'a.mp4')
     write_sound(source / 'sub' / 'b.wav', 3.4)
     write_sound(source / 'c.wav', 2)
@@ -218,7 +218,8 @@ def test_any_folder_with_a_csv(tmp_path):
     assert report['lists']['also_in_test'] == ['sub/b'] and report['lists']['empty_captions'] == ['c']
     assert report['lists']['unusable_rows'] == ["list.csv, row 6: split is 'dev'; it must be train, validation or test",
                                                 *(f"list.csv, row {row}: start_s is '{start}', not a time in seconds from 0 on"
-                                                  for row, start in ((7, 'soon'), (8, 'nan'), (9, '-3')))]
+                                                  for row, start in ((7, 'soon'), (8, 'nan'), (9, '-3'))),
+                                                'list.csv, row 10: names no file']
 
 
 @pytest.mark.parametrize('name, text', [
@@ -366,12 +367,19 @@ def test_windows_of_one_file_are_not_in_two_splits(tmp_path):
 
 
 @pytest.mark.parametrize('field, value', [('datasets', ('set', 'folder_csv', 'x')), ('datasets', (('set', 'folder_csv'),)),
-                                          ('exclude', ('set', 'ids.txt')), ('datasets', ((1, 'folder_csv', 'x'),)),
-                                          ('exclude', ((1, 'ids.txt'),))])
+                                          ('exclude', ('set', 'ids.txt'))])
 def test_entries_without_their_inner_comma_are_explained(tmp_path, field, value):
     config = base.get_config()
     config.clips[field] = value
     with pytest.raises(ValueError, match=rf"config.clips.{field} is \(.*it must be a tuple of \(record set, .*'\(\(.*\),\)'"):
+        listing.make_tables(config, tmp_path)
+
+
+@pytest.mark.parametrize('field, value', [('datasets', ((1, 'folder_csv', 'x'),)), ('exclude', ((1, 'ids.txt'),))])
+def test_names_that_are_no_strings_are_refused(tmp_path, field, value):
+    config = base.get_config()
+    config.clips[field] = value
+    with pytest.raises(ValueError, match=rf'config.clips.{field} is \(.*; the record set 1 must be a string, in quotes'):
         listing.make_tables(config, tmp_path)
 
 

@@ -85,7 +85,7 @@ def write_sound_and_video(path, hz=440.0, corner=False, rate=44_100):
             frame.pts = k
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-        container.mux(list(mux.encode_sound(sound, np.stack([left, left / 2]), Fraction(0))))
+        container.mux(list(mux.encode_sound(sound, np.stack([left, left / 2]))))
     return path
 
 
@@ -209,7 +209,7 @@ def test_the_first_stream_of_several_counts_and_cover_pictures_do_not(tmp_path):
         cover = container.add_stream('mjpeg', rate=25, width=64, height=48, pix_fmt='yuvj420p')
         cover.disposition = av.stream.Disposition.attached_pic
         container.mux(cover.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format='rgb24')))
-        container.mux(list(mux.encode_sound(sound, tone(16_000, 16_000), Fraction(0))))
+        container.mux(list(mux.encode_sound(sound, tone(16_000, 16_000))))
     with pytest.raises(media.MediaError, match='song.mp4: has no video stream'):
         media.read_frames(covered, [SMALL], 0.0, 1.0)
 

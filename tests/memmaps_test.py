@@ -64,6 +64,27 @@ def test_videos_and_sounds_are_imported(tmp_path):
     np.testing.assert_allclose(card['latents']['train']['mean'], values['mean'].mean((0, 1)), atol=1e-3)
 
 
+def test_a_set_is_that_of_its_content_not_of_its_place(tmp_path, capsys):
+    write(tmp_path / 'here' / 'vgg', 'label', True)
+    extract.extract(make_config(('vgg', 'train', str(tmp_path / 'here' / 'vgg'))), tmp_path)
+    (tmp_path / 'here').rename(tmp_path / 'there')
+    capsys.readouterr()
+    moved = make_config(('vgg', 'train', str(tmp_path / 'there' / 'vgg')))
+    extract.extract(moved, tmp_path)
+    assert 'imported' not in capsys.readouterr().out
+    (tmp_path / 'there' / 'vgg.tsv').write_text('id\tlabel\na\tx\nb\ty\nc\tz\n')
+    with pytest.raises(ValueError, match='vgg: was made with other clip tables'):
+        extract.extract(moved, tmp_path)
+
+
+def test_examples_that_sound_alike_are_found(tmp_path):
+    values = write(tmp_path / 'vgg', 'label', True)
+    (tmp_path / 'vgg' / 'mean.memmap').write_bytes(np.repeat(values['mean'][:1], 3, axis=0).tobytes())
+    extract.extract(make_config(('vgg', 'train', str(tmp_path / 'vgg'))), tmp_path)
+    card = json.loads((tmp_path / 'records' / 'vgg' / 'card.json').read_text())
+    assert card['near_duplicates']['largest'] == [['train/id_0', 'train/id_1', 'train/id_2']]
+
+
 def test_what_does_not_fit_is_named(tmp_path):
     folder = tmp_path / 'vgg'
     write(folder, 'label', True)

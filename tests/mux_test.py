@@ -216,6 +216,8 @@ def test_frames_in_memory(tmp_path):
     mux.write_video(Frames(pixels, 25.0), tone(RATE, RATE), RATE, tmp_path / 'a.mp4')
     assert numbers(media.read_frames(tmp_path / 'a.mp4', [SMALL], 0.0, 1.0)[0]) == list(range(25))
     assert media.probe(tmp_path / 'a.mp4').duration_s == 1.0
+    with pytest.warns(mux.MediaWarning, match='b.mp4: frames in memory have no sound of their own'):
+        mux.write_video(Frames(pixels, 25.0), tone(RATE, RATE), RATE, tmp_path / 'b.mp4', 'mix')
 
 
 def test_mistakes(tmp_path):

@@ -10,7 +10,7 @@ def test_spans(seconds, expected):
 
 
 def test_the_line_counts_clips_hours_and_rejections_by_kind():
-    line = progress.Progress('birds', 100, 8.0)
+    line = progress.Progress('extract birds', 100, 8.0)
     line.count(40, [])
     assert line.line(20.0) == 'extract birds: 40 of 100 clips, 2.0 clips/s, 0.09 h of media, 30 s left'
     line.count(3, ['the sound ends at 1.5 s, 8.000 s are needed', 'the sound ends at 7 s, 8.000 s are needed', 'no such file'])

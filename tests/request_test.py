@@ -122,7 +122,7 @@ def test_noise():
     ({'image': FRAMES}, r'image is uint8 \[50, 4, 6, 3\]; a file or uint8 \[H, W, 3\] is needed'),
     ({'mask_clip': True}, 'mask_clip leaves out the CLIP frames of a video, and there is none'),
     ({'duration_s': 0.5}, 'duration_s 0.5 is too short'),
-    ({'duration_s': float('nan')}, 'duration_s nan is too short'),
+    ({'duration_s': float('nan')}, 'duration_s is nan; a finite number of seconds is needed'),
     ({'noise': np.full((63, 20), np.nan), 'duration_s': 2.0}, 'noise holds NaN or infinity'),
     ({'video': FRAMES, 'fps': '25'}, "fps '25' of frames in memory is not a positive number"),
     ({'duration_s': 1e5}, 'duration_s is 100000; at most 1800 s can be computed as one clip'),

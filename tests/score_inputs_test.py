@@ -84,6 +84,16 @@ def test_onsets_with_a_byte_order_mark_or_in_latin_1(tmp_path):
     assert score_inputs.references(str(tmp_path / 'r'), '', 8.0).onsets == {'b': [0.5, 1.25]}
 
 
+def test_every_kind_of_sound_and_video_is_seen_and_what_is_passed_over_is_said(tmp_path, capsys):
+    folder = _touch(tmp_path / 'r', 'a.mp3', 'b.MPG', 'c.mts', 'd.docx', 'notes.txt')
+    found = score_inputs.references(str(folder), '', 8.0)
+    assert found.videos == {'b': folder / 'b.MPG', 'c': folder / 'c.mts'} and found.sounds['a'] == folder / 'a.mp3'
+    assert f'score: passes over 2 in {folder}, by their names, first d.docx' in capsys.readouterr().out
+    assert list(score_inputs.sounds(folder)) == ['a'] and 'passes over 4' in capsys.readouterr().out
+    with pytest.raises(ValueError, match='other: holds no references'):
+        score_inputs.references(str(_touch(tmp_path / 'other', 'd.docx')), '', 8.0)
+
+
 def test_references_whose_names_have_an_ending(tmp_path):
     """Greatest Hits as it is unpacked; a folder without the ending serves as it is."""
     folder = _touch(tmp_path / 'hits', 'a_denoised.mp4', 'a_mic.mp4', 'a_denoised.wav', 'a_mic.wav')
@@ -99,6 +109,12 @@ def test_tables_of_captions(tmp_path):
     path = tmp_path / 'captions.csv'
     path.write_bytes('\ufeffname,caption\nYa.b,"a dog, barking"\n'.encode())  # as spreadsheets write it
     assert score_inputs.references('', str(path), 8.0).captions == {'Ya.b': 'a dog, barking'}
+    path.write_bytes('name,caption\na,un caf\xe9\n'.encode('latin-1'))
+    assert score_inputs.references('', str(path), 8.0).captions == {'a': 'un caf\xe9'}
+    for text, message in (('b,a dog, barking\n', 'line 2: 3 cells'), ('b,"a dog\n', 'line 2: the row that starts there')):
+        path.write_text(f'name,caption\n{text}')
+        with pytest.raises(ValueError, match=f'captions.csv, {message}'):
+            score_inputs.references('', str(path), 8.0)
     path.write_text('name,caption\na,one\nb,two\na,three\n')
     with pytest.raises(ValueError, match=r"captions.csv: 1 names come twice \(a\); which caption is the clip's"):
         score_inputs.references('', str(path), 8.0)

@@ -21,7 +21,8 @@ def test_waveform_of_eight_seconds(rate, samples):
 
 
 @pytest.mark.parametrize('rate, duration_s, message', [
-    ('48k', 8.0, '48k'), ('16k', 0.5, 'too short'), ('16k', float('nan'), 'too short')])
+    ('48k', 8.0, '48k'), ('16k', 0.5, 'too short'), ('16k', float('nan'), 'duration_s is nan; a finite number'),
+    ('16k', float('inf'), 'duration_s is inf; a finite number')])
 def test_bad_input_is_named(rate, duration_s, message):
     with pytest.raises(ValueError, match=message):
         Sequence(rate, duration_s)

@@ -101,8 +101,8 @@ def write_split(workdir: pathlib.Path, config, ids: str = 'clip_{}') -> None:
 def make(workdir: pathlib.Path, with_split: bool = False):
     """The config of the run that is now in workdir."""
     config = make_config()
-    write_weights(workdir, config)
     write_codec(workdir, config)
+    write_weights(workdir, config)
     if with_split:
         write_split(workdir, config)
     return config
