@@ -82,7 +82,8 @@ def _is_done(folder: pathlib.Path, made_with: dict[str, Any]) -> bool:
     report = folder / layouts.REPORT
     if not report.is_file():
         return False
-    stored = json.loads(report.read_text(encoding='utf-8'))['made_with']
+    found = json.loads(report.read_text(encoding='utf-8'))
+    stored = found['made_with']
     for field, value in made_with.items():
         if stored.get(field) != value:
             raise ValueError(f'{folder}: its tables were made with {field} = {stored.get(field)!r}, the configuration says '
@@ -90,6 +91,10 @@ def _is_done(folder: pathlib.Path, made_with: dict[str, Any]) -> bool:
     for listing, digest in stored.get('listings', {}).items():
         if os.path.isfile(listing) and media.digest(pathlib.Path(listing)) != digest:  # else the dataset was put away
             raise ValueError(f'{listing}: was changed since {folder} was made of it; delete {report} to list the clips again')
+    for path, count in found.get('excluded', {}).items():
+        if not count:
+            print(f'clips {folder.name}: WARNING: {path} excluded nothing when the tables were made; if it should, delete {report} '
+                  'to list the clips again', flush=True)
     return True
 
 

@@ -244,6 +244,8 @@ def test_an_id_list_that_takes_nothing_out_is_said_loudly(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "NOTHING: none of its 1 ids, such as 'bell', is the source or the id of a clip, such as 'rain/bell' and" in printed
     assert f'0 excluded by {tmp_path / "ids.txt"}' in printed
+    make(tmp_path, 'folder_csv', exclude=(('set', str(tmp_path / 'ids.txt')),))
+    assert 'ids.txt excluded nothing when the tables were made' in capsys.readouterr().out
 
 
 def test_rows_of_one_file_with_other_starts_are_clips_of_their_own(tmp_path):
