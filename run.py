@@ -1,6 +1,7 @@
 """python run.py --config=configs/impacts.py --workdir=DIR [--mode=MODE] [--config.FIELD=VALUE ...].
 Without --mode the stages of config.stages run in order, each skipped when its result is there."""
 from collections.abc import Callable
+import io
 import pathlib
 import sys
 
@@ -50,6 +51,8 @@ def run_mode(mode: str, config, workdir: pathlib.Path | None) -> int:
 
 def main(argv: list[str]) -> None:
     """Dispatches; every error of the user's is one line on stderr and exit code 1."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='backslashreplace')  # as stderr has it: a file's name need not be text
     try:
         if len(argv) > 1:
             raise ValueError(f'unexpected argument {argv[1]!r}; flags look like --mode=train')

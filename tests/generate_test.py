@@ -61,6 +61,33 @@ def test_a_folder(workdir, capfd):
     assert capfd.readouterr().out.count('nothing to do') == 1 and (workdir / 'out' / 'c.png').exists()
 
 
+def test_names_that_are_not_utf8(workdir, tmp_path, capfd):
+    trained_run.write_video(tmp_path / 'a.mp4')
+    trained_run.write_video(tmp_path / 'bad\udcff.mp4')
+    config = _config(workdir, input=str(tmp_path), output=str(tmp_path / 'out'))
+    for status in ('done', 'kept'):
+        assert generate.generate(config, workdir) == 0
+        rows = list(map(json.loads, (tmp_path / 'out' / 'report.jsonl').read_text().splitlines()))
+        assert [(row['name'], row['status']) for row in rows] == [('a', status), ('bad\udcff', status)]
+    assert (tmp_path / 'out' / 'bad\udcff.png').exists() and not capfd.readouterr().err
+
+
+def test_a_picture_that_cannot_be_drawn_fails_no_input(workdir, tmp_path, capfd, monkeypatch):
+
+    def refuse(*_):
+        raise TypeError('set_text(): incompatible function arguments\nand more')
+
+    config = _config(workdir, input='', prompt='rain', output=str(tmp_path))
+    assert generate.generate(config, workdir) == 0
+    monkeypatch.setattr(generate.plots, 'spectrogram', refuse)
+    config.sampling.seed = 7
+    assert generate.generate(config, workdir) == 0
+    assert '.png was not drawn: set_text(): incompatible function arguments\n' in capfd.readouterr().err
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == ['.flac', '.json', '.jsonl']
+    row = json.loads((tmp_path / 'report.jsonl').read_text())
+    assert row['status'] == 'done' and [name.split('.')[1] for name in row['files']] == ['flac']
+
+
 def test_one_file_with_other_settings_is_made_again(workdir):
     config = _config(workdir, input=str(workdir / 'videos' / 'c.mp4'), output=str(workdir / 'one'), audio_format='wav')
     assert generate.generate(config, workdir) == 0

@@ -1,4 +1,5 @@
 """run.py: every mistake of the user's ends with one line and a non-zero exit code."""
+import os
 import pathlib
 import subprocess
 import sys
@@ -11,6 +12,15 @@ BASE = '--config=configs/base.py'
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, 'run.py', *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_names_that_are_not_utf8_are_printed(tmp_path, monkeypatch):
+    monkeypatch.setenv('PYTHONIOENCODING', 'utf-8:strict')  # as terminals have it
+    for name in (b'a.mp4', b'bad\xff.txt'):
+        pathlib.Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name))).touch()
+    result = run(BASE, f'--workdir={tmp_path / "run"}', '--mode=generate', f'--config.generate.input={tmp_path}')
+    assert r'first bad\udcff.txt' in result.stdout
+    assert result.stderr.startswith('error: ') and 'train first' in result.stderr
 
 
 @pytest.mark.parametrize('arguments, expected', [
