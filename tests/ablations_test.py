@@ -129,6 +129,19 @@ def test_flags_reach_the_runs_however_they_are_spelled(fake, monkeypatch):
     assert not any('mode' in call or 'config.ablations.seeds' in call for call in calls)
 
 
+def test_of_flags_of_one_field_the_last_reaches_a_run(fake, monkeypatch):
+    """Those of the table stand after the runner's own, and before those of the command."""
+    config = _config(flags=("--config.score.metrics=('a',)", '--config.train.total_steps=5', '--config.score.cache=c'))
+    monkeypatch.setattr(sys, 'argv', [*sys.argv, "--config.score.metrics=('b',)"])
+    commands = []
+    monkeypatch.setattr(ablations._Children, 'run', lambda self, command, cores: commands.append(command) or 0)
+    ablations.run(config, fake)
+    for command in commands:
+        flags = shorthands.expand(command[1:])
+        assert [flag for flag in flags if 'score.' in flag] == ['--config.score.cache=c', "--config.score.metrics=('b',)"]
+        assert [flag for flag in flags if 'total_steps' in flag] == ['--config.train.total_steps=7']
+
+
 def test_scores_stand_above_the_published_ones(tmp_path):
     for seed, value in ((0, 70.0), (1, 72.0)):
         for name in ('no_sync', 'mine'):
