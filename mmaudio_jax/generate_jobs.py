@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import pathlib
 
+from mmaudio_jax import media
 from mmaudio_jax.media import VIDEO_SUFFIXES
 
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff')
@@ -57,6 +58,7 @@ def jobs(options, sampling) -> list[Job]:
         image = path.suffix.lower() in IMAGE_SUFFIXES
         return [Job(path.stem, None if image else path, path if image else None, **common)]
     if not path.is_dir():
+        media.refuse_address(options.input)
         raise ValueError(f'config.generate.input is {options.input!r}, and there is no such file or folder')
     videos = sorted(file for file in path.iterdir() if file.suffix.lower() in VIDEO_SUFFIXES)
     if not videos:

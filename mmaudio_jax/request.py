@@ -126,6 +126,7 @@ def _video(video: Path | Frames | np.ndarray | None, fps: float | None) -> pathl
     if video is None or isinstance(video, Frames):
         return video
     if isinstance(video, (str, os.PathLike)):
+        media.refuse_address(video)
         return pathlib.Path(video)
     if not hasattr(video, '__array__'):
         raise ValueError(f'video is {describe(video)}; a file, uint8 [T, H, W, 3] or None is needed')

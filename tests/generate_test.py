@@ -281,8 +281,8 @@ def test_same_stem_and_mistakes(workdir, tmp_path):
         (tmp_path / name).touch()
     config = _config(workdir, input=str(tmp_path))
     assert [job.name for job in generate_jobs.jobs(config.generate, config.sampling)] == ['x_mp4', 'x_webm', 'y']
-    for fields, message in (({'input': ''}, 'nothing to generate'), ({'input': str(tmp_path / 'no')}, 'no such file'),
-                            ({'input': str(workdir)}, 'no videos'),
+    for fields, message in (({'input': ''}, 'nothing to generate'), ({'input': 'https://a.b/c.mp4'}, 'is an address; download'),
+                            ({'input': str(tmp_path / 'no')}, 'no such file'), ({'input': str(workdir)}, 'no videos'),
                             ({'output': str(workdir / 'videos')}, 'would be overwritten'),
                             ({'original_sound': 'louder'}, 'config.generate.original_sound is .louder.; it must be one of'),
                             ({'video_format': 'avi'}, 'config.generate.video_format is .avi.; it must be one of mp4, m4v'),

@@ -141,6 +141,12 @@ def test_files_that_are_no_images(tmp_path):
             make(image=path)
 
 
+def test_an_address_is_no_file():
+    for name in ('video', 'image'):
+        with pytest.raises(media.MediaError, match='^https://example.com/a.mp4: is an address; download it first'):
+            make(**{name: 'https://example.com/a.mp4'})
+
+
 def test_a_video_file_gives_its_length(tmp_path):
     path = write_video(tmp_path / 'a.mp4', frames=30)
     assert make(video=str(path)).samples == round(1.2 * 16_000)
