@@ -107,6 +107,8 @@ def atomic_file(path: Path) -> Iterator[pathlib.Path]:
     beside = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:12]}.part')
     try:
         with explained(path):
+            if not path.parent.is_dir():
+                raise MediaError(path, f'no such folder {path.parent}')
             yield beside
             os.replace(beside, path)
     finally:

@@ -89,6 +89,9 @@ class Clip:
             pictures = Frames(np.broadcast_to(self.image, (count, *self.image.shape)), STILL_FPS)
         if pictures is None:
             raise ValueError(f'{path}: this sound was made without a video; save it as {" or ".join(media.SOUND_FORMATS)}')
+        if path.suffix.lower() not in mux.CONTAINERS:
+            raise media.MediaError(path, f'a sound is saved as {" or ".join(media.SOUND_FORMATS)}, with its pictures as '
+                                   f'{", ".join(mux.CONTAINERS)}, not {path.suffix or "a file without suffix"}')
         mux.write_video(pictures, self.audio, self.sample_rate_hz, path, original, original_db)
 
 

@@ -167,6 +167,14 @@ def test_a_colon_is_no_protocol_and_an_address_no_file(tmp_path, monkeypatch):
             media.duration_s(path)
 
 
+def test_a_folder_that_is_missing_is_named(tmp_path):
+    folder, source = tmp_path / 'nodir' / 'x', write_video(tmp_path / 'a.mp4')
+    with pytest.raises(media.MediaError, match='x/o.wav: no such folder .*nodir/x$'):
+        media.write_audio(folder / 'o.wav', tone(16_000, 16_000), 16_000)
+    with pytest.raises(media.MediaError, match='x/o.mp4: no such folder .*nodir/x$'):
+        mux.write_video(source, tone(16_000, 16_000), 16_000, folder / 'o.mp4')
+
+
 @pytest.mark.parametrize('suffix', ['.mp4', '.mkv', '.webm', '.avi', '.ts', '.mov'])
 def test_a_video_of_one_frame(tmp_path, suffix):
     path = write_video(tmp_path / f'one{suffix}', frames=1, codec='libvpx' if suffix == '.webm' else 'mpeg4')

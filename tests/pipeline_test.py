@@ -183,6 +183,8 @@ def test_files(pipe, workdir, tmp_path):
     assert packets[0] == packets[1]  # copied, not encoded again
     with pytest.raises(ValueError, match='without a video'):
         pipe(prompt='rain').save(tmp_path / 'rain.mp4')
+    with pytest.raises(ValueError, match='o.mp3: a sound is saved as .flac or .wav, with its pictures as .mp4, .*, not .mp3'):
+        clip.save(tmp_path / 'o.mp3')
     with pytest.raises(ValueError, match="a sound file holds the new sound alone; original='mix' needs a video file"):
         clip.save(tmp_path / 'mix.wav', original='mix')
     clip.save(tmp_path / 'kept.mkv', original='keep')
