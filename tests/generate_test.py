@@ -270,6 +270,17 @@ def test_every_job_has_a_name_of_its_own(workdir, tmp_path):
     assert names == ['clip_2_', 'clip_3', 'clip_2']
 
 
+def test_hidden_files_are_no_videos(workdir, tmp_path, capfd):
+    for name in ('._mac.mp4', '.hidden.mp4'):
+        (tmp_path / name).touch()
+    config = _config(workdir, input=str(tmp_path))
+    with pytest.raises(ValueError, match='no videos'):
+        generate_jobs.jobs(config.generate, config.sampling)
+    (tmp_path / 'mac.mp4').touch()
+    assert [job.name for job in generate_jobs.jobs(config.generate, config.sampling)] == ['mac']
+    assert 'passes over' not in capfd.readouterr().out
+
+
 def test_a_cell_of_no_seconds_is_as_long_as_the_video(workdir, tmp_path):
     (tmp_path / 'list.csv').write_text('video,duration_s\na.mp4,0\nb.mp4,\nc.mp4,2\n')
     config = _config(workdir, input=str(tmp_path / 'list.csv'), duration_s=3.0)
