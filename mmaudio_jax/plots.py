@@ -111,5 +111,7 @@ def _write(canvas: FigureCanvasAgg, path: pathlib.Path) -> None:
     try:
         canvas.print_figure(partial, format='png')
         partial.replace(path)
+    except OSError as error:  # a full disk has no name of its own
+        raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from error
     finally:
         partial.unlink(missing_ok=True)

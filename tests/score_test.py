@@ -1,5 +1,7 @@
 """Scoring folders: figures, what they cover, what is refused, resuming, comparing. The networks are stand-ins."""
+import errno
 import json
+import os
 import shutil
 
 import numpy as np
@@ -232,6 +234,19 @@ def test_figures_are_drawn(folders, monkeypatch):
     assert path.name == 'scores.png' and list(panels) == ['FD PaSST ↓', 'IS ↑']
     assert panels['FD PaSST ↓']['poor'] == (scores['value'], scores['low'], scores['high'])
     assert panels['IS ↑']['ReWaS, published'] == (8.51, 8.51, 8.51) and list(panels['IS ↑'])[:2] == ['good', 'poor']
+
+
+def test_a_disk_that_is_full_when_the_sheets_are_drawn(folders, capsys, monkeypatch):
+
+    def full(self, file, **_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(score.plots.FigureCanvasAgg, 'print_figure', full)
+    monkeypatch.setattr(score.plots, 'intervals', lambda *_: None)
+    with pytest.raises(OSError, match="No space left on device: '.*run/scores/clip_00.png'"):
+        _run(folders, generated=str(folders / 'good'), metrics=('is_panns',))
+    output = capsys.readouterr().out
+    assert '| good | ' in output and output.endswith('scores.json\n')
 
 
 def test_mistakes(folders):
