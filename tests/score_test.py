@@ -257,10 +257,20 @@ def test_mistakes(folders):
                            ({'metrics': ('ib_score',)}, 'ib_score need reference videos'),
                            ({'protocol': 'impacts', 'metrics': ()}, 'no onset times'),
                            ({'compare': 'a=b'}, 'either one folder'),
+                           ({'duration_s': float('nan')}, 'config.score.duration_s is nan; seconds are needed, or 0'),
+                           ({'duration_s': -1.0}, 'config.score.duration_s is -1.0; seconds are needed'),
+                           ({'duration_s': float('inf')}, 'config.score.duration_s is inf; seconds are needed'),
                            ({'references': str(folders / 'nowhere')}, 'nowhere: no such folder'),
                            ({'weights': str(folders)}, 'tiny.safetensors: the published weights of passt are missing')):
         with pytest.raises((ValueError, FileNotFoundError), match=words):
             _run(folders, **{'generated': good, **changes})
+    config = scored_folders.make_config(folders)
+    config.score.update(generated=good, protocol='impacts', metrics=())
+    for windows_s in ((), (0.1, float('nan'))):
+        config.evaluate.onset_windows_s = windows_s
+        with pytest.raises(ValueError, match='config.evaluate.onset_windows_s is .*; it must hold numbers of seconds'):
+            score.score(config, folders)
+    assert not list(folders.rglob('scores.json')) and not (folders / 'run' / 'embeddings').exists()
 
 
 def test_nothing_to_score(tmp_path):
