@@ -287,7 +287,7 @@ class Pipeline:
                 latents = self._sample(settings, noise, clip[at], sync[at], text[at], text[len(batch) + at])
             with self._stages('sound', f'{len(part)} sounds'):
                 waveforms = np.asarray(decoder.decode(latents), np.float32)
-            self._check_finite(latents, waveforms)
+            self._check_finite(latents, waveforms, settings.guidance)
             for (index, _), waveform, latent in zip(part, waveforms, latents):
                 one = batch[index]
                 sound = waveform[:one.samples]
@@ -324,13 +324,17 @@ class Pipeline:
         filled = [np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) for array in arrays]
         return np.asarray(self._samplers[settings](self._params, *filled))[:count]
 
-    def _check_finite(self, latents: np.ndarray, waveforms: np.ndarray) -> None:
+    def _check_finite(self, latents: np.ndarray, waveforms: np.ndarray, guidance: float) -> None:
         if np.isfinite(latents).all() and np.isfinite(waveforms).all():
             return
         leaves, _ = jax.tree_util.tree_flatten_with_path(self._params)
         bad = [partitioning.tensor_name(path) for path, leaf in leaves if not np.isfinite(np.asarray(leaf, np.float32)).all()]
-        reason = f'its weights hold NaN or infinity, first in {bad[0]}' if bad else "its weights are; try dtype='float32'"
-        raise ValueError(f'{self.name}: the result is not finite: {reason}')
+        if bad:
+            raise ValueError(f'{self.name}: the result is not finite: its weights hold NaN or infinity, first in {bad[0]}')
+        dtype = jnp.dtype(self._model.dtype).name
+        advice = '' if dtype == 'float32' else ", or take dtype='float32'"
+        raise ValueError(f'{self.name}: the result is not finite, though its weights are: guidance {guidance:g} leads to '
+                         f'numbers too large for {dtype}; lower it{advice}')
 
 
 def _noise(one: Request, take: int) -> np.ndarray:

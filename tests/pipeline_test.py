@@ -220,6 +220,14 @@ def test_weights_that_are_not_finite_are_named(workdir, monkeypatch):
         broken(prompt='a')
 
 
+def test_a_guidance_that_is_too_large_is_named(pipe, monkeypatch):
+    with pytest.raises(ValueError, match='weights are: guidance 1e[+]30 leads to numbers too large for float32; lower it$'):
+        pipe(prompt='a', guidance=1e30)
+    monkeypatch.setattr(pipe, '_model', dataclasses.replace(pipe._model, dtype='bfloat16'))
+    with pytest.raises(ValueError, match="guidance 4.5 leads .* large for bfloat16; lower it, or take dtype='float32'"):
+        pipe._check_finite(np.full(3, np.nan), np.zeros(3), 4.5)
+
+
 def test_a_long_video_needs_a_duration(pipe, tmp_path):
     with av.open(str(tmp_path / 'long.mp4'), 'w') as container:
         stream = container.add_stream('mpeg4', rate=1, width=16, height=16, pix_fmt='yuv420p')
