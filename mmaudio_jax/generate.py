@@ -54,6 +54,7 @@ def generate(config, workdir: pathlib.Path) -> int:
     for field, choices in _CHOICES.items():
         if config.generate[field] not in choices:
             raise ValueError(f'config.generate.{field} is {config.generate[field]!r}; it must be one of {", ".join(choices)}')
+    pipeline.check_db('config.generate.original_db', config.generate.original_db)
     folder = pathlib.Path(config.generate.output or workdir / 'generated')
     if any(source and source.parent.resolve() == folder.resolve() for job in jobs for source in (job.video, job.image)):
         raise ValueError(f'config.generate.output is the folder of the videos, {folder}: they would be overwritten; '

@@ -34,6 +34,7 @@ from mmaudio_jax.stages import Stages
 from mmaudio_jax.weights import download
 
 READERS = 4  # files that are decoded at a time
+MOST_DB = 200.0  # of the original sound in a mixture, up or down: far beyond what 16 bits hold
 STILL_FPS = 25.0  # of the video that a still image makes
 
 
@@ -74,9 +75,11 @@ class Clip:
           original_db: its level in a mixture, dB.
 
         Raises:
-          ValueError: a video file for a sound that was made without pictures, or the original's sound in a sound file.
+          ValueError: a video file for a sound that was made without pictures, the original's sound in a sound file, or a
+            level that is no number of dB.
           media.MediaError: the file cannot be written, or the video cannot be read any more.
         """
+        check_db('original_db', original_db)
         path = pathlib.Path(path)
         if path.suffix.lower() in media.SOUND_FORMATS:
             if original != 'replace':
@@ -335,6 +338,12 @@ class Pipeline:
         advice = '' if dtype == 'float32' else ", or take dtype='float32'"
         raise ValueError(f'{self.name}: the result is not finite, though its weights are: guidance {guidance:g} leads to '
                          f'numbers too large for {dtype}; lower it{advice}')
+
+
+def check_db(name: str, level_db: float) -> None:
+    """Raises ValueError for a level, of the argument or field of this name, that is no number of dB."""
+    if not isinstance(level_db, (int, float, np.number)) or not abs(level_db) <= MOST_DB:
+        raise ValueError(f'{name} is {level_db!r}; a number of dB from {-MOST_DB:g} to {MOST_DB:g} is needed')
 
 
 def _noise(one: Request, take: int) -> np.ndarray:

@@ -297,6 +297,7 @@ def test_same_stem_and_mistakes(workdir, tmp_path):
                             ({'output': str(workdir / 'videos')}, 'would be overwritten'),
                             ({'original_sound': 'louder'}, 'config.generate.original_sound is .louder.; it must be one of'),
                             ({'video_format': 'avi'}, 'config.generate.video_format is .avi.; it must be one of mp4, m4v'),
+                            ({'original_db': float('nan')}, 'config.generate.original_db is nan; a number of dB from -200 to'),
                             ({'pretrained': 'small_17k'}, "'small_17k' is neither an official network")):
         with pytest.raises(ValueError, match=message):
             generate.generate(_config(workdir, **fields), workdir)

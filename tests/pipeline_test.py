@@ -187,6 +187,9 @@ def test_files(pipe, workdir, tmp_path):
         clip.save(tmp_path / 'o.mp3')
     with pytest.raises(ValueError, match="a sound file holds the new sound alone; original='mix' needs a video file"):
         clip.save(tmp_path / 'mix.wav', original='mix')
+    for level_db in (float('nan'), float('inf'), 1e6, '3'):
+        with pytest.raises(ValueError, match='original_db is .*; a number of dB from -200 to 200 is needed'):
+            clip.save(tmp_path / 'mix.mp4', original='mix', original_db=level_db)
     clip.save(tmp_path / 'kept.mkv', original='keep')
     with av.open(str(tmp_path / 'kept.mkv')) as container:
         assert len(container.streams.audio) == 2
