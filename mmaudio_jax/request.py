@@ -99,6 +99,8 @@ def make(rate: str, training_s: float, index: int, *, video: Path | Frames | np.
         raise ValueError(f'seed {seed!r} is not a whole number from 0 to 4294967295')
     if not isinstance(takes, (int, np.integer)) or takes < 1:
         raise ValueError(f'takes is {takes!r}; it must be at least 1')
+    if not isinstance(mask_clip, (bool, np.bool_)):
+        raise ValueError(f'mask_clip is {mask_clip!r}; True or False is needed')
     if video is not None and image is not None:
         raise ValueError('both a video and an image are given; one of them is needed')
     if mask_clip and video is None:
@@ -115,7 +117,7 @@ def make(rate: str, training_s: float, index: int, *, video: Path | Frames | np.
         name = f'{source}: ' if isinstance(source, pathlib.Path) else ''
         warnings.warn(f'{name}{length_s:g} s is far from the {training_s:g} s that the network was trained at: the sound may '
                       'be worse', stacklevel=4)
-    return Request(source, still, prompt, negative_prompt, length_s, sequence, mask_clip, int(seed), index, int(takes),
+    return Request(source, still, prompt, negative_prompt, length_s, sequence, bool(mask_clip), int(seed), index, int(takes),
                    _noise(noise, takes, sequence))
 
 

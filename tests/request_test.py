@@ -120,6 +120,7 @@ def test_noise():
     ({'video': Frames(np.zeros((12_100, 1, 1, 3), np.uint8), 100.0)}, 'the frames in memory last 121 s, more than 120 s'),
     ({'video': FRAMES, 'fps': 25, 'image': FRAMES[0]}, 'both a video and an image are given'),
     ({'image': FRAMES}, r'image is uint8 \[50, 4, 6, 3\]; a file or uint8 \[H, W, 3\] is needed'),
+    ({'mask_clip': 'False', 'video': FRAMES, 'fps': 25}, "mask_clip is 'False'; True or False is needed"),
     ({'mask_clip': True}, 'mask_clip leaves out the CLIP frames of a video, and there is none'),
     ({'duration_s': 0.5}, 'duration_s 0.5 is too short'),
     ({'duration_s': float('nan')}, 'duration_s is nan; a finite number of seconds is needed'),
