@@ -22,6 +22,7 @@ from mmaudio_jax.sequence import SYNC_SEGMENT_FRAMES
 
 BUCKET_S = 0.5  # durations that a video gives are rounded up to multiples of it
 LONGEST_S = 120.0  # of a video whose duration_s is not set: attention needs memory with the square of the length
+SHORTEST_S = 0.001  # of a video: less is a wrong rate of frames
 MOST_S = 1800.0  # of any clip: the logits of one layer's attention alone would be more than 80 GB
 FAR = 2.0  # a length this many times the training length, or less than its half, is worth a warning
 
@@ -175,6 +176,9 @@ def _length_s(source: pathlib.Path | Frames | None, training_s: float) -> float:
     if source is None:
         return training_s
     if isinstance(source, Frames):
+        if source.duration_s < SHORTEST_S:
+            raise ValueError(f'the frames in memory last {float(source.duration_s):g} s, too short for a sound: there are '
+                             f'{len(source.pixels)} of them, and fps is {float(source.fps):g}')
         if source.duration_s > LONGEST_S:
             raise ValueError(f'the frames in memory last {source.duration_s:.0f} s, more than {LONGEST_S:g} s: '
                              'set duration_s to take their beginning')

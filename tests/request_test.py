@@ -126,6 +126,7 @@ def test_noise():
     ({'duration_s': float('nan')}, 'duration_s is nan; a finite number of seconds is needed'),
     ({'noise': np.full((63, 20), np.nan), 'duration_s': 2.0}, 'noise holds NaN or infinity'),
     ({'video': FRAMES, 'fps': '25'}, "fps '25' of frames in memory is not a positive number"),
+    ({'video': FRAMES, 'fps': 1e9}, 'the frames in memory last 5e-08 s, too short for a sound: .* fps is 1e[+]09$'),
     ({'duration_s': 1e5}, 'duration_s is 100000; at most 1800 s can be computed as one clip'),
 ])
 def test_mistakes(fields, message):
