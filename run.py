@@ -82,9 +82,13 @@ def parse_flags(argv: list[str]) -> list[str]:
             if not pathlib.Path(path).is_file():
                 raise ValueError(f'no config file {path!r}; those that exist are in configs/')
         return flags.FLAGS(argv)
-    except (flags.Error, KeyError, AttributeError, ValueError, TypeError) as error:
+    except (flags.Error, LookupError, AttributeError, ValueError, TypeError) as error:
         unknown = 'the configuration has no field ' if isinstance(error, (KeyError, AttributeError)) else ''
-        sys.exit(f'error: {unknown}{" ".join(str(error).strip(chr(34)).split())}; every field and its meaning: configs/base.py')
+        reason: object = error
+        while isinstance(reason, (KeyError, AttributeError)) and reason.args:  # whose text has \n for the ends of its lines
+            reason = reason.args[0]
+        text = '. '.join(filter(None, map(str.strip, str(reason).splitlines())))
+        sys.exit(f'error: {unknown}{text}; every field and its meaning: configs/base.py')
 
 
 if __name__ == '__main__':
