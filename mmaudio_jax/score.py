@@ -104,7 +104,7 @@ def score(config, workdir: pathlib.Path) -> None:
       FileNotFoundError: a folder, table or checkpoint is missing.
     """
     started, options = time.monotonic(), config.score
-    protocol = _protocol(options, config.evaluate.onset_windows_s)
+    protocol = _protocol(options)
     folders = score_inputs.systems(options.generated, options.compare)
     if not folders and not options.sample:
         raise ValueError('nothing to score: name a folder (config.score.generated) or several (--compare a=DIR b=DIR)')
@@ -156,8 +156,8 @@ def _plot(report: Mapping[str, Any], path: pathlib.Path) -> None:
         plots.intervals(path, panels)
 
 
-def _protocol(options, windows_s: Sequence[float]) -> Protocol:
-    """The named protocol with what the config changes in it; windows_s: config.evaluate's, which onset metrics need."""
+def _protocol(options) -> Protocol:
+    """The named protocol with what the config changes in it."""
     if options.protocol not in PROTOCOLS:
         raise ValueError(f'config.score.protocol is {options.protocol!r}; it must be one of {", ".join(PROTOCOLS)}')
     protocol = PROTOCOLS[options.protocol]
@@ -167,8 +167,6 @@ def _protocol(options, windows_s: Sequence[float]) -> Protocol:
         raise ValueError(f'config.score.metrics: {unknown[0]!r} is not one of {", ".join(score_metrics.METRICS)}')
     if not 0 <= options.duration_s < math.inf:
         raise ValueError(f"config.score.duration_s is {options.duration_s}; seconds are needed, or 0 for the protocol's")
-    if set(names) & set(_ONSETS) and not (windows_s and all(0 < window_s < math.inf for window_s in windows_s)):
-        raise ValueError(f'config.evaluate.onset_windows_s is {windows_s}; it must hold numbers of seconds, at least one')
     return dataclasses.replace(protocol, duration_s=options.duration_s or protocol.duration_s, metrics=names)
 
 
