@@ -1,6 +1,7 @@
 """python run.py --config=configs/impacts.py --workdir=DIR [--mode=MODE] [--config.FIELD=VALUE ...].
 Without --mode the stages of config.stages run in order, each skipped when its result is there."""
 from collections.abc import Callable
+import io
 import pathlib
 import sys
 
@@ -50,6 +51,8 @@ def run_mode(mode: str, config, workdir: pathlib.Path | None) -> int:
 
 def main(argv: list[str]) -> None:
     """Dispatches; every error of the user's is one line on stderr and exit code 1."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='backslashreplace')  # as stderr has it: a file's name need not be text
     try:
         if len(argv) > 1:
             raise ValueError(f'unexpected argument {argv[1]!r}; flags look like --mode=train')
@@ -79,9 +82,13 @@ def parse_flags(argv: list[str]) -> list[str]:
             if not pathlib.Path(path).is_file():
                 raise ValueError(f'no config file {path!r}; those that exist are in configs/')
         return flags.FLAGS(argv)
-    except (flags.Error, KeyError, AttributeError, ValueError, TypeError) as error:
+    except (flags.Error, LookupError, AttributeError, ValueError, TypeError) as error:
         unknown = 'the configuration has no field ' if isinstance(error, (KeyError, AttributeError)) else ''
-        sys.exit(f'error: {unknown}{" ".join(str(error).strip(chr(34)).split())}; every field and its meaning: configs/base.py')
+        reason: object = error
+        while isinstance(reason, (KeyError, AttributeError)) and reason.args:  # whose text has \n for the ends of its lines
+            reason = reason.args[0]
+        text = '. '.join(filter(None, map(str.strip, str(reason).splitlines())))
+        sys.exit(f'error: {unknown}{text}; every field and its meaning: configs/base.py')
 
 
 if __name__ == '__main__':

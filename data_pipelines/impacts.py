@@ -82,7 +82,7 @@ def write_clip(job: Job) -> None:
     if not job.size:
         media.write_audio(job.path, waveform, impacts_sound.SAMPLE_RATE_HZ)
         return
-    with media.atomic_file(job.path) as beside, av.open(os.fspath(beside), 'w', format='mp4') as container:
+    with media.atomic_file(job.path) as beside, av.open(os.path.abspath(beside), 'w', format='mp4') as container:
         picture = container.add_stream('libx264', rate=job.fps, width=job.size, height=job.size, pix_fmt='yuv420p',
                                        options=VIDEO_CODEC_OPTIONS)
         sound = container.add_stream('aac', rate=impacts_sound.SAMPLE_RATE_HZ, layout='mono', bit_rate=AUDIO_BIT_RATE,

@@ -3,7 +3,7 @@
 Each run is the command `python run.py --config=ROW --workdir=WORKDIR/ROW/seed_N` with all its stages. The first one makes
 the media and records, which the others share, config.ablations.at_once of them at a time. They resume where they stopped;
 when this process is told to stop (SIGTERM, SIGINT), so are they.
-The figures are those of a run's scores.json (score.py), or of its report.json (evaluate.py).
+The figures are those of a run's scores.json (score.py) or report.json (evaluate.py), of both the newer one.
 """
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import queue
+import shlex
 import signal
 import statistics
 import subprocess
@@ -129,7 +130,7 @@ def _run_one(name: str, file: str, seed: int, workdir: pathlib.Path, data: pathl
     folder = workdir / name / f'seed_{seed}'
     command = [sys.executable, sys.argv[0], f'--config={file}', f'--workdir={folder}', f'--config.seed={seed}',
                f'--config.data_dir={data}', f'--config.score.cache={data / "embeddings"}', *flags, *_passed_on(sys.argv[1:])]
-    print(f'ablations: {name}, seed {seed}: {" ".join(command[1:])}', flush=True)
+    print(f'ablations: {name}, seed {seed}: {shlex.join(command[1:])}', flush=True)
     code = children.run(command, cores)
     reason = f'exit code {code}' if code else '' if _figures(folder) else 'ended without a report'
     if reason and not children.stopped:
@@ -159,7 +160,7 @@ def summarize(workdir: pathlib.Path, names: Sequence[str], seeds: Sequence[int])
         found = {seed: _figures(workdir / name / f'seed_{seed}') for seed in seeds}
         runs = {str(seed): figures for seed, figures in found.items() if figures}
         if runs:
-            columns: dict[str, list[float]] = {key: [] for key in next(iter(runs.values()))}
+            columns: dict[str, list[float]] = {key: [] for figures in runs.values() for key in figures}
             for figures in runs.values():
                 for key, value in figures.items():
                     if value is not None:
@@ -176,7 +177,7 @@ def table(summary: Mapping[str, Any], published: Mapping[str, Mapping[str, float
     """The summary as Markdown, mean ± spread, and below a row what was published for it; '' when no run is done."""
     if not summary['rows']:
         return ''
-    keys = list(next(iter(summary['rows'].values()))['mean'])
+    keys = list(dict.fromkeys(key for row in summary['rows'].values() for key in row['mean']))
     lines = [f'| run | seeds | {" | ".join(_COLUMNS[key][0] for key in keys)} |', '|---' * (len(keys) + 2) + '|']
     for name, row in summary['rows'].items():
         cells = []
@@ -193,15 +194,14 @@ def table(summary: Mapping[str, Any], published: Mapping[str, Mapping[str, float
 
 def _figures(folder: pathlib.Path) -> dict[str, float | None]:
     """Of one run, {} when it has none yet."""
-    path = folder / 'scores.json'
-    if path.is_file():
-        report = json.loads(path.read_text())
+    paths = [path for path in (folder / 'scores.json', folder / 'report.json') if path.is_file()]
+    if not paths:
+        return {}
+    path = max(paths, key=lambda path: path.stat().st_mtime_ns)
+    report = json.loads(path.read_text())
+    if path.name == 'scores.json':
         scores = next(iter(report['systems'].values()))['scores']
         return {name: scores.get(name, {}).get('value') for name in report['metrics']}
-    path = folder / 'report.json'
-    if not path.is_file():
-        return {}
-    report = json.loads(path.read_text())
     rows = report['onsets'][f'{report["quoted_window_s"]:g}']
     return {
         'f1': rows['generated']['macro']['f1'],
@@ -219,7 +219,7 @@ def _passed_on(arguments: Sequence[str]) -> list[str]:
 
 def _write(workdir: pathlib.Path, summary: Mapping[str, Any], published: Mapping[str, Mapping[str, float]]) -> None:
     text = (f'{table(summary, published)}\n\nMean ± deviation over the seeds {", ".join(map(str, summary["seeds"]))}, by\n\n'
-            f'    python {" ".join(sys.argv)}\n')
+            f'    python {shlex.join(sys.argv)}\n')
     for name, content in (('ablations.json', json.dumps(summary, indent=1) + '\n'), ('ablations.md', text)):
         partial = workdir / f'.{name}.partial'
         partial.write_text(content)

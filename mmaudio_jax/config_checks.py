@@ -36,6 +36,9 @@ def check(config) -> None:
             raise ValueError(f'config.{field} is {value}; it must be {wanted}')
     if len(config.optimizer.betas) != 2:
         raise ValueError(f'config.optimizer.betas is {config.optimizer.betas}; it must be (first, second)')
+    windows_s = config.evaluate.onset_windows_s
+    if not windows_s or not all(0 < window_s < math.inf for window_s in windows_s):
+        raise ValueError(f'config.evaluate.onset_windows_s is {windows_s}; it must hold numbers of seconds, at least one')
     for field, parts in ENTRIES:
         check_entries(field, _read(config, field), *parts)
 

@@ -61,7 +61,7 @@ def read_sound(path: Path) -> tuple[np.ndarray, int]:
 
 
 def _track(path: Path) -> tuple[np.ndarray, int]:
-    with av.open(os.fspath(path)) as container:
+    with av.open(os.path.abspath(path)) as container:
         if not container.streams.audio:
             raise MediaError(path, 'has no sound track')
         to_float = av.AudioResampler(format='fltp')
@@ -178,7 +178,7 @@ def _frames(path: Path, fps: Fraction, count: int) -> Iterator[Image.Image]:
     """
     done, previous = 0, None
     try:
-        with av.open(os.fspath(path)) as container:
+        with av.open(os.path.abspath(path)) as container:
             if not container.streams.video:
                 raise MediaError(path, 'has no video stream')
             stream = container.streams.video[0]

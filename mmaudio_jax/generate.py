@@ -54,6 +54,7 @@ def generate(config, workdir: pathlib.Path) -> int:
     for field, choices in _CHOICES.items():
         if config.generate[field] not in choices:
             raise ValueError(f'config.generate.{field} is {config.generate[field]!r}; it must be one of {", ".join(choices)}')
+    pipeline.check_db('config.generate.original_db', config.generate.original_db)
     folder = pathlib.Path(config.generate.output or workdir / 'generated')
     if any(source and source.parent.resolve() == folder.resolve() for job in jobs for source in (job.video, job.image)):
         raise ValueError(f'config.generate.output is the folder of the videos, {folder}: they would be overwritten; '
@@ -168,8 +169,13 @@ class _Run:
         if job.video or job.image:
             files.append(_beside(stem, f'.{options.video_format}'))
             clip.save(files[1], *([options.original_sound, options.original_db] if job.video else []))
-        files.append(_beside(stem, '.png'))
-        plots.spectrogram(files[-1], {job.prompt or job.name: clip.audio}, clip.sample_rate_hz)
+        picture = _beside(stem, '.png')
+        try:
+            plots.spectrogram(picture, {job.prompt or job.name: clip.audio}, clip.sample_rate_hz)
+            files.append(picture)
+        except Exception as error:  # whatever matplotlib raises: the sound is there, and is what was asked for
+            picture.unlink(missing_ok=True)  # that of an earlier sound
+            warnings.warn(f'{job.source}: {picture.name} was not drawn: {_first_line(error)}')
         names = [file.name for file in files]
         with media.atomic_file(record) as partial:
             partial.write_text(json.dumps({'settings': self._description(job), 'files': names}, indent=1) + '\n')
@@ -190,7 +196,7 @@ class _Run:
 
     def _fail(self, job: Job, error: Exception) -> None:
         self._failed += 1
-        text = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+        text = _first_line(error)
         self._tell(job, 'failed', f'FAILED: {text}', error=text)
 
     def _tell(self, job: Job, status: str, message: str, **details: Any) -> None:
@@ -210,6 +216,11 @@ class _Run:
             **{name: self._config.sampling[name] for name in ('solver', 'num_steps', 'guidance', 'schedule')},
             'weights': self._weights,
         }
+
+
+def _first_line(error: Exception) -> str:
+    """Of its message, or its type when it has none."""
+    return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
 
 
 def _identity(path: pathlib.Path | None) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import pathlib
 
+from mmaudio_jax import media
 from mmaudio_jax.media import VIDEO_SUFFIXES
 
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff')
@@ -57,11 +58,13 @@ def jobs(options, sampling) -> list[Job]:
         image = path.suffix.lower() in IMAGE_SUFFIXES
         return [Job(path.stem, None if image else path, path if image else None, **common)]
     if not path.is_dir():
+        media.refuse_address(options.input)
         raise ValueError(f'config.generate.input is {options.input!r}, and there is no such file or folder')
-    videos = sorted(file for file in path.iterdir() if file.suffix.lower() in VIDEO_SUFFIXES)
+    seen = sorted(file for file in path.iterdir() if not file.name.startswith('.'))  # '._a.mp4' is a note of macOS
+    videos = [file for file in seen if file.suffix.lower() in VIDEO_SUFFIXES]
     if not videos:
         raise ValueError(f'config.generate.input: no videos ({" ".join(VIDEO_SUFFIXES)}) in {path}')
-    others = sorted(file.name for file in path.iterdir() if file not in videos and not file.name.startswith('.'))
+    others = [file.name for file in seen if file not in videos]
     if others:
         print(f'generate: passes over {len(others)} in {path} without the name of a video, first {others[0]}', flush=True)
     return _named_apart([Job(video.stem, video, None, **common) for video in videos],

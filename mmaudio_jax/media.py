@@ -13,6 +13,7 @@ import io
 import math
 import os
 import pathlib
+import re
 from typing import Iterator, Sequence
 import uuid
 
@@ -83,6 +84,7 @@ def explained(path: Path):
     except MediaError:
         raise
     except FileNotFoundError as error:
+        refuse_address(path)
         raise MediaError(path, 'no such file') from error
     except IsADirectoryError as error:
         raise MediaError(path, 'is a directory, not a media file') from error
@@ -105,21 +107,29 @@ def atomic_file(path: Path) -> Iterator[pathlib.Path]:
     beside = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:12]}.part')
     try:
         with explained(path):
+            if not path.parent.is_dir():
+                raise MediaError(path, f'no such folder {path.parent}')
             yield beside
             os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
 
 
+def refuse_address(path: Path) -> None:
+    """Raises a MediaError for https://… in the place of a file's name; pathlib leaves one slash of the two."""
+    if re.search('://|(^|/)(https?|ftp|rtsp|s3|gs):/', os.fspath(path)) and not os.path.exists(path):
+        raise MediaError(path, 'is an address; download it first')
+
+
 @contextlib.contextmanager
 def opened(path: Path):
-    """The opened file. An empty path is refused here, because the library takes it for standard input."""
+    """The opened file. The library takes an empty path for standard input, and what stands before a colon for a protocol."""
     with explained(path):
         if not os.fspath(path):
             raise MediaError(path, 'empty file name')
         if os.path.isdir(path):
             raise IsADirectoryError(path)
-        with av.open(os.fspath(path)) as container:
+        with av.open(os.path.abspath(path)) as container:
             _check_index(container, path)
             yield container
 

@@ -141,7 +141,7 @@ def _own_sound(source: Path, length_s: float) -> Sound | None:
 def _output(out_path: Path) -> Iterator:
     """The opened output beside out_path, renamed when whole. The muxer's refusals are _Refused."""
     container = CONTAINERS[pathlib.Path(out_path).suffix.lower()]
-    with media.atomic_file(out_path) as beside, av.open(os.fspath(beside), 'w', format=container.format) as out:
+    with media.atomic_file(out_path) as beside, av.open(os.path.abspath(beside), 'w', format=container.format) as out:
         yield out
 
 

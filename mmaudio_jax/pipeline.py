@@ -34,6 +34,7 @@ from mmaudio_jax.stages import Stages
 from mmaudio_jax.weights import download
 
 READERS = 4  # files that are decoded at a time
+MOST_DB = 200.0  # of the original sound in a mixture, up or down: far beyond what 16 bits hold
 STILL_FPS = 25.0  # of the video that a still image makes
 
 
@@ -74,9 +75,11 @@ class Clip:
           original_db: its level in a mixture, dB.
 
         Raises:
-          ValueError: a video file for a sound that was made without pictures, or the original's sound in a sound file.
+          ValueError: a video file for a sound that was made without pictures, the original's sound in a sound file, or a
+            level that is no number of dB.
           media.MediaError: the file cannot be written, or the video cannot be read any more.
         """
+        check_db('original_db', original_db)
         path = pathlib.Path(path)
         if path.suffix.lower() in media.SOUND_FORMATS:
             if original != 'replace':
@@ -89,6 +92,9 @@ class Clip:
             pictures = Frames(np.broadcast_to(self.image, (count, *self.image.shape)), STILL_FPS)
         if pictures is None:
             raise ValueError(f'{path}: this sound was made without a video; save it as {" or ".join(media.SOUND_FORMATS)}')
+        if path.suffix.lower() not in mux.CONTAINERS:
+            raise media.MediaError(path, f'a sound is saved as {" or ".join(media.SOUND_FORMATS)}, with its pictures as '
+                                   f'{", ".join(mux.CONTAINERS)}, not {path.suffix or "a file without suffix"}')
         mux.write_video(pictures, self.audio, self.sample_rate_hz, path, original, original_db)
 
 
@@ -284,7 +290,7 @@ class Pipeline:
                 latents = self._sample(settings, noise, clip[at], sync[at], text[at], text[len(batch) + at])
             with self._stages('sound', f'{len(part)} sounds'):
                 waveforms = np.asarray(decoder.decode(latents), np.float32)
-            self._check_finite(latents, waveforms)
+            self._check_finite(latents, waveforms, settings.guidance)
             for (index, _), waveform, latent in zip(part, waveforms, latents):
                 one = batch[index]
                 sound = waveform[:one.samples]
@@ -321,13 +327,23 @@ class Pipeline:
         filled = [np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) for array in arrays]
         return np.asarray(self._samplers[settings](self._params, *filled))[:count]
 
-    def _check_finite(self, latents: np.ndarray, waveforms: np.ndarray) -> None:
+    def _check_finite(self, latents: np.ndarray, waveforms: np.ndarray, guidance: float) -> None:
         if np.isfinite(latents).all() and np.isfinite(waveforms).all():
             return
         leaves, _ = jax.tree_util.tree_flatten_with_path(self._params)
         bad = [partitioning.tensor_name(path) for path, leaf in leaves if not np.isfinite(np.asarray(leaf, np.float32)).all()]
-        reason = f'its weights hold NaN or infinity, first in {bad[0]}' if bad else "its weights are; try dtype='float32'"
-        raise ValueError(f'{self.name}: the result is not finite: {reason}')
+        if bad:
+            raise ValueError(f'{self.name}: the result is not finite: its weights hold NaN or infinity, first in {bad[0]}')
+        dtype = jnp.dtype(self._model.dtype).name
+        advice = '' if dtype == 'float32' else ", or take dtype='float32'"
+        raise ValueError(f'{self.name}: the result is not finite, though its weights are: guidance {guidance:g} leads to '
+                         f'numbers too large for {dtype}; lower it{advice}')
+
+
+def check_db(name: str, level_db: float) -> None:
+    """Raises ValueError for a level, of the argument or field of this name, that is no number of dB."""
+    if not isinstance(level_db, (int, float, np.number)) or not abs(level_db) <= MOST_DB:
+        raise ValueError(f'{name} is {level_db!r}; a number of dB from {-MOST_DB:g} to {MOST_DB:g} is needed')
 
 
 def _noise(one: Request, take: int) -> np.ndarray:

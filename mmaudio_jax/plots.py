@@ -59,7 +59,7 @@ def spectrogram(path: str | os.PathLike,
         for (label, times), (colour, line) in zip(onsets.items(), _MARKS):
             axis.vlines(list(times), 0, _MEL_BINS, colors=colour, linestyles=line, linewidth=1.0, label=label)
         axis.set_ylabel('mel bin')
-        axis.set_title(textwrap.shorten(title, _TITLE_LETTERS, placeholder=' …'), fontsize=10, loc='left', parse_math=False)
+        axis.set_title(_label(title), fontsize=10, loc='left', parse_math=False)
     axes[-1].set_xlabel('seconds')
     if onsets:
         axes[0].legend(loc='lower right', bbox_to_anchor=(1.0, 1.0), ncols=len(onsets), fontsize=8, borderaxespad=0.2,
@@ -91,13 +91,17 @@ def intervals(path: str | os.PathLike, panels: Mapping[str, Mapping[str, tuple[f
             axis.hlines(row, low, high, colors=colour, linewidth=2.0)
             axis.plot([value], [row], 'o', color=colour, markersize=4)
         axis.set_title(title, fontsize=10)
-        axis.set_yticks(range(len(names)), [textwrap.shorten(name, _TITLE_LETTERS, placeholder=' …') for name in names],
-                        parse_math=False)  # '$' is a letter
+        axis.set_yticks(range(len(names)), [_label(name) for name in names], parse_math=False)  # '$' is a letter
         axis.set_ylim(len(names) - 0.5, -0.5)
         axis.tick_params(labelsize=8)
     for axis in axes[len(panels):]:
         axis.set_axis_off()
     _write(canvas, pathlib.Path(path))
+
+
+def _label(text: str) -> str:
+    """The beginning of a text; of a file name what is not UTF-8 (PEP 383) as \\udcff, because it cannot be drawn."""
+    return textwrap.shorten(text.encode('utf-8', 'backslashreplace').decode(), _TITLE_LETTERS, placeholder=' …')
 
 
 def _write(canvas: FigureCanvasAgg, path: pathlib.Path) -> None:
@@ -107,5 +111,7 @@ def _write(canvas: FigureCanvasAgg, path: pathlib.Path) -> None:
     try:
         canvas.print_figure(partial, format='png')
         partial.replace(path)
+    except OSError as error:  # a full disk has no name of its own
+        raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from error
     finally:
         partial.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from mmaudio_jax.sequence import SYNC_SEGMENT_FRAMES
 
 BUCKET_S = 0.5  # durations that a video gives are rounded up to multiples of it
 LONGEST_S = 120.0  # of a video whose duration_s is not set: attention needs memory with the square of the length
+SHORTEST_S = 0.001  # of a video: less is a wrong rate of frames
 MOST_S = 1800.0  # of any clip: the logits of one layer's attention alone would be more than 80 GB
 FAR = 2.0  # a length this many times the training length, or less than its half, is worth a warning
 
@@ -99,6 +100,8 @@ def make(rate: str, training_s: float, index: int, *, video: Path | Frames | np.
         raise ValueError(f'seed {seed!r} is not a whole number from 0 to 4294967295')
     if not isinstance(takes, (int, np.integer)) or takes < 1:
         raise ValueError(f'takes is {takes!r}; it must be at least 1')
+    if not isinstance(mask_clip, (bool, np.bool_)):
+        raise ValueError(f'mask_clip is {mask_clip!r}; True or False is needed')
     if video is not None and image is not None:
         raise ValueError('both a video and an image are given; one of them is needed')
     if mask_clip and video is None:
@@ -115,7 +118,7 @@ def make(rate: str, training_s: float, index: int, *, video: Path | Frames | np.
         name = f'{source}: ' if isinstance(source, pathlib.Path) else ''
         warnings.warn(f'{name}{length_s:g} s is far from the {training_s:g} s that the network was trained at: the sound may '
                       'be worse', stacklevel=4)
-    return Request(source, still, prompt, negative_prompt, length_s, sequence, mask_clip, int(seed), index, int(takes),
+    return Request(source, still, prompt, negative_prompt, length_s, sequence, bool(mask_clip), int(seed), index, int(takes),
                    _noise(noise, takes, sequence))
 
 
@@ -126,6 +129,7 @@ def _video(video: Path | Frames | np.ndarray | None, fps: float | None) -> pathl
     if video is None or isinstance(video, Frames):
         return video
     if isinstance(video, (str, os.PathLike)):
+        media.refuse_address(video)
         return pathlib.Path(video)
     if not hasattr(video, '__array__'):
         raise ValueError(f'video is {describe(video)}; a file, uint8 [T, H, W, 3] or None is needed')
@@ -172,6 +176,9 @@ def _length_s(source: pathlib.Path | Frames | None, training_s: float) -> float:
     if source is None:
         return training_s
     if isinstance(source, Frames):
+        if source.duration_s < SHORTEST_S:
+            raise ValueError(f'the frames in memory last {float(source.duration_s):g} s, too short for a sound: there are '
+                             f'{len(source.pixels)} of them, and fps is {float(source.fps):g}')
         if source.duration_s > LONGEST_S:
             raise ValueError(f'the frames in memory last {source.duration_s:.0f} s, more than {LONGEST_S:g} s: '
                              'set duration_s to take their beginning')

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 from importlib import metadata
 import json
+import math
 import pathlib
 import platform
 import time
@@ -23,6 +24,7 @@ import numpy as np
 from mmaudio_jax import embedders
 from mmaudio_jax import embeddings
 from mmaudio_jax import evaluation_media
+from mmaudio_jax import media
 from mmaudio_jax import metrics
 from mmaudio_jax import metrics_distribution
 from mmaudio_jax import plots
@@ -126,19 +128,18 @@ def score(config, workdir: pathlib.Path) -> None:
         return
     report = _report(options, protocol, systems, asked, lacking, time.monotonic() - started)
     _write(report, workdir)
-    _plot(report, workdir / 'scores.png')
-    _sheets(config, workdir, protocol, generated, sources, sorted(set(asked).intersection(*generated.values())))
     print(score_tables.markdown(report), flush=True)
     print(f'score: {len(systems)} systems, {len(asked)} clips asked for, {report["seconds"]:.0f} s; every figure is in '
           f'{workdir / "scores.json"}', flush=True)
+    _plot(report, workdir / 'scores.png')
+    _sheets(config, workdir, protocol, generated, sources, sorted(set(asked).intersection(*generated.values())))
 
 
 def _write(report: Mapping[str, Any], workdir: pathlib.Path) -> None:
     for suffix, content in (('json', json.dumps(report, indent=1)), ('md', score_tables.markdown(report)),
                             ('tex', score_tables.latex(report))):
-        partial = workdir / f'.scores.{suffix}.partial'
-        partial.write_text(content + '\n')
-        partial.replace(workdir / f'scores.{suffix}')
+        with media.atomic_file(workdir / f'scores.{suffix}') as partial:
+            partial.write_text(content + '\n')
 
 
 def _plot(report: Mapping[str, Any], path: pathlib.Path) -> None:
@@ -164,6 +165,8 @@ def _protocol(options) -> Protocol:
     unknown = [name for name in names if name not in score_metrics.METRICS]
     if unknown:
         raise ValueError(f'config.score.metrics: {unknown[0]!r} is not one of {", ".join(score_metrics.METRICS)}')
+    if not 0 <= options.duration_s < math.inf:
+        raise ValueError(f"config.score.duration_s is {options.duration_s}; seconds are needed, or 0 for the protocol's")
     return dataclasses.replace(protocol, duration_s=options.duration_s or protocol.duration_s, metrics=names)
 
 

@@ -11,7 +11,8 @@ def expand(argv: Sequence[str]) -> list[str]:
     """The arguments with --topology=X, --executor=X, --profile=N-M, --compat and --compare a=DIR b=DIR … as their fields.
 
     A flag with a value is --name=value in the result, however it was spelled. --config comes first, because its fields can only
-    be set after it; the others keep their order.
+    be set after it; the others keep their order. Of flags of one field only the last stays, as it is the last that counts:
+    tuples would be joined to one otherwise.
 
     Raises:
       ValueError: --compare without a system, or --profile without two steps.
@@ -34,7 +35,14 @@ def expand(argv: Sequence[str]) -> list[str]:
             result.append(_FIELDS.get(flag + is_field, flag + is_field) + value)
     if _COMPARE in result:
         raise ValueError('--compare needs name=FOLDER for every system, as in --compare ours=A theirs=B')
+    last = {_field(argument): place for place, argument in enumerate(result)}
+    result = [argument for place, argument in enumerate(result) if not _field(argument) or last[_field(argument)] == place]
     return result[:1] + sorted(result[1:], key=lambda argument: not argument.startswith('--config='))
+
+
+def _field(argument: str) -> str:
+    """'--config.FIELD' of a flag that sets a field, '' of any other argument."""
+    return argument.partition('=')[0] if argument.startswith('--config.') else ''
 
 
 def _joined(argv: Sequence[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """The runner: every row and seed once, what is there stays, and mean and spread by hand."""
 import json
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -129,6 +130,19 @@ def test_flags_reach_the_runs_however_they_are_spelled(fake, monkeypatch):
     assert not any('mode' in call or 'config.ablations.seeds' in call for call in calls)
 
 
+def test_of_flags_of_one_field_the_last_reaches_a_run(fake, monkeypatch):
+    """Those of the table stand after the runner's own, and before those of the command."""
+    config = _config(flags=("--config.score.metrics=('a',)", '--config.train.total_steps=5', '--config.score.cache=c'))
+    monkeypatch.setattr(sys, 'argv', [*sys.argv, "--config.score.metrics=('b',)"])
+    commands = []
+    monkeypatch.setattr(ablations._Children, 'run', lambda self, command, cores: commands.append(command) or 0)
+    ablations.run(config, fake)
+    for command in commands:
+        flags = shorthands.expand(command[1:])
+        assert [flag for flag in flags if 'score.' in flag] == ['--config.score.cache=c', "--config.score.metrics=('b',)"]
+        assert [flag for flag in flags if 'total_steps' in flag] == ['--config.train.total_steps=7']
+
+
 def test_scores_stand_above_the_published_ones(tmp_path):
     for seed, value in ((0, 70.0), (1, 72.0)):
         for name in ('no_sync', 'mine'):
@@ -144,6 +158,33 @@ def test_scores_stand_above_the_published_ones(tmp_path):
         '| no_sync | 2 | 71.00 ± 1.41 |  | 0.900 ± 0.000 |', '| *no_sync, published* | | 69.33 | 15.05 | 0.973 |',
         '| mine | 2 | 71.00 ± 1.41 |  | 0.900 ± 0.000 |']
     assert ablations.table(ablations.summarize(tmp_path, ['not_yet'], [0])) == ''
+
+
+def test_of_scores_and_a_report_the_newer_counts(tmp_path):
+    row = {'macro': {'f1': 0.5, 'average_precision': 0.6}, 'median_error_ms': 10.0}
+    report = {'quoted_window_s': 0.1, 'onsets': {'0.1': {'generated': row, 'codec': row}}}
+    scores = {'metrics': ['onset_f1'], 'systems': {'ours': {'scores': {'onset_f1': {'value': 0.7}}}}}
+    for seed, files in ((0, ('report',)), (1, ('scores',)), (2, ('scores', 'report')), (3, ('report', 'scores'))):
+        folder = tmp_path / 'a' / f'seed_{seed}'
+        folder.mkdir(parents=True)
+        for time_s, name in enumerate(files):
+            (folder / f'{name}.json').write_text(json.dumps({'report': report, 'scores': scores}[name]))
+            os.utime(folder / f'{name}.json', (time_s, time_s))
+    row = ablations.summarize(tmp_path, ['a'], [0, 1, 2, 3])['rows']['a']
+    assert [list(row['runs'][seed])[0] for seed in '0123'] == ['f1', 'onset_f1', 'f1', 'onset_f1']
+    assert row['mean']['f1'] == 0.5 and row['mean']['onset_f1'] == 0.7
+    for seed in (1, 3):  # another row that has other figures than the first
+        (tmp_path / 'b').mkdir(exist_ok=True)
+        (tmp_path / 'a' / f'seed_{seed}').rename(tmp_path / 'b' / f'seed_{seed}')
+    lines = ablations.table(ablations.summarize(tmp_path, ['a', 'b'], [0, 1, 2, 3])).splitlines()
+    assert 'onset F1 ↑' in lines[0] and lines[2].startswith('| a | 2 | 0.500') and lines[3].endswith('| 0.7000 ± 0.0000 |')
+
+
+def test_the_command_of_the_table_can_be_typed(fake, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', [*sys.argv, "--config.score.metrics=('onset_f1',)", '--config.name=a b'])
+    ablations.run(_config(), fake)
+    command = (fake / 'ablations.md').read_text().splitlines()[-1]
+    assert shlex.split(command) == ['python', *sys.argv]
 
 
 def test_the_table_of_the_paper_asks_every_run_for_its_columns(fake):

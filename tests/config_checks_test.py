@@ -22,6 +22,8 @@ def test_every_config_is_in_order(name):
     ('input.batch_size', -4, 'is -4; it must be at least 1'),
     ('input.balance', ('one', 0.5), r"is \('one', 0.5\); it must be a tuple of \(record set, exponent\) tuples with a comma"),
     ('extract.workers', 0, 'is 0; it must be at least 1'), ('score.batch_size', 0, 'is 0; it must be at least 1'),
+    ('evaluate.onset_windows_s', (), r'is \(\); it must hold numbers of seconds, at least one'),
+    ('evaluate.onset_windows_s', (float('nan'),), r'is \(nan,\); it must hold numbers of seconds, at least one'),
     ('optimizer.betas', (0.9,), r'is \(0.9,\); it must be \(first, second\)'),
 ])
 def test_a_field_that_cannot_be_used_is_named(field, value, message):

@@ -61,6 +61,33 @@ def test_a_folder(workdir, capfd):
     assert capfd.readouterr().out.count('nothing to do') == 1 and (workdir / 'out' / 'c.png').exists()
 
 
+def test_names_that_are_not_utf8(workdir, tmp_path, capfd):
+    trained_run.write_video(tmp_path / 'a.mp4')
+    trained_run.write_video(tmp_path / 'bad\udcff.mp4')
+    config = _config(workdir, input=str(tmp_path), output=str(tmp_path / 'out'))
+    for status in ('done', 'kept'):
+        assert generate.generate(config, workdir) == 0
+        rows = list(map(json.loads, (tmp_path / 'out' / 'report.jsonl').read_text().splitlines()))
+        assert [(row['name'], row['status']) for row in rows] == [('a', status), ('bad\udcff', status)]
+    assert (tmp_path / 'out' / 'bad\udcff.png').exists() and not capfd.readouterr().err
+
+
+def test_a_picture_that_cannot_be_drawn_fails_no_input(workdir, tmp_path, capfd, monkeypatch):
+
+    def refuse(*_):
+        raise TypeError('set_text(): incompatible function arguments\nand more')
+
+    config = _config(workdir, input='', prompt='rain', output=str(tmp_path))
+    assert generate.generate(config, workdir) == 0
+    monkeypatch.setattr(generate.plots, 'spectrogram', refuse)
+    config.sampling.seed = 7
+    assert generate.generate(config, workdir) == 0
+    assert '.png was not drawn: set_text(): incompatible function arguments\n' in capfd.readouterr().err
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == ['.flac', '.json', '.jsonl']
+    row = json.loads((tmp_path / 'report.jsonl').read_text())
+    assert row['status'] == 'done' and [name.split('.')[1] for name in row['files']] == ['flac']
+
+
 def test_one_file_with_other_settings_is_made_again(workdir):
     config = _config(workdir, input=str(workdir / 'videos' / 'c.mp4'), output=str(workdir / 'one'), audio_format='wav')
     assert generate.generate(config, workdir) == 0
@@ -243,6 +270,17 @@ def test_every_job_has_a_name_of_its_own(workdir, tmp_path):
     assert names == ['clip_2_', 'clip_3', 'clip_2']
 
 
+def test_hidden_files_are_no_videos(workdir, tmp_path, capfd):
+    for name in ('._mac.mp4', '.hidden.mp4'):
+        (tmp_path / name).touch()
+    config = _config(workdir, input=str(tmp_path))
+    with pytest.raises(ValueError, match='no videos'):
+        generate_jobs.jobs(config.generate, config.sampling)
+    (tmp_path / 'mac.mp4').touch()
+    assert [job.name for job in generate_jobs.jobs(config.generate, config.sampling)] == ['mac']
+    assert 'passes over' not in capfd.readouterr().out
+
+
 def test_a_cell_of_no_seconds_is_as_long_as_the_video(workdir, tmp_path):
     (tmp_path / 'list.csv').write_text('video,duration_s\na.mp4,0\nb.mp4,\nc.mp4,2\n')
     config = _config(workdir, input=str(tmp_path / 'list.csv'), duration_s=3.0)
@@ -254,11 +292,12 @@ def test_same_stem_and_mistakes(workdir, tmp_path):
         (tmp_path / name).touch()
     config = _config(workdir, input=str(tmp_path))
     assert [job.name for job in generate_jobs.jobs(config.generate, config.sampling)] == ['x_mp4', 'x_webm', 'y']
-    for fields, message in (({'input': ''}, 'nothing to generate'), ({'input': str(tmp_path / 'no')}, 'no such file'),
-                            ({'input': str(workdir)}, 'no videos'),
+    for fields, message in (({'input': ''}, 'nothing to generate'), ({'input': 'https://a.b/c.mp4'}, 'is an address; download'),
+                            ({'input': str(tmp_path / 'no')}, 'no such file'), ({'input': str(workdir)}, 'no videos'),
                             ({'output': str(workdir / 'videos')}, 'would be overwritten'),
                             ({'original_sound': 'louder'}, 'config.generate.original_sound is .louder.; it must be one of'),
                             ({'video_format': 'avi'}, 'config.generate.video_format is .avi.; it must be one of mp4, m4v'),
+                            ({'original_db': float('nan')}, 'config.generate.original_db is nan; a number of dB from -200 to'),
                             ({'pretrained': 'small_17k'}, "'small_17k' is neither an official network")):
         with pytest.raises(ValueError, match=message):
             generate.generate(_config(workdir, **fields), workdir)

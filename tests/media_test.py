@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 
+from mmaudio_jax import evaluation_media
 from mmaudio_jax import media
 from mmaudio_jax import mux
 from mmaudio_jax.media import FrameRequest
@@ -152,6 +153,26 @@ def test_bad_files_are_one_line(tmp_path):
         media.write_audio(tmp_path / 'a.wav', np.array([np.nan]), 16_000)
     with pytest.raises(media.MediaError, match='sound is written as .flac or .wav'):
         media.write_audio(tmp_path / 'a.mp3', tone(16, 16_000), 16_000)
+
+
+def test_a_colon_is_no_protocol_and_an_address_no_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_video(tmp_path / 'file:a.mp4')
+    assert media.duration_s('file:a.mp4') == 1.0
+    mux.write_video('file:a.mp4', tone(16_000, 16_000), 16_000, '12:30.mp4')
+    assert media.duration_s('12:30.mp4') == 1.0 and len(evaluation_media.read_sound('12:30.mp4')[0][0]) >= 16_000
+    assert len(list(evaluation_media._frames('12:30.mp4', Fraction(2), 2))) == 2
+    for path in ('https://example.com/a.mp4', 'https:/example.com/a.mp4', 'videos/http:/example.com/a.mp4', 'pipe://a'):
+        with pytest.raises(media.MediaError, match=f'^{path}: is an address; download it first'):
+            media.duration_s(path)
+
+
+def test_a_folder_that_is_missing_is_named(tmp_path):
+    folder, source = tmp_path / 'nodir' / 'x', write_video(tmp_path / 'a.mp4')
+    with pytest.raises(media.MediaError, match='x/o.wav: no such folder .*nodir/x$'):
+        media.write_audio(folder / 'o.wav', tone(16_000, 16_000), 16_000)
+    with pytest.raises(media.MediaError, match='x/o.mp4: no such folder .*nodir/x$'):
+        mux.write_video(source, tone(16_000, 16_000), 16_000, folder / 'o.mp4')
 
 
 @pytest.mark.parametrize('suffix', ['.mp4', '.mkv', '.webm', '.avi', '.ts', '.mov'])

@@ -183,8 +183,13 @@ def test_files(pipe, workdir, tmp_path):
     assert packets[0] == packets[1]  # copied, not encoded again
     with pytest.raises(ValueError, match='without a video'):
         pipe(prompt='rain').save(tmp_path / 'rain.mp4')
+    with pytest.raises(ValueError, match='o.mp3: a sound is saved as .flac or .wav, with its pictures as .mp4, .*, not .mp3'):
+        clip.save(tmp_path / 'o.mp3')
     with pytest.raises(ValueError, match="a sound file holds the new sound alone; original='mix' needs a video file"):
         clip.save(tmp_path / 'mix.wav', original='mix')
+    for level_db in (float('nan'), float('inf'), 1e6, '3'):
+        with pytest.raises(ValueError, match='original_db is .*; a number of dB from -200 to 200 is needed'):
+            clip.save(tmp_path / 'mix.mp4', original='mix', original_db=level_db)
     clip.save(tmp_path / 'kept.mkv', original='keep')
     with av.open(str(tmp_path / 'kept.mkv')) as container:
         assert len(container.streams.audio) == 2
@@ -216,6 +221,14 @@ def test_weights_that_are_not_finite_are_named(workdir, monkeypatch):
     monkeypatch.setitem(broken._params['out'], 'kernel', broken._params['out']['kernel'].at[0, 0].set(np.nan))
     with pytest.raises(ValueError, match='the result is not finite: its weights hold NaN or infinity, first in out/kernel'):
         broken(prompt='a')
+
+
+def test_a_guidance_that_is_too_large_is_named(pipe, monkeypatch):
+    with pytest.raises(ValueError, match='weights are: guidance 1e[+]30 leads to numbers too large for float32; lower it$'):
+        pipe(prompt='a', guidance=1e30)
+    monkeypatch.setattr(pipe, '_model', dataclasses.replace(pipe._model, dtype='bfloat16'))
+    with pytest.raises(ValueError, match="guidance 4.5 leads .* large for bfloat16; lower it, or take dtype='float32'"):
+        pipe._check_finite(np.full(3, np.nan), np.zeros(3), 4.5)
 
 
 def test_a_long_video_needs_a_duration(pipe, tmp_path):

@@ -120,11 +120,13 @@ def test_noise():
     ({'video': Frames(np.zeros((12_100, 1, 1, 3), np.uint8), 100.0)}, 'the frames in memory last 121 s, more than 120 s'),
     ({'video': FRAMES, 'fps': 25, 'image': FRAMES[0]}, 'both a video and an image are given'),
     ({'image': FRAMES}, r'image is uint8 \[50, 4, 6, 3\]; a file or uint8 \[H, W, 3\] is needed'),
+    ({'mask_clip': 'False', 'video': FRAMES, 'fps': 25}, "mask_clip is 'False'; True or False is needed"),
     ({'mask_clip': True}, 'mask_clip leaves out the CLIP frames of a video, and there is none'),
     ({'duration_s': 0.5}, 'duration_s 0.5 is too short'),
     ({'duration_s': float('nan')}, 'duration_s is nan; a finite number of seconds is needed'),
     ({'noise': np.full((63, 20), np.nan), 'duration_s': 2.0}, 'noise holds NaN or infinity'),
     ({'video': FRAMES, 'fps': '25'}, "fps '25' of frames in memory is not a positive number"),
+    ({'video': FRAMES, 'fps': 1e9}, 'the frames in memory last 5e-08 s, too short for a sound: .* fps is 1e[+]09$'),
     ({'duration_s': 1e5}, 'duration_s is 100000; at most 1800 s can be computed as one clip'),
 ])
 def test_mistakes(fields, message):
@@ -139,6 +141,12 @@ def test_files_that_are_no_images(tmp_path):
                          (tmp_path, 'is a directory')):
         with pytest.raises(media.MediaError, match=reason):
             make(image=path)
+
+
+def test_an_address_is_no_file():
+    for name in ('video', 'image'):
+        with pytest.raises(media.MediaError, match='^https://example.com/a.mp4: is an address; download it first'):
+            make(**{name: 'https://example.com/a.mp4'})
 
 
 def test_a_video_file_gives_its_length(tmp_path):

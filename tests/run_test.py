@@ -1,4 +1,5 @@
 """run.py: every mistake of the user's ends with one line and a non-zero exit code."""
+import os
 import pathlib
 import subprocess
 import sys
@@ -13,12 +14,24 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, 'run.py', *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+def test_names_that_are_not_utf8_are_printed(tmp_path, monkeypatch):
+    monkeypatch.setenv('PYTHONIOENCODING', 'utf-8:strict')  # as terminals have it
+    for name in (b'a.mp4', b'bad\xff.txt'):
+        pathlib.Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name))).touch()
+    result = run(BASE, f'--workdir={tmp_path / "run"}', '--mode=generate', f'--config.generate.input={tmp_path}')
+    assert r'first bad\udcff.txt' in result.stdout
+    assert result.stderr.startswith('error: ') and 'train first' in result.stderr
+
+
 @pytest.mark.parametrize('arguments, expected', [
     ((), '--config must have a value'),
     ((BASE,), 'needs --workdir'),
     (('--config=configs/nothing.py', '--workdir=w'), "no config file 'configs/nothing.py'"),
     ((BASE, '--workdir=w', '--mode=trian'), 'value should be one of'),
-    ((BASE, '--workdir=w', '--config.model.hiden_size=3'), 'no field'),
+    ((BASE, '--workdir=w', '--config.model.hiden_size=3'),
+     """no field 'hiden_size'. Did you mean "hidden_size" instead of "hiden_size"?; every field"""),
+    ((BASE, '--workdir=w', '--config.model.zzz=3'), "the configuration has no field 'zzz'; every field"),
+    ((BASE, '--workdir=w', '--config.stages[99]=train'), 'index out of range; every field'),
     ((BASE, '--workdir=w', '--config.train.total_steps=abc'), 'total_steps'),
     ((BASE, '--workdir=w', '--verbos'), 'verbos'),
     ((BASE, '--workdir=w', '--mode=generate', '--config.sampling.batch_size=0'), 'config.sampling.batch_size is 0; it must be'),

@@ -1,5 +1,7 @@
 """Scoring folders: figures, what they cover, what is refused, resuming, comparing. The networks are stand-ins."""
+import errno
 import json
+import os
 import shutil
 
 import numpy as np
@@ -234,6 +236,19 @@ def test_figures_are_drawn(folders, monkeypatch):
     assert panels['IS ↑']['ReWaS, published'] == (8.51, 8.51, 8.51) and list(panels['IS ↑'])[:2] == ['good', 'poor']
 
 
+def test_a_disk_that_is_full_when_the_sheets_are_drawn(folders, capsys, monkeypatch):
+
+    def full(self, file, **_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(score.plots.FigureCanvasAgg, 'print_figure', full)
+    monkeypatch.setattr(score.plots, 'intervals', lambda *_: None)
+    with pytest.raises(OSError, match="No space left on device: '.*run/scores/clip_00.png'"):
+        _run(folders, generated=str(folders / 'good'), metrics=('is_panns',))
+    output = capsys.readouterr().out
+    assert '| good | ' in output and output.endswith('scores.json\n')
+
+
 def test_mistakes(folders):
     good = str(folders / 'good')
     for changes, words in (({'protocol': 'vgg'}, "protocol is 'vgg'; it must be one of vggsound, audiocaps"),
@@ -242,10 +257,14 @@ def test_mistakes(folders):
                            ({'metrics': ('ib_score',)}, 'ib_score need reference videos'),
                            ({'protocol': 'impacts', 'metrics': ()}, 'no onset times'),
                            ({'compare': 'a=b'}, 'either one folder'),
+                           ({'duration_s': float('nan')}, 'config.score.duration_s is nan; seconds are needed, or 0'),
+                           ({'duration_s': -1.0}, 'config.score.duration_s is -1.0; seconds are needed'),
+                           ({'duration_s': float('inf')}, 'config.score.duration_s is inf; seconds are needed'),
                            ({'references': str(folders / 'nowhere')}, 'nowhere: no such folder'),
                            ({'weights': str(folders)}, 'tiny.safetensors: the published weights of passt are missing')):
         with pytest.raises((ValueError, FileNotFoundError), match=words):
             _run(folders, **{'generated': good, **changes})
+    assert not list(folders.rglob('scores.json')) and not (folders / 'run' / 'embeddings').exists()
 
 
 def test_nothing_to_score(tmp_path):
