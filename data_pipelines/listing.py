@@ -93,8 +93,8 @@ def _is_done(folder: pathlib.Path, made_with: dict[str, Any]) -> bool:
             raise ValueError(f'{listing}: was changed since {folder} was made of it; delete {report} to list the clips again')
     for path, count in found.get('excluded', {}).items():
         if not count:
-            print(f'clips {folder.name}: WARNING: {path} excluded nothing when the tables were made; if it should, delete {report} '
-                  'to list the clips again', flush=True)
+            print(f'clips {folder.name}: WARNING: {path} excluded nothing when the tables were made; if it should, delete '
+                  f'{report} to list the clips again', flush=True)
     return True
 
 
