@@ -24,7 +24,8 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
     """One process at a time writes in `folder`, which is made; the system drops the lock when its holder dies."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOCK_FILE, 'w', encoding='utf-8') as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

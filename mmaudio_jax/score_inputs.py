@@ -84,7 +84,8 @@ def sounds(folder: pathlib.Path, ending: str = '') -> dict[str, pathlib.Path]:
 def _say_passed_over(folder: pathlib.Path, used: Collection[pathlib.Path]) -> None:
     others = sorted(path.name for path in folder.iterdir() if path not in used and not path.name.startswith('.'))
     if others:
-        print(f'score: passes over {len(others)} in {folder}, by their names, first {others[0]}', flush=True)
+        print(f'score: passes over {len(others)} of {folder}, which are not what is scored by their names, first {others[0]}',
+              flush=True)
 
 
 def systems(generated: str, compare: str) -> dict[str, pathlib.Path]:
