@@ -88,7 +88,8 @@ def test_every_kind_of_sound_and_video_is_seen_and_what_is_passed_over_is_said(t
     folder = _touch(tmp_path / 'r', 'a.mp3', 'b.MPG', 'c.mts', 'd.docx', 'notes.txt')
     found = score_inputs.references(str(folder), '', 8.0)
     assert found.videos == {'b': folder / 'b.MPG', 'c': folder / 'c.mts'} and found.sounds['a'] == folder / 'a.mp3'
-    assert f'score: passes over 2 of {folder}, which are not what is scored by their names, first d.docx' in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f'score: passes over 2 of {folder}, which are not what is scored by their names, first d.docx' in told
     assert list(score_inputs.sounds(folder)) == ['a'] and 'passes over 4' in capsys.readouterr().out
     with pytest.raises(ValueError, match='other: holds no references'):
         score_inputs.references(str(_touch(tmp_path / 'other', 'd.docx')), '', 8.0)
