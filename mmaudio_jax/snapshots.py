@@ -116,6 +116,7 @@ def load_all(workdir: pathlib.Path) -> list[ema.Snapshot]:
     Raises:
       CheckpointError: there is none.
     """
+    latest(workdir)
     found = []
     for step in _steps(workdir):
         paths = sorted((_folder(workdir) / str(step)).glob(f'{_SIGMA_REL}*.npz'))
@@ -127,15 +128,16 @@ def load_all(workdir: pathlib.Path) -> list[ema.Snapshot]:
                 file = np.load(path)
             tree = traverse_util.unflatten_dict({name: _StoredTensor(path, file, name) for name in file.files}, sep='/')
             found.append(ema.Snapshot(ema.sigma_rel_to_gamma(float(path.stem.removeprefix(_SIGMA_REL))), step, tree))
-    if not found:
-        raise checkpoints.CheckpointError(f'no trained weights in {_folder(workdir)}: train first (--mode=train), or check '
-                                          '--workdir')
     return found
 
 
 def latest(workdir: pathlib.Path) -> int:
     """The last step whose averages are stored; raises CheckpointError when there is none."""
-    return load_all(workdir)[-1].step
+    steps = _steps(workdir)
+    if not steps:
+        raise checkpoints.CheckpointError(f'no trained weights in {_folder(workdir)}: train first (--mode=train), or check '
+                                          '--workdir')
+    return steps[-1]
 
 
 def load_params(workdir: pathlib.Path, sigma_rel: float | None = None, step: int | None = None) -> tuple[Any, dict]:
