@@ -205,7 +205,8 @@ def test_angles_of_frames(rope, scales, monkeypatch):
 
 
 @pytest.mark.parametrize('fields, message', [({'rope': 'allinged'}, 'rope'), ({'joint_blocks': 0}, 'joint_blocks'),
-                                             ({'num_heads': 5}, 'num_heads'), ({'variant': 'small_44k'}, 'channels.* choose one of small_16k$'),
+                                             ({'num_heads': 5}, 'num_heads'),
+                                             ({'variant': 'small_44k'}, 'channels.* choose one of small_16k$'),
                                              ({'variant': 'huge'}, 'huge'), ({'dtype': 'floaty'}, "model.dtype is 'floaty'"),
                                              ({'dtype': 'float16'}, 'must be one of')])
 def test_impossible_networks_are_refused(fields, message):
