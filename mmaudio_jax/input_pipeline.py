@@ -113,14 +113,15 @@ class TrainIterator:
           ValueError: the state belongs to another order of batches; names the field.
         """
         for field, value in self._identity.items():
-            if field == 'made_with' and state.get(field, value) != value:
-                changed = [name for name in value if state[field].get(name) != value[name]]
-                raise ValueError(f'the records of {", ".join(changed)} are others than those of the checkpoint: they were '
-                                 'extracted again, from other tables or with a codec that was fitted again; restore them, or '
-                                 'train in another --workdir')
             if field != 'made_with' and state.get(field) != value:
                 raise ValueError(f'the checkpoint was made with {field} = {state.get(field)!r}, this run has {value!r}: its '
                                  'place in the data has no meaning here; restore the field or use another --workdir')
+        stored = state.get('made_with', {})  # not in checkpoints that are older than this check
+        changed = [name for name, digest in self._identity['made_with'].items() if stored.get(name, digest) != digest]
+        if changed:
+            raise ValueError(f'the records of {", ".join(changed)} are others than those of the checkpoint: they were '
+                             'extracted again, from other tables or with a codec that was fitted again; restore them, or '
+                             'train in another --workdir')
         self.close()
         self._next = int(state['next_batch'])
 

@@ -116,9 +116,8 @@ def load_all(workdir: pathlib.Path) -> list[ema.Snapshot]:
     Raises:
       CheckpointError: there is none.
     """
-    latest(workdir)
     found = []
-    for step in _steps(workdir):
+    for step in _trained_steps(workdir):
         paths = sorted((_folder(workdir) / str(step)).glob(f'{_SIGMA_REL}*.npz'))
         if not paths:
             raise checkpoints.CheckpointError(f'{_folder(workdir) / str(step)}: holds no {_SIGMA_REL}*.npz; restore them, or '
@@ -133,11 +132,7 @@ def load_all(workdir: pathlib.Path) -> list[ema.Snapshot]:
 
 def latest(workdir: pathlib.Path) -> int:
     """The last step whose averages are stored; raises CheckpointError when there is none."""
-    steps = _steps(workdir)
-    if not steps:
-        raise checkpoints.CheckpointError(f'no trained weights in {_folder(workdir)}: train first (--mode=train), or check '
-                                          '--workdir')
-    return steps[-1]
+    return _trained_steps(workdir)[-1]
 
 
 def load_params(workdir: pathlib.Path, sigma_rel: float | None = None, step: int | None = None) -> tuple[Any, dict]:
@@ -185,6 +180,15 @@ def check(workdir: pathlib.Path, config: Any) -> None:
 
 def _folder(workdir: pathlib.Path) -> pathlib.Path:
     return pathlib.Path(workdir).absolute() / 'ema'
+
+
+def _trained_steps(workdir: pathlib.Path) -> list[int]:
+    """Those whose averages are stored; raises CheckpointError when there is none."""
+    steps = _steps(workdir)
+    if not steps:
+        raise checkpoints.CheckpointError(f'no trained weights in {_folder(workdir)}: train first (--mode=train), or check '
+                                          '--workdir')
+    return steps
 
 
 def _steps(workdir: pathlib.Path) -> list[int]:
