@@ -212,13 +212,8 @@ def sample(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:
     rules = partitioning.rules_of(config)
     settings = sampler.SamplerSettings.of(config.sampling)
     decoder, vocoder = vae.build(sequence.rate), bigvgan.build(sequence.rate)
-    decode = partitioning.on_parts(functools.partial(official_codec.waveforms, decoder, vocoder,
-                                                     official_codec.ACCELERATOR_FRAMES_A_CALL), mesh)
-    placed = partitioning.on_mesh(model, mesh, config)
-
-    def run(params, codec, *inputs):
-        return sampler.make_sampler(placed, settings, mesh, functools.partial(decode, codec))(params, *inputs)
-
+    decode = functools.partial(official_codec.waveforms, decoder, vocoder, official_codec.ACCELERATOR_FRAMES_A_CALL)
+    run = jax.jit(sampler.make_sampler(partitioning.on_mesh(model, mesh, config), settings, mesh, decode))
     shape = lambda *sizes: jax.ShapeDtypeStruct((size, *sizes), jnp.float32)
     inputs = (shape(sequence.latent_length, sequence.latent_channels), shape(sequence.clip_length, model.clip_width),
               shape(sequence.sync_length, model.sync_width), shape(model.text_length, model.text_width),
@@ -236,10 +231,10 @@ def sample(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:
                     f'{settings.num_steps}, guidance {settings.guidance:g}; operations and utilisation of the flow alone',
             'devices': len(devices), 'clips': size, 'model_flops':
             size * versions * (flops.conditions(model, sequence) + evaluations * flops.velocity(model, sequence))}
-    arguments = (partitioning.abstract(params, split), partitioning.abstract(codec, whole))
     batch = partitioning.batch_sharding(mesh)
     inputs = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=batch), inputs)
-    return jax.jit(run).lower(*arguments, *inputs), list(mesh.devices.flat), work
+    lowered = run.lower(partitioning.abstract(params, split), *inputs, partitioning.abstract(codec, whole))
+    return lowered, list(mesh.devices.flat), work
 
 
 def frames(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:

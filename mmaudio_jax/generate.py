@@ -37,11 +37,12 @@ def generate(config, workdir: pathlib.Path) -> int:
     """Writes the files of every input; see the module's docstring.
 
     A result whose NAME.json has the same settings is left as it is. An input that fails is reported, the others are done.
-    Inputs of equal length share batches of config.sampling.batch_size, split over the devices of the process; while a batch
-    is computed, the next one is read and the last one written. With several processes each does its share of the inputs.
+    Inputs of equal length share batches of config.sampling.batch_size, over the devices of the process as config.mesh splits
+    them; while a batch is computed, the next one is read and the last one written. With several processes each does its share
+    of the inputs.
 
     Args:
-      config: its fields generate, sampling, weights and ema.
+      config: its fields generate, sampling, weights, ema, mesh and sharding.
       workdir: of a training run, unless config.generate.pretrained is set; holds the output unless config.generate.output is.
 
     Returns:
@@ -70,7 +71,7 @@ def _load(config, workdir: pathlib.Path) -> pipeline.Pipeline:
     """The network of config.generate.pretrained, or that of the workdir."""
     options = config.generate
     common = {**store.places(config.weights), 'compilation_cache': options.compilation_cache, 'verbose': options.verbose,
-              'devices': jax.local_devices(), 'batch_size': config.sampling.batch_size}
+              'devices': jax.local_devices(), 'batch_size': config.sampling.batch_size, 'placement': config}
     if options.pretrained:
         return pipeline.Pipeline.from_pretrained(options.pretrained, dtype=config.weights.dtype, **common)
     return pipeline.Pipeline.from_pretrained(workdir, sigma_rel=config.ema.synthesis_sigma_rel,

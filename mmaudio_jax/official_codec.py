@@ -1,7 +1,7 @@
 """The audio codec of the official networks: mel VAE and BigVGAN (SPEC sections 5 and 6).
 
-Work is cut into calls of a bounded number of mel frames, so that memory does not grow with the batch or the clip. A clip
-longer than one call is decoded in windows that overlap by all that the vocoder sees, so that the seams are exact.
+Work is cut into calls of a bounded number of mel frames, so that memory does not grow with the batch or the clip. A clip longer
+than one call goes through the vocoder in windows that overlap by all that it sees, so that the seams are exact.
 """
 from collections.abc import Callable
 import functools
@@ -105,15 +105,8 @@ class OfficialCodec:
 
     def vocode(self, log_mel: np.ndarray) -> np.ndarray:
         """Log-mel `[B, frames, mels]` → waveform, float32 `[B, frames · hop]` within ±1."""
-        run = functools.partial(_vocode, self._vocoder, self._parts.vocoder)
-        frames, hop = log_mel.shape[1], self._sequence.audio.hop_length
-        if frames <= self._frames_a_call:
-            return self._in_calls(run, log_mel, frames)
-        result = np.empty((len(log_mel), frames * hop), np.float32)
-        for start, first, last in windows(frames, self._frames_a_call, self._vocoder.reach):
-            waveform = self._in_calls(run, log_mel[:, start:start + self._frames_a_call], self._frames_a_call)
-            result[:, first * hop:last * hop] = waveform[:, (first - start) * hop:(last - start) * hop]
-        return result
+        run = functools.partial(_vocode, self._vocoder, self._frames_a_call, self._parts.vocoder)
+        return self._in_calls(run, log_mel, log_mel.shape[1])
 
     def _in_calls(self, run: Callable[[Any], Any], clips: np.ndarray, frames: int) -> Any:
         """run(clips), of so many mel frames each; a small batch is one small call."""
@@ -137,9 +130,9 @@ def windows(frames: int, size: int, reach: int) -> list[tuple[int, int, int]]:
 
 
 def waveforms(decoder: vae.VAE, vocoder: bigvgan.BigVGAN, frames_a_call: int, parameters: Any, latents: jax.Array) -> jax.Array:
-    """Latents `[B, N, C]` → `[B, samples]`, to be traced; in calls of `frames_a_call` mel frames, but of whole clips."""
+    """Latents `[B, N, C]` → `[B, samples]`, to be traced; in calls of `frames_a_call` mel frames."""
     def call(some):
-        return _vocode(vocoder, parameters['vocoder'], _decode(decoder, parameters['vae'], some))
+        return _vocode(vocoder, frames_a_call, parameters['vocoder'], _decode(decoder, parameters['vae'], some))
     clips, length, _ = latents.shape
     calls_needed = -(-clips // max(1, frames_a_call // (LATENT_DOWNSAMPLING * length)))
     size = -(-clips // calls_needed)  # as many clips in every call
@@ -161,9 +154,19 @@ def _decode(model: vae.VAE, params: Any, latents: jax.Array) -> Any:
     return model.apply({'params': params}, latents, method='decode')
 
 
-@functools.partial(jax.jit, static_argnames='model')
-def _vocode(model: bigvgan.BigVGAN, params: Any, log_mel: jax.Array) -> Any:
-    return model.apply({'params': params}, log_mel)
+@functools.partial(jax.jit, static_argnames=('model', 'frames_a_call'))
+def _vocode(model: bigvgan.BigVGAN, frames_a_call: int, params: Any, log_mel: jax.Array) -> jax.Array:
+    """Longer clips in windows, one after the other."""
+    frames = log_mel.shape[1]
+    vocode: Any = functools.partial(model.apply, {'params': params})
+    if frames <= frames_a_call:
+        return vocode(log_mel)
+    cuts = windows(frames, frames_a_call, model.reach)
+    pieces = lax.map(lambda start: vocode(lax.dynamic_slice_in_dim(log_mel, start, frames_a_call, axis=1)),
+                     jnp.array([start for start, _, _ in cuts]))
+    hop = pieces.shape[-1] // frames_a_call
+    exact = [piece[:, (first - start) * hop:(last - start) * hop] for piece, (start, first, last) in zip(pieces, cuts)]
+    return jnp.concatenate(exact, axis=1)
 
 
 def _without(params: Any, part: str) -> Any:

@@ -58,8 +58,37 @@ def make_mesh(mesh_config: Mapping[str, int], slice_axis: str = 'data', devices:
         slices that is not a multiple of their number.
     """
     devices = jax.devices() if devices is None else devices
-    unknown = sorted(set(mesh_config) - set(AXES))
-    if unknown:
+    sizes, free = _sizes(mesh_config)
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if free and len(devices) % fixed:
+        raise ValueError(_does_not_divide({name: size for name, size in sizes.items() if size > 1}, len(devices)))
+    if free:
+        sizes[free] = len(devices) // fixed
+    shape = tuple(sizes[name] for name in AXES)
+    if math.prod(shape) != len(devices):
+        wanted = ' x '.join(f'{name} {sizes[name]}' for name in AXES)
+        raise ValueError(f'config.mesh ({wanted}) does not cover the {len(devices)} devices; '
+                         'set one axis to -1 to take what is left')
+    return Mesh(_arrange(shape, slice_axis, devices), AXES)
+
+
+def fitted(mesh_config: Mapping[str, int], devices: int) -> dict[str, int]:
+    """The axes of config.mesh for that many devices, which it need not be for: sizes are cut to what divides what is left.
+
+    tensor comes first, then fsdp; the axis of -1, or else data, takes the rest. Errors are those of make_mesh.
+    """
+    sizes, free = _sizes(mesh_config)
+    free = free or 'data'
+    for name in reversed(AXES):
+        if name != free:
+            sizes[name] = math.gcd(sizes[name], devices)
+            devices //= sizes[name]
+    return sizes | {free: devices}
+
+
+def _sizes(mesh_config: Mapping[str, int]) -> tuple[dict[str, int], str | None]:
+    """The size of every axis, checked; the axis of -1, if there is one."""
+    if not set(AXES).issuperset(mesh_config):
         raise ValueError(f'config.mesh has the axes {", ".join(sorted(mesh_config))}; those that exist are {", ".join(AXES)}')
     sizes = {name: 1 for name in AXES} | dict(mesh_config)
     for name, size in sizes.items():
@@ -68,17 +97,7 @@ def make_mesh(mesh_config: Mapping[str, int], slice_axis: str = 'data', devices:
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) > 1:
         raise ValueError(f'config.mesh: only one axis can be -1, not {" and ".join(free)}')
-    fixed = math.prod(size for size in sizes.values() if size != -1)
-    if free and len(devices) % fixed:
-        raise ValueError(_does_not_divide({name: size for name, size in sizes.items() if size > 1}, len(devices)))
-    if free:
-        sizes[free[0]] = len(devices) // fixed
-    shape = tuple(sizes[name] for name in AXES)
-    if math.prod(shape) != len(devices):
-        wanted = ' x '.join(f'{name} {sizes[name]}' for name in AXES)
-        raise ValueError(f'config.mesh ({wanted}) does not cover the {len(devices)} devices; '
-                         'set one axis to -1 to take what is left')
-    return Mesh(_arrange(shape, slice_axis, devices), AXES)
+    return sizes, next(iter(free), None)
 
 
 def _does_not_divide(sizes: Mapping[str, int], devices: int) -> str:

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmaudio_jax import calls
 from mmaudio_jax import codec
 from mmaudio_jax import encoders
 from mmaudio_jax import media
@@ -109,17 +108,25 @@ class Pipeline:
     """
 
     def __init__(self, parts: pretrained.Pretrained, devices: Sequence_[jax.Device] | None, stages: Stages,
-                 batch_size: int | None):
+                 batch_size: int | None, placement: Any):
         self.batch_size = parts.config['sampling']['batch_size'] if batch_size is None else batch_size
         if self.batch_size < 1:
             raise ValueError(f'batch_size is {self.batch_size}; it must be at least 1')
         self.name, self.config, self.step = parts.name, parts.config, parts.step
-        self._model, self.codec_path, self._stages = parts.model, parts.codec_path, stages
+        self.codec_path, self._stages = parts.codec_path, stages
         self._summed = parts.step is None  # an official network is shown the frames that the official code shows it
-        devices = list(devices or ())
-        self._mesh = partitioning.make_mesh({'data': -1}, devices=devices) if len(devices) > 1 else None
-        self._params = calls.put(parts.params, self._mesh)
-        self._samplers: dict[sampler.SamplerSettings, Any] = {}
+        self._model: mmaudio.MMAudio | partitioning.OnMesh = parts.model
+        self._mesh, places = None, None
+        if devices and len(devices) > 1:
+            axes = {'data': -1} if placement is None else partitioning.fitted(placement.mesh, len(devices))
+            self._mesh = partitioning.make_mesh(axes, devices=list(devices))
+            places = partitioning.replicated(self._mesh)
+            if placement is not None:
+                self._model = partitioning.on_mesh(parts.model, self._mesh, placement)
+                places = partitioning.state_sharding(self._mesh, parts.params, partitioning.rules_of(placement),
+                                                     placement.sharding.whole_params)
+        self._params = jax.device_put(parts.params, places)
+        self._programs: dict[tuple[sampler.SamplerSettings, Sequence], Any] = {}
         self._rooms: dict[Sequence, tuple[encoders.Encoder, codec.Codec]] = {}
 
         def load(name: str) -> Any:
@@ -132,8 +139,8 @@ class Pipeline:
     def from_pretrained(cls, source: Path, *, variant: str | None = None, dtype: str | None = None, cache: Path | None = None,
                         folder: Path | None = None, offline: bool = False, verify: bool = True, compilation_cache: bool = True,
                         devices: Sequence_[jax.Device] | None = None, verbose: bool = False, sigma_rel: float | None = None,
-                        step: int | None = None, data_dir: Path | None = None,
-                        batch_size: int | None = None) -> 'Pipeline':
+                        step: int | None = None, data_dir: Path | None = None, batch_size: int | None = None,
+                        placement: Any = None) -> 'Pipeline':
         """Loads the network; encoders and codec are loaded when they are first used.
 
         Args:
@@ -154,6 +161,8 @@ class Pipeline:
           step: training run: one of the stored ones; None for the last.
           data_dir: training run: folder with records/ (the fitted codec); None for its config.data_dir, or the workdir.
           batch_size: sounds that are made at once; None for config.sampling's.
+          placement: a config as in configs/base.py, whose mesh and sharding say what each of several devices has of the
+            network's parameters and of a batch (partitioning.fitted). None: all parameters.
 
         Raises:
           ValueError: an unknown name, nothing in the folder, a file of other weights, a step that is not stored.
@@ -166,7 +175,7 @@ class Pipeline:
         with stages('load', os.fspath(source)):
             parts = pretrained.find(source, variant=variant, dtype=dtype, cache=cache, folder=folder, offline=offline,
                                     verify=verify, sigma_rel=sigma_rel, step=step, data_dir=data_dir)
-            pipe = cls(parts, devices, stages, batch_size)
+            pipe = cls(parts, devices, stages, batch_size, placement)
         pipe.room(Sequence(pipe.config['sequence']['rate'], pipe.config['sequence']['duration_s']))  # reports a missing codec
         return pipe
 
@@ -276,7 +285,7 @@ class Pipeline:
                        settings: sampler.SamplerSettings) -> list[list[Clip]]:
         """The takes of requests of one sequence; frames are what `read` gave for each of them."""
         sequence = batch[0].sequence
-        encoder, decoder = self.room(sequence)
+        encoder = self.room(sequence)[0]
         clip, sync = self.video_features(batch, frames, encoder)
         with self._stages('text', f'{len(batch)} clips'):
             text = encoder.encode_text([one.prompt for one in batch] + [one.negative_prompt for one in batch])
@@ -286,10 +295,9 @@ class Pipeline:
             part = rows[start:start + self.batch_size]
             at = np.array([index for index, _ in part])
             noise = np.concatenate([_noise(batch[index], take) for index, take in part])
-            with self._stages('flow', f'{len(part)} sounds of {sequence.duration_s:g} s, {settings.num_steps} steps'):
-                latents = self._sample(settings, noise, clip[at], sync[at], text[at], text[len(batch) + at])
-            with self._stages('sound', f'{len(part)} sounds'):
-                waveforms = np.asarray(decoder.decode(latents), np.float32)
+            with self._stages('flow and codec', f'{len(part)} sounds of {sequence.duration_s:g} s, {settings.num_steps} steps'):
+                latents, waveforms = self._sample(settings, sequence, noise, clip[at], sync[at], text[at],
+                                                  text[len(batch) + at])
             self._check_finite(latents, waveforms, settings.guidance)
             for (index, _), waveform, latent in zip(part, waveforms, latents):
                 one = batch[index]
@@ -318,14 +326,16 @@ class Pipeline:
                 sync[with_sync] = encoder.encode_sync(np.stack([frames[index][-1] for index in with_sync]))
         return clip, sync
 
-    def _sample(self, settings: sampler.SamplerSettings, *arrays: np.ndarray) -> np.ndarray:
-        """Latents `[B, N, C]`; a batch that the devices do not share evenly is filled up."""
-        if settings not in self._samplers:
-            self._samplers[settings] = sampler.make_sampler(self._model, settings, self._mesh)
+    def _sample(self, settings: sampler.SamplerSettings, sequence: Sequence, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Latents `[B, N, C]` and waveforms `[B, samples]`; a batch that the devices do not share evenly is filled up."""
+        weights, decode = self.room(sequence)[1].program()
+        if (settings, sequence) not in self._programs:
+            self._programs[settings, sequence] = sampler.make_sampler(self._model, settings, self._mesh, decode)
         count = len(arrays[0])
         missing = 0 if self._mesh is None else -count % partitioning.batch_shards(self._mesh)
         filled = [np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) for array in arrays]
-        return np.asarray(self._samplers[settings](self._params, *filled))[:count]
+        results = self._programs[settings, sequence](self._params, *filled, weights)
+        return tuple(np.asarray(result)[:count] for result in results)
 
     def _check_finite(self, latents: np.ndarray, waveforms: np.ndarray, guidance: float) -> None:
         if np.isfinite(latents).all() and np.isfinite(waveforms).all():

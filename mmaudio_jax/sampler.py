@@ -22,6 +22,7 @@ DOPRI5_TOLERANCE = 1e-4  # absolute and relative; normalised latents have unit d
 DOPRI5_MAX_STEPS = 4096
 
 Velocity = Callable[[jax.Array, jax.Array], jax.Array]  # (latents [B, N, C], t, a scalar) -> [B, N, C]
+Decode = Callable[[Any, jax.Array], jax.Array]  # (a codec's parameters, latents [B, N, C]) -> waveforms [B, samples]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,20 +119,20 @@ def integrate_adaptive(velocity: Velocity, initial: jax.Array, settings: Sampler
 
 
 def make_sampler(model: MMAudio | partitioning.OnMesh, settings: SamplerSettings, mesh: Mesh | None = None,
-                 decode: Callable[[jax.Array], jax.Array] | None = None) -> Callable[..., jax.Array]:
+                 decode: Decode | None = None) -> Callable[..., Any]:
     """The jitted sampler: fn(params, noise, clip, sync, text, negative_text) → un-normalised latents `[B, N, C]` float32.
 
     Its arguments: noise `[B, N, C]` (see `noise`), clip `[B, V, 1024]`, sync `[B, S, 768]`, text `[B, T, 1024]`, and
     negative_text `[B, T, 1024]`, or None for the empty string. Conditions are computed once; each evaluation of the guided
-    velocity is one call of the network on 2 B examples.
+    velocity is one call of the network on 2 B examples. With `decode` a last argument are the codec's parameters, and one
+    program gives (latents, waveforms `[B, samples]`).
 
     Args:
       model: the network; over a mesh that splits parameters, partitioning.OnMesh of it.
       settings: solver, steps and guidance.
       mesh: splits the batch by partitioning.batch_sharding; the parameters keep the sharding that they have. None: the
         default device.
-      decode: latents → what is returned in their place, such as a waveform `[B, samples]`, compiled into the same program;
-        its constants (the codec's weights) must be on the mesh.
+      decode: the codec's, see codec.Codec.program; its parameters must be whole on every device of the mesh.
     """
     guided = settings.guidance > 1
     model = model.clone(scan_layers=True)  # compiles sooner, and costs little without a backward pass
@@ -159,7 +160,7 @@ def make_sampler(model: MMAudio | partitioning.OnMesh, settings: SamplerSettings
 
         return velocity
 
-    def sample(params, initial, clip, sync, text, negative_text):
+    def sample(params, initial, clip, sync, text, negative_text, codec=None):
         conditions = conditions_of(params, initial.shape[1], clip, sync, text, negative_text)
         if settings.solver == 'dopri5':  # vmap gives each example its own step sizes
             copies = 2 if guided else 1
@@ -168,12 +169,15 @@ def make_sampler(model: MMAudio | partitioning.OnMesh, settings: SamplerSettings
         else:
             latents = integrate(velocity_of(params, conditions), initial, settings)
         result: Any = model.apply({'params': params}, latents, method='unnormalize')
-        return result if decode is None else decode(result)
+        if decode is None:
+            return result
+        return result, (decode if mesh is None else partitioning.on_parts(decode, mesh))(codec, result)
 
     if mesh is None:
         return jax.jit(sample)
     batch = partitioning.batch_sharding(mesh)
-    return _checked(jax.jit(sample, in_shardings=(None, *[batch] * 5), out_shardings=batch), partitioning.batch_shards(mesh))
+    places = (None, *[batch] * 5, *[None] * (decode is not None))
+    return _checked(jax.jit(sample, in_shardings=places, out_shardings=batch), partitioning.batch_shards(mesh))
 
 
 def _flat(pairs: jax.Array) -> jax.Array:
@@ -181,12 +185,12 @@ def _flat(pairs: jax.Array) -> jax.Array:
     return pairs.reshape(-1, *pairs.shape[2:])
 
 
-def _checked(sampler: Callable[..., jax.Array], parts: int) -> Callable[..., jax.Array]:
+def _checked(sampler: Callable[..., Any], parts: int) -> Callable[..., Any]:
 
-    def checked(params: Any, initial: jax.Array, *features: jax.Array | None) -> jax.Array:
+    def checked(params: Any, initial: jax.Array, *others: Any) -> Any:
         if initial.shape[0] % parts:
             raise ValueError(f'a batch of {initial.shape[0]} cannot be split into {parts} parts: choose a multiple '
                              '(sampling.batch_size), or fill the batch up and cut the result')
-        return sampler(params, initial, *features)
+        return sampler(params, initial, *others)
 
     return checked

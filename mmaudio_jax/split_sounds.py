@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence as Sequence_
 import concurrent.futures
-import functools
 import hashlib
 import itertools
 import json
@@ -105,8 +104,10 @@ def make_sampler(config, model: mmaudio.MMAudio, params: Any, sequence: Sequence
     @jax.jit
     def run(params, weights, noise, fields, negative):
         conditions = pipeline.with_empty_features(placed, params, fields)
-        part = None if decode is None else functools.partial(partitioning.on_parts(decode, mesh), weights)
-        return sampler.make_sampler(placed, settings, mesh, part)(params, noise, *conditions, negative)
+        run_sampler = sampler.make_sampler(placed, settings, mesh, decode)
+        if decode is None:
+            return run_sampler(params, noise, *conditions, negative)
+        return run_sampler(params, noise, *conditions, negative, weights)[1]
 
     params = partitioning.spread(params, partitioning.state_sharding(mesh, params, rules, config.sharding.whole_params))
     encoder = None

@@ -128,8 +128,9 @@ def test_fields_of_the_config_reach_the_job_and_all_devices_are_used(workdir):
     config.sampling.update(negative_prompt='music', seed=7, batch_size=3)
     job, = generate_jobs.jobs(config.generate, config.sampling)
     assert (job.prompt, job.negative_prompt, job.seed, job.duration_s) == ('rain', 'music', 7, 1.0)
+    config.mesh.fsdp = 16  # of a slice of sixteen chips: here there are eight
     pipe = generate._load(config, workdir)
-    assert pipe._mesh.size == jax.local_device_count() == 8 and pipe.batch_size == 3
+    assert dict(pipe._mesh.shape) == {'data': 1, 'fsdp': jax.local_device_count(), 'tensor': 1} and pipe.batch_size == 3
 
 
 def test_the_original_sound_is_an_option(workdir):
@@ -164,7 +165,7 @@ def test_the_rows_of_a_csv(workdir, tmp_path, capfd):
     assert generate.generate(config, workdir) == 1
     captured = capfd.readouterr()
     assert 'missing.mp4: FAILED' in captured.err and 'cut.mp4: FAILED' in captured.err and '2 of 6 failed' in captured.err
-    assert 'pipeline: flow (2 sounds of 1.5 s, 2 steps): ' in captured.out  # v.mp4 (rounded up) and rain share a batch
+    assert 'flow and codec (2 sounds of 1.5 s, 2 steps): ' in captured.out  # v.mp4 (rounded up) and rain share a batch
     rows = {row['name']: row for row in map(json.loads, (tmp_path / 'out' / 'report.jsonl').read_text().splitlines())}
     rain = next(name for name in rows if name.startswith('rain'))
     statuses = {name: row['status'] for name, row in rows.items()}

@@ -37,6 +37,19 @@ def test_wrong_mesh_names_the_field(config, message):
         partitioning.make_mesh(config)
 
 
+@pytest.mark.parametrize('mesh, devices, expected', [
+    ({'data': -1, 'fsdp': 16}, 4, (1, 4, 1)),
+    ({'data': -1, 'fsdp': 2, 'tensor': 6}, 8, (2, 2, 2)),
+    ({'data': 32, 'fsdp': -1}, 8, (8, 1, 1)),
+    ({'data': 2, 'fsdp': 2, 'tensor': 1}, 8, (4, 2, 1)),  # without -1 data takes the rest
+    ({'fsdp': 3, 'tensor': 2}, 1, (1, 1, 1)),
+])
+def test_a_mesh_is_fitted_to_other_devices(mesh, devices, expected):
+    assert partitioning.fitted(mesh, devices) == dict(zip(partitioning.AXES, expected))
+    with pytest.raises(ValueError, match='config.mesh.fsdp is 0; it must be at least 1'):
+        partitioning.fitted({'fsdp': 0}, devices)
+
+
 @pytest.mark.parametrize('axis, shape', [('data', (4, 2, 1)), ('fsdp', (1, 4, 2)), ('data', (2, 4, 1))])
 def test_slices_lie_along_one_axis(axis, shape):
     """Two slices of four chips: neighbours along every other axis are of one slice."""

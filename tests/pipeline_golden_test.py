@@ -92,7 +92,8 @@ def test_every_stage_is_the_official_one(monkeypatch):
     result = pipe.generate_batch([made], [frames], settings)[0][0]
     assert len(result.audio) == 32_000
     text = encoder.encode_text([made.prompt, made.negative_prompt])
-    alone = pipe._sample(settings, noise, golden['clip_features'], golden['sync_features'], golden['text_features'], text[1:])
+    alone = pipe._sample(settings, made.sequence, noise, golden['clip_features'], golden['sync_features'],
+                         golden['text_features'], text[1:])[0]
     errors = {
         'CLIP': error_of(features[0][0, ENCODED], golden['clip_features'][0, ENCODED]),
         'Synchformer': error_of(features[1], golden['sync_features']),

@@ -70,7 +70,7 @@ def test_sounds_at_once_are_those_of_the_run_unless_others_are_asked_for(pipe, w
     pairs = mmaudio_jax.Pipeline.from_pretrained(workdir, batch_size=2, compilation_cache=False)
     sizes = []
     for one in (pipe, pairs):
-        made = lambda settings, noise, *_: sizes.append(len(noise)) or np.zeros(noise.shape, np.float32)
+        made = lambda settings, sequence, noise, *_: sizes.append(len(noise)) or (noise, noise[..., 0])
         monkeypatch.setattr(one, '_sample', made)
         one(prompt=['a', 'b', 'c'])
     assert sizes == [3, 2, 1]
@@ -160,6 +160,21 @@ def test_a_batch_over_several_devices(workdir, pipe):
     for prompts in (['a'], ['a', 'b', 'c', 'd', 'e']):
         for ours, alone in zip(split(prompt=prompts), pipe(prompt=prompts), strict=True):
             np.testing.assert_allclose(ours.latents, alone.latents, atol=1e-5)
+
+
+@pytest.mark.parametrize('axes', [{'fsdp': 4}, {'data': 2, 'fsdp': 1, 'tensor': 2}])
+def test_parameters_are_split_as_a_config_says(workdir, pipe, axes):
+    config = trained_run.make_config()
+    config.mesh.update(axes)
+    split_by = 'fsdp' if axes['fsdp'] > 1 else 'tensor'
+    config.sharding.rules = tuple((name, tuple(axis and split_by for axis in dims)) for name, dims in config.sharding.rules)
+    split = mmaudio_jax.Pipeline.from_pretrained(workdir, devices=jax.devices()[:4], compilation_cache=False, placement=config)
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(pipe._params))
+    first = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(split._params))
+    assert whole / first > 1.5  # measured 2.07, 1.53
+    wanted = {'video': [workdir / 'a.mp4', None, None], 'prompt': ['a', 'b', 'c']}
+    for ours, alone in zip(split(**wanted), pipe(**wanted), strict=True):
+        np.testing.assert_allclose(ours.latents, alone.latents, atol=1e-5)
 
 
 def test_everything_that_is_asked_for_changes_the_sound(pipe, workdir):

@@ -69,11 +69,13 @@ def test_heun_is_the_formula():
 def test_decoding_is_part_of_the_program(network):
     """Latents stay on the device: one program from features to what the decoder makes of them."""
     model, params, latents, features = network
-    decode = lambda x: jnp.tanh(x.sum(-1))
+    decode = lambda gain, x: gain * jnp.tanh(x.sum(-1))
+    gain = jnp.float32(2)
     sample = sampler.make_sampler(model, EULER, decode=decode)
-    expected = decode(sampler.make_sampler(model, EULER)(params, latents, *features))
-    assert_near(sample(params, latents, *features), expected, 1e-5)  # measured: below 1e-6
-    text = sample.lower(params, latents, *features).compile().as_text()
+    expected = sampler.make_sampler(model, EULER)(params, latents, *features)
+    for result, wanted in zip(sample(params, latents, *features, gain), (expected, decode(gain, expected)), strict=True):
+        assert_near(result, wanted, 1e-5)  # measured: below 1e-6
+    text = sample.lower(params, latents, *features, gain).compile().as_text()
     assert 'tanh' in text and not any(word in text for word in ('callback', 'infeed', 'outfeed', 'host-transfer'))
 
 
