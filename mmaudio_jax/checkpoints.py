@@ -27,6 +27,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mmaudio_jax import distributed
+from mmaudio_jax import partitioning
 
 _DISK_FULL = os.strerror(errno.ENOSPC)
 _LONGEST = 300  # bytes of a reason that goes to the other processes
@@ -177,31 +178,24 @@ class Checkpointer:
         """Orbax's decision for this step; False for a step that is saved already."""
         return self._manager.should_save(step)
 
-    def save(self, step: int, state: Any, iterator: Any, config: Any, *, force: bool = False) -> bool:
-        """Starts to write a checkpoint and returns as soon as the state may be donated.
+    def save(self, step: int, state: Any, iterator: Any, config: Any) -> None:
+        """Starts to write a checkpoint, whatever should_save says, and returns as soon as the state may be donated.
 
         Args:
-          step: number of finished optimisation steps.
+          step: number of steps taken; not that of a checkpoint that is there.
           state: pytree of arrays, finite (the caller has checked).
           iterator: its get_state() gives JSON-able data, the same on every process; its next batch is that of step + 1.
           config: the run's ConfigDict.
-          force: save also when Orbax would not at this step.
-
-        Returns:
-          Whether a save was started.
 
         Raises:
           CheckpointError: this save or the previous one could not be written. Earlier checkpoints are as they were.
         """
-        if step == self.latest_step() or not (force or self.should_save(step)):
-            return False
         self.wait()
         self._in_flight = step
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(to_json(config)),
                                   iterator=ocp.args.JsonSave(iterator.get_state()))
         with self._explained():
             self._manager.save(step, args=args, force=True)
-        return True
 
     def wait(self) -> None:
         """Blocks until everything is on disk; raises CheckpointError when it could not be written."""
@@ -269,27 +263,27 @@ class Checkpointer:
         if jax.process_count() == 1:
             return steps
         count = int(multihost_utils.broadcast_one_to_all(len(steps)))
-        return multihost_utils.broadcast_one_to_all(np.resize(steps, count)).tolist()
+        own = np.resize(np.array(steps, np.int64), count)  # of the same form on all, also where nothing is seen yet
+        return multihost_utils.broadcast_one_to_all(own).tolist()
 
     def _read(self, step: int, **items: Any) -> Any:
         return self._reader.restore(self._directory / str(step), args=ocp.args.Composite(**items))
 
     def _report_unfinished(self) -> None:
         for folder in sorted(self._directory.glob(f'*{_UNFINISHED}*')):
-            if jax.process_index() == 0:
-                print(f'checkpoint {folder.name.split(".")[0]} in {self._directory} was not finished when its run stopped: '
-                      'skipped')
+            partitioning.say(f'checkpoint {folder.name.split(".")[0]} in {self._directory} was not finished when its run '
+                             'stopped: skipped')
 
     def _set_aside(self, damaged: list[tuple[int, str]], used: int) -> None:
         for step, reason in damaged:
+            partitioning.say(f'checkpoint {step} in {self._directory} is damaged ({reason}): renamed to {step}.damaged, '
+                             f'continuing from step {used}')
             if jax.process_index() == 0:
-                print(f'checkpoint {step} in {self._directory} is damaged ({reason}): '
-                      f'renamed to {step}.damaged, continuing from step {used}')
                 folder = self._directory / str(step)
                 folder.rename(_unused(self._directory / f'{step}.damaged'))
         if damaged:
             multihost_utils.sync_global_devices('damaged checkpoints renamed')
-            self._manager.reload()
+        self._manager.reload()  # a process may have seen fewer checkpoints when it started
 
     def _meet(self, *, key: str, timeout_ms: int) -> None:
         """Orbax's threads wait for those of the other processes here; one that failed does not, for they wait elsewhere."""

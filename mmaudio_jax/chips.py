@@ -74,7 +74,7 @@ def devices_of(topology: str, slices: int = 1) -> list[Any]:
     try:
         return list(topologies.get_topology_desc(topology, platform='tpu', **options).devices)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise ValueError(f'--topology {topology!r} cannot be described by libtpu: {reason}') from error
 
 

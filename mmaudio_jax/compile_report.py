@@ -25,7 +25,6 @@ from mmaudio_jax import flops
 from mmaudio_jax import hlo_cost
 from mmaudio_jax import official_codec
 from mmaudio_jax import official_encoder
-from mmaudio_jax import optimizer
 from mmaudio_jax import partitioning
 from mmaudio_jax import records
 from mmaudio_jax import sampler
@@ -181,24 +180,16 @@ def _model(config, sequence: Sequence) -> mmaudio.MMAudio:
 def train(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:
     """The train step."""
     mesh = partitioning.make_mesh(config.mesh, config.sharding.slice_axis, devices)
-    partitioning.check_microbatches(mesh, config)
     sequence = Sequence(**config.sequence)
     model = _model(config, sequence)
-    init = functools.partial(train_step.init_state, config, model, sequence)
-    channels, empty = sequence.latent_channels, np.zeros((model.text_length, model.text_width))
-    shapes = jax.eval_shape(lambda: init((np.zeros(channels), np.ones(channels)), empty))
-    rules = partitioning.rules_of(config)
-    shardings = partitioning.state_sharding(mesh, shapes, rules, config.sharding.whole_params)
-    tx, schedule = optimizer.make(config.optimizer, shapes.params)
-    placed = partitioning.on_mesh(model, mesh, config)
-    step = train_step.jit_train_step(config, placed, tx, schedule, mesh, shardings)
+    prepared = train_step.on_mesh(config, model, sequence, mesh)
     schema, size = records.schema_of(config), config.input.batch_size
     dtype = records.FEATURE_DTYPES[schema.feature_dtype]
     batch: dict[str, Any] = {name: jax.ShapeDtypeStruct((size, *shape), dtype) for name, shape in schema.shapes.items()}
     batch.update({name: jax.ShapeDtypeStruct((size,), np.bool_) for name in records.FLAGS})
     work = {'what': f'a step of {size} clips over {len(devices)} devices, {model.dtype.name}', 'devices': len(devices),
             'model_flops': size * flops.training(model, sequence)}
-    return step.lower(partitioning.abstract(shapes, shardings), batch), list(mesh.devices.flat), work
+    return prepared.step.lower(prepared.state, batch), list(mesh.devices.flat), work
 
 
 def sample(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:

@@ -21,7 +21,7 @@ ENTRIES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ('input.mixture', ('record set', 'repeats')), ('input.shares', ('record set', 'share')),
     ('input.balance', ('record set', 'exponent')), ('ablations.rows', ('name', 'file of configs/')),
     ('clips.datasets', ('record set', 'layout', 'folder')), ('clips.exclude', ('record set', 'file of ids')),
-    ('extract.datasets', ('record set', 'folder of clip tables')),
+    ('train.compiler_options', ('option', 'value')), ('extract.datasets', ('record set', 'folder of clip tables')),
     ('extract.memmaps', ('record set', 'split', 'folder of memory maps')))
 NUMBERS = ('repeats', 'share', 'exponent')  # parts that are; the others are strings
 DISTINCT = {'clips.datasets': 1, 'extract.datasets': 1, 'extract.memmaps': 2}  # field → first parts that come once

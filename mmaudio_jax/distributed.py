@@ -51,6 +51,12 @@ def joined(hosts: Any, alone: bool) -> Iterator[None]:
             stop = raised
         if count > 1:
             _part()
+    except KeyboardInterrupt:
+        if count == 1:
+            raise
+        print('stopped', file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(130)
     except Exception as error:
         if count == 1:
             raise
@@ -64,20 +70,19 @@ def joined(hosts: Any, alone: bool) -> Iterator[None]:
 
 
 def explain(error: Exception) -> str:
-    """One line for an error in one of several processes."""
-    import jax
-    place = f'process {jax.process_index()} of {jax.process_count()}'
+    """One line for an error in one of several processes, also for that of a device that could not be opened."""
+    from jax._src import distributed as service  # jax.process_index() would open the devices
+    place = f'process {service.global_state.process_id} of {service.global_state.num_processes}'
     if not is_lost(error):
         return f'{place}: {error}'
-    reason = str(error).strip().splitlines()[0][:200]
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     return (f'{place}: the exchange with the other processes broke off ({reason}). One of them has ended: see its output. '
             'The same command continues from the last checkpoint, also with another number of processes')
 
 
 def is_lost(error: BaseException) -> bool:
     """Whether another process is the cause: XLA's exchange failed, or the coordinator said so."""
-    import jax
-    if isinstance(error, jax.errors.JaxRuntimeError):
+    if isinstance(error, RuntimeError):  # JaxRuntimeError is one
         return _LOST.search(str(error)) is not None
     return isinstance(error, ValueError) and 'Gloo' in str(error)  # as JAX raises it where arrays are made
 
@@ -118,6 +123,7 @@ def _start(hosts: Any) -> int:
     When the others do not come in time JAX aborts the process, so what it waits for is said before.
     """
     import jax
+    from jax._src import distributed as service  # jax.process_count() would open the devices, outside of joined's block
     named = _named(hosts)
     jax.config.update('jax_enable_preemption_service', False)
     waiting = threading.Timer(_SILENT_S, _say_what_is_waited_for, (named, hosts.start_timeout_s))
@@ -132,7 +138,7 @@ def _start(hosts: Any) -> int:
         return 1
     finally:
         waiting.cancel()
-    return jax.process_count()
+    return service.global_state.num_processes
 
 
 def _named(hosts: Any) -> dict[str, Any]:

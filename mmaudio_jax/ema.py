@@ -30,7 +30,7 @@ class EMAState:
     """Running averages.
 
     Attributes:
-      count: int32 [], updates seen so far.
+      count: int32 [], steps seen so far, also those that were left out.
       averages: one tree like the parameters for each of sigma_rels, in their order, float32.
       sigma_rels: relative widths (static).
     """
@@ -125,19 +125,11 @@ def synthesize(snapshots: Sequence[tuple[float, int, Any]], target_sigma_rel: fl
     def combine(path, *leaves):
         if path and isinstance(path[0], jax.tree_util.DictKey) and path[0].key in mmaudio.FROZEN:
             return np.asarray(leaves[newest], np.float32)
-        total = np.zeros(np.shape(leaves[0]), np.float64)
-        for coefficient, leaf in zip(coefficients, leaves, strict=True):
-            total += coefficient * np.asarray(leaf, np.float64)
-        return total.astype(np.float32)
+        total = sum(coefficient * np.asarray(leaf, np.float64) for coefficient, leaf in zip(coefficients, leaves, strict=True))
+        return np.asarray(total, np.float32)
 
     trees = [snapshot[2] for snapshot in snapshots]
     return jax.tree_util.tree_map_with_path(combine, trees[0], *trees[1:])
-
-
-def snapshots(state: EMAState) -> list[Snapshot]:
-    """The averages of `state` as snapshots to store; the leaves are the arrays of the state."""
-    return [Snapshot(sigma_rel_to_gamma(sigma_rel), int(state.count), average)
-            for sigma_rel, average in zip(state.sigma_rels, state.averages, strict=True)]
 
 
 def _correlation(step_a, gamma_a, step_b, gamma_b) -> np.ndarray:

@@ -186,10 +186,9 @@ def _epoch_of(config, records_dir: pathlib.Path, dataset: str, repeats: int) -> 
         raise ValueError(f'config.input.balance and config.input.shares both name {dataset!r}; take one of them')
     labels = balance.read_labels(pathlib.Path(records_dir) / dataset, 'train')
     places = balance.spread(balance.weights(labels, exponent), repeats * len(part))
-    if jax.process_index() == 0:
-        counts = np.bincount(places, minlength=len(part))
-        print(f'{dataset}: balanced by label with exponent {exponent:g}: of {len(part)} examples {int((counts == 0).sum())} do '
-              f'not come up in an epoch, the others up to {counts.max()} times', flush=True)
+    counts = np.bincount(places, minlength=len(part))
+    partitioning.say(f'{dataset}: balanced by label with exponent {exponent:g}: of {len(part)} examples '
+                     f'{int((counts == 0).sum())} do not come up in an epoch, the others up to {counts.max()} times')
     return grain.MapDataset.source(_Chosen(part, places))
 
 

@@ -427,6 +427,12 @@ def spread(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(place, tree, shardings)
 
 
+def say(text: str) -> None:
+    """Prints a line on process 0."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
 def agreed(value: bool) -> bool:
     """Process 0's answer on every process, where files decide that not all processes may see at the same moment."""
     if jax.process_count() == 1:

@@ -3,7 +3,6 @@
     pipe = Pipeline.from_pretrained('large_44k_v2')
     pipe(video='silent.mp4', prompt='a glass strikes').save('new.mp4')
 """
-from collections.abc import Mapping
 from collections.abc import Sequence as Sequence_
 import concurrent.futures
 import dataclasses
@@ -362,25 +361,3 @@ def _noise(one: Request, take: int) -> np.ndarray:
         return one.noise[take:take + 1]
     seed = (one.seed + take) % 2**32
     return np.asarray(sampler.noise(seed, [one.index], one.sequence.latent_length, one.sequence.latent_channels))
-
-
-def with_empty_features(model: mmaudio.MMAudio | partitioning.OnMesh, params: Any,
-                        batch: Mapping[str, np.ndarray]) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Conditions of records: what an example does not have is replaced by the learned empty features.
-
-    Args:
-      model: the network.
-      params: its parameters.
-      batch: clip_features `[B, V, 1024]`, sync_features `[B, S, 768]`, text_features `[B, 77, 1024]`, any float dtype;
-        video_exists, text_exists `[B]` bool.
-
-    Returns:
-      (clip, sync, text), float32, of the same shapes.
-    """
-    names = ('clip_features', 'sync_features', 'text_features')
-    shape = batch['clip_features'].shape
-    empty: Any = model.apply({'params': params}, shape[0], shape[1], batch['sync_features'].shape[1], method='empty_features')
-    exists = (batch['video_exists'], batch['video_exists'], batch['text_exists'])
-    clip, sync, text = [jnp.where(jnp.asarray(there)[:, None, None], jnp.asarray(batch[name], jnp.float32), missing)
-                        for name, missing, there in zip(names, empty, exists, strict=True)]
-    return clip, sync, text

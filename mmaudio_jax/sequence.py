@@ -86,6 +86,11 @@ class Sequence:
         return self.mel_length * self.audio.hop_length
 
     @property
+    def samples(self) -> int:
+        """Samples of the clip itself."""
+        return round(self.duration_s * self.sample_rate_hz)
+
+    @property
     def clip_length(self) -> int:
         """V: CLIP frames."""
         return int(CLIP_FPS * self.duration_s)

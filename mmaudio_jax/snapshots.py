@@ -37,10 +37,6 @@ class _StoredTensor:
     def __init__(self, path: pathlib.Path, file: np.lib.npyio.NpzFile, name: str):
         self._path, self._file, self._name = path, file, name
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.__array__().shape
-
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         with _damage_explained(self._path):
             return np.asarray(self._file[self._name], dtype)

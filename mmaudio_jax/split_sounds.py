@@ -27,18 +27,15 @@ from mmaudio_jax import fingerprints
 from mmaudio_jax import input_pipeline
 from mmaudio_jax import media
 from mmaudio_jax import partitioning
-from mmaudio_jax import pipeline
 from mmaudio_jax import pretrained
+from mmaudio_jax import record_sampler
 from mmaudio_jax import records
-from mmaudio_jax import sampler
 from mmaudio_jax.models import mmaudio
 from mmaudio_jax.models import synchformer_offset
 from mmaudio_jax.sequence import Sequence
 from mmaudio_jax.weights import store
 
-_FIELDS = ('clip_features', 'sync_features', 'text_features', 'video_exists', 'text_exists')
-Example = Mapping[str, Any]
-Sampler = Callable[[Sequence_[Example], int], jax.Array]
+Sampler = Callable[[Sequence_[record_sampler.Example], int], jax.Array]
 
 
 def examples(config, data: pathlib.Path) -> Iterator[dict[str, Any]]:
@@ -78,60 +75,44 @@ class SyncFeatures(Mapping):
         return len(self._places)
 
 
-def _batch_size(config, mesh: jax.sharding.Mesh | None = None) -> int:
-    """config.sampling.batch_size, rounded up so that all devices have as many examples."""
-    mesh = mesh or partitioning.make_mesh(config.mesh, config.sharding.slice_axis)
-    return partitioning.rounded_up(mesh, config.sampling.batch_size, 'config.sampling.batch_size')
-
-
-def make_sampler(config, model: mmaudio.MMAudio, params: Any, sequence: Sequence,
+def make_sampler(config, model: mmaudio.MMAudio, params: Any, sequence: Sequence, mesh: jax.sharding.Mesh, size: int,
                  decoder: codec.Codec | None = None) -> Sampler:
     """(a batch, the number of its first example) → its latents `[size, N, C]` or, with a decoder, waveforms `[size, samples]`.
 
-    Float32, split over all devices; one program makes them from the features. Rows after those of the batch fill it up.
-    A batch has at most `_batch_size` examples. Example i has the noise of (config.sampling.seed, i), whatever the
-    batch size and the number of devices.
+    As record_sampler.make has it, with the parameters on `mesh` and config.sampling.negative_prompt.
     """
-    mesh = partitioning.make_mesh(config.mesh, config.sharding.slice_axis)
-    size = _batch_size(config, mesh)
-    settings = sampler.SamplerSettings.of(config.sampling)
-    rules = partitioning.rules_of(config)
     placed = partitioning.on_mesh(model, mesh, config)
-    sharding = partitioning.batch_sharding(mesh)
+    shardings = partitioning.state_sharding(mesh, params, partitioning.rules_of(config), config.sharding.whole_params)
+    params = partitioning.spread(params, shardings)
     weights, decode = (None, None) if decoder is None else decoder.program()
     weights = partitioning.spread(weights, partitioning.replicated(mesh))
-
-    @jax.jit
-    def run(params, weights, noise, fields, negative):
-        conditions = pipeline.with_empty_features(placed, params, fields)
-        run_sampler = sampler.make_sampler(placed, settings, mesh, decode)
-        if decode is None:
-            return run_sampler(params, noise, *conditions, negative)
-        return run_sampler(params, noise, *conditions, negative, weights)[1]
-
-    params = partitioning.spread(params, partitioning.state_sharding(mesh, params, rules, config.sharding.whole_params))
-    encoder = None
+    negative = None
     if config.sampling.negative_prompt:
         encoder = encoders.make(config.extract.encoder, sequence, store.loader(config.weights, config.weights.dtype))
+        negative, = encoder.encode_text([config.sampling.negative_prompt])
+    run = record_sampler.make(config, placed, mesh, sequence, size, decode)
 
-    def sample_batch(batch: Sequence_[Example], first: int) -> jax.Array:
-        places = np.minimum(np.arange(size), len(batch) - 1)  # the last batch is filled up
-        fields = {name: np.stack([np.asarray(batch[place][name]) for place in places]) for name in _FIELDS}
-        negative = None if encoder is None else encoder.encode_text([config.sampling.negative_prompt] * size)
-        noise = sampler.noise(config.sampling.seed, (first + places).tolist(), sequence.latent_length, sequence.latent_channels)
-        # Ended before another is begun: on CPUs, programs that exchange between processes can block each other.
-        return jax.block_until_ready(run(params, weights, *partitioning.spread((noise, fields, negative), sharding)))
+    def sample_batch(batch: Sequence_[record_sampler.Example], first: int) -> jax.Array:
+        made = run(params, batch, first, negative, weights)
+        return made if decode is None else made[1]
     return sample_batch
 
 
-def sample(config, model: mmaudio.MMAudio, params: Any, split: Sequence_[Example], sequence: Sequence,
+def mesh_and_size(config) -> tuple[jax.sharding.Mesh, int]:
+    """config.mesh, and config.sampling.batch_size, rounded up so that all devices have as many examples."""
+    mesh = partitioning.make_mesh(config.mesh, config.sharding.slice_axis)
+    return mesh, partitioning.rounded_up(mesh, config.sampling.batch_size, 'config.sampling.batch_size')
+
+
+def sample(config, model: mmaudio.MMAudio, params: Any, split: Sequence_[record_sampler.Example], sequence: Sequence,
            decoder: codec.Codec | None = None) -> np.ndarray:
     """Latents or waveforms of all examples, float32 `[len(split), …]` on every process, by `make_sampler`."""
-    run, size, done = make_sampler(config, model, params, sequence, decoder), _batch_size(config), []
+    mesh, size = mesh_and_size(config)
+    run, done = make_sampler(config, model, params, sequence, mesh, size, decoder), []
     for start in range(0, len(split), size):
         batch = split[start:start + size]
         done.append(partitioning.to_host(run(batch, start))[:len(batch)])
-        print(f'evaluate: sampled {min(start + size, len(split))} of {len(split)} clips', flush=True)
+        partitioning.say(f'evaluate: sampled {min(start + size, len(split))} of {len(split)} clips')
     return np.concatenate(done)
 
 
@@ -148,7 +129,8 @@ def write(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
       ValueError: no network, one of another config, two records of one id, an id that is no place in a folder.
       FileNotFoundError: records or codec are missing.
     """
-    started, data, size = time.monotonic(), pathlib.Path(config.data_dir or workdir), _batch_size(config)
+    started, data = time.monotonic(), pathlib.Path(config.data_dir or workdir)
+    mesh, size = mesh_and_size(config)
     sequence = Sequence(config.sequence.rate, config.sequence.duration_s)
     parts = _network(config, workdir, sequence)
     folder = _folder(config, workdir, data, parts)
@@ -166,19 +148,19 @@ def write(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
                 continue
             if run is None:
                 decoder = codec.make(parts.config['extract']['codec'], sequence, parts.codec_path, parts.load)
-                run = make_sampler(config, parts.model, parts.params, sequence, decoder)
+                run = make_sampler(config, parts.model, parts.params, sequence, mesh, size, decoder)
             waveforms = run(batch, first)
             _wait_for(writing)
             writing = [pool.submit(_write_sound, paths[row], waveform, sequence)
                        for row, waveform in partitioning.own_rows(waveforms).items() if row < len(batch)]
             made += len(batch)
-            print(f'score: made the sounds of {count} clips, {time.monotonic() - started:.0f} s', flush=True)
+            partitioning.say(f'score: made the sounds of {count} clips, {time.monotonic() - started:.0f} s')
         _wait_for(writing)
     _anywhere(False)  # nobody reads before all have written
     if len(found) < count:
         raise ValueError(f'{data / "records" / config.evaluate.dataset}: two records of its split {config.evaluate.split} have '
                          'one id; extract it again (--mode=extract)')
-    print(f'score: {folder}: {count} sounds, {made} of them new', flush=True)
+    partitioning.say(f'score: {folder}: {count} sounds, {made} of them new')
     return found
 
 
@@ -196,8 +178,7 @@ def place_of(folder: pathlib.Path, name: str, suffix: str) -> pathlib.Path:
 
 def _write_sound(path: pathlib.Path, waveform: np.ndarray, sequence: Sequence) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)  # of an id with slashes
-    samples = round(sequence.duration_s * sequence.sample_rate_hz)
-    media.write_audio(path, np.asarray(waveform)[:samples], sequence.sample_rate_hz)
+    media.write_audio(path, np.asarray(waveform)[:sequence.samples], sequence.sample_rate_hz)
 
 
 def _wait_for(writing: list[concurrent.futures.Future]) -> None:

@@ -9,15 +9,10 @@ import jax
 
 
 class Stages:
-    """Prints a line after each stage, or nothing.
-
-    Attributes:
-      seconds: stage → time spent in it so far.
-    """
+    """Prints a line after each stage, or nothing."""
 
     def __init__(self, name: str, verbose: bool):
         self._name, self._verbose = name, verbose
-        self.seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
     def __call__(self, stage: str, detail: str = '') -> Iterator[None]:
@@ -25,7 +20,6 @@ class Stages:
         started = time.monotonic()
         yield
         taken_s = time.monotonic() - started
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + taken_s
         if self._verbose:
             what = f'{stage} ({detail})' if detail else stage
             print(f'{self._name}: {what}: {taken_s:.2f} s, {_memory()}', flush=True)

@@ -1,6 +1,5 @@
 """The training loop. An exact resume depends on its order: evaluate, save, next batch, step, then log the step before."""
 import dataclasses
-import functools
 import pathlib
 import time
 from typing import Any, Callable
@@ -14,7 +13,6 @@ from mmaudio_jax import ema
 from mmaudio_jax import encoders
 from mmaudio_jax import flops
 from mmaudio_jax import input_pipeline
-from mmaudio_jax import optimizer
 from mmaudio_jax import partitioning
 from mmaudio_jax import snapshots
 from mmaudio_jax import train_log
@@ -64,8 +62,9 @@ def train(config, workdir: pathlib.Path) -> None:
         try:
             checkpointer.check(config)
             done = checkpointer.latest_step() or 0
-            if done >= config.train.total_steps and snapshots.exists(workdir, done):
-                print(f'training: all {done} steps are done (config.train.total_steps), in {checkpointer.directory}')
+            if partitioning.agreed(done >= config.train.total_steps) and snapshots.exists(workdir, done):
+                partitioning.say(f'training: all {done} steps are done (config.train.total_steps), in '
+                                 f'{checkpointer.directory}')
                 return
             preempted = _run(config, workdir, checkpointer)
         except jax.errors.JaxRuntimeError:
@@ -89,38 +88,29 @@ def _check_averages(config) -> None:
 def _run(config, workdir: pathlib.Path, checkpointer: checkpoints.Checkpointer) -> bool:
     """Prepares everything and runs the loop; whether it ended because of a preemption notice."""
     mesh = partitioning.make_mesh(config.mesh, config.sharding.slice_axis)
-    partitioning.check_microbatches(mesh, config)
     sequence = Sequence(**config.sequence)
     model = mmaudio.build(config.model, sequence)
+    prepared = train_step.on_mesh(config, model, sequence, mesh)
     records = pathlib.Path(config.data_dir or workdir) / 'records'
     iterator = input_pipeline.train_iterator(config, records, mesh)
-
-    init = functools.partial(train_step.init_state, config, model, sequence)
-    channels = sequence.latent_channels
-    empty = np.zeros((model.text_length, model.text_width))
-    shapes = jax.eval_shape(lambda: init((np.zeros(channels), np.ones(channels)), empty))
-    rules = partitioning.rules_of(config)
-    shardings = partitioning.state_sharding(mesh, shapes, rules, config.sharding.whole_params)
-    placed = partitioning.on_mesh(model, mesh, config)
-    tx, schedule = optimizer.make(config.optimizer, shapes.params)
     # What these refuse they refuse now: the statistics below are a pass over all records.
-    update = train_step.jit_train_step(config, placed, tx, schedule, mesh, shardings)
-    validation_loss = _validation(config, placed, records, mesh)
-    sample = train_samples.make_sample(config, placed, sequence, records, workdir, shardings.params)
+    validation_loss = _validation(config, prepared.network, records, mesh)
+    sample = train_samples.make_sample(config, prepared, mesh, sequence, records, workdir)
     profile = train_log.Profile(workdir, config.train.profile_steps)
-    restored = checkpointer.restore_latest(partitioning.abstract(shapes, shardings), iterator, config)
+    restored = checkpointer.restore_latest(prepared.state, iterator, config)
     if restored is None:
         snapshots.check(workdir, config)
-        encoder = encoders.make(config.extract.encoder, sequence, store.loader(config.weights, config.weights.dtype))
-        empty_string_feat = np.asarray(encoder.encode_text([''])[0])
+        load = store.loader(config.weights, config.weights.dtype)
+        empty_string_feat, = encoders.make(config.extract.encoder, sequence, load).encode_text([''])
         statistics = input_pipeline.latent_statistics(config, records)
-        state, step = jax.jit(lambda: init(statistics, empty_string_feat), out_shardings=shardings)(), 0
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, prepared.state)
+        state, step = jax.jit(lambda: prepared.init(statistics, empty_string_feat), out_shardings=shardings)(), 0
     else:
         state, step = restored
     log = train_log.TrainLog(workdir, config, step, config.input.batch_size * flops.training(model, sequence))
-    log.say(_opening(config, mesh, shapes.params, step))
-    job = Job(config=config, workdir=workdir, iterator=iterator, checkpointer=checkpointer, log=log, step=update,
-              validation_loss=validation_loss, sample=sample, profile=profile)
+    log.say(_opening(config, mesh, prepared.state.params, step))
+    job = Job(config=config, workdir=workdir, iterator=iterator, checkpointer=checkpointer, log=log,
+              step=prepared.step, validation_loss=validation_loss, sample=sample, profile=profile)
     try:
         return _loop(job, state, step)
     except train_log.NonFiniteError as error:
@@ -161,7 +151,7 @@ def _loop(job: Job, state: train_step.TrainState, step: int) -> bool:
                     job.checkpointer.save(step, state, job.iterator, job.config)
         if last or preempted:
             job.checkpointer.wait()
-            job.log.say(_closing(job, step, preempted and not last))
+            job.log.say(_closing(job, step, preempted))
             return preempted
         job.profile.before(step + 1)
         started = time.monotonic()

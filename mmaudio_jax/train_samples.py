@@ -15,18 +15,15 @@ from mmaudio_jax import codec
 from mmaudio_jax import input_pipeline
 from mmaudio_jax import media
 from mmaudio_jax import partitioning
-from mmaudio_jax import pipeline
 from mmaudio_jax import plots
-from mmaudio_jax import sampler
+from mmaudio_jax import record_sampler
 from mmaudio_jax import train_step
 from mmaudio_jax.sequence import Sequence
 from mmaudio_jax.weights import store
 
-_FIELDS = ('latent_mean', 'clip_features', 'sync_features', 'text_features', 'video_exists', 'text_exists')
 
-
-def make_sample(config, model, sequence: Sequence, records: pathlib.Path, workdir: pathlib.Path,
-                shardings: Any) -> Callable[[int, train_step.TrainState], None]:
+def make_sample(config, prepared: train_step.OnMesh, mesh: jax.sharding.Mesh, sequence: Sequence, records: pathlib.Path,
+                workdir: pathlib.Path) -> Callable[[int, train_step.TrainState], None]:
     """fn(step, state) that writes workdir/samples/<step>: a FLAC file and a PNG for each clip.
 
     The clips are the first config.train.sample_clips of config.input.validation's split 'validation'. The weights are the
@@ -35,36 +32,38 @@ def make_sample(config, model, sequence: Sequence, records: pathlib.Path, workdi
 
     Args:
       config: the run's ConfigDict.
-      model: models.mmaudio.MMAudio.
+      prepared: the network on the mesh, and where its parameters are; the averages may be split otherwise.
+      mesh: of the run.
       sequence: lengths of the clips.
       records: folder of the record sets and of codec.npz.
       workdir: of the run.
-      shardings: of the parameters; the averages may be split otherwise.
 
     Raises:
-      FileNotFoundError, ValueError: the validation set or the codec's file is not there; before training rather than during it.
+      FileNotFoundError, ValueError: the validation set or the codec's file is not there, or rules for activations do not fit
+        the sampler; before training rather than during it.
     """
     if not config.train.sample_every or not config.train.sample_clips:
         return lambda step, state: None
     examples = list(itertools.islice(input_pipeline.read_split(config, records, config.input.validation, 'validation'),
                                      config.train.sample_clips))
-    decoder = codec.make(config.extract.codec, sequence, records / 'codec.npz', store.loader(config.weights))
-    settings = sampler.SamplerSettings.of(config.sampling)
-    sample = sampler.make_sampler(model, settings)
+    decoder_of = functools.partial(codec.make, config.extract.codec, sequence, records / 'codec.npz',
+                                   store.loader(config.weights))
+    decoder_of()
+    size = partitioning.rounded_up(mesh, len(examples), 'config.train.sample_clips')
+    sample = record_sampler.make(config, prepared.network, mesh, sequence, size)
+    jax.eval_shape(functools.partial(sample, examples=examples), prepared.state.params)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, prepared.state.params)
     gather = jax.jit(lambda params: params, out_shardings=shardings)
-    conditions_of = jax.jit(functools.partial(pipeline.with_empty_features, model))
-    noise = np.asarray(sampler.noise(config.sampling.seed, range(len(examples)), sequence.latent_length,
-                                     sequence.latent_channels))
-    batch = {name: np.stack([np.asarray(example[name]) for example in examples]) for name in _FIELDS}
 
     def write(step: int, state: train_step.TrainState) -> None:
         folder = workdir / 'samples' / str(step)
         if partitioning.agreed(folder.exists()):
             return
-        params = gather(_average(state, config.ema.synthesis_sigma_rel))
-        latents = partitioning.to_host(sample(params, noise, *conditions_of(params, batch), None))
+        average = gather(_average(state, config.ema.synthesis_sigma_rel))
+        latents = partitioning.to_host(sample(average, examples))[:len(examples)]
         if jax.process_index() == 0:
-            truth = batch['latent_mean'].astype(np.float32)
+            truth = record_sampler.filled(examples, ['latent_mean'], len(examples))['latent_mean'].astype(np.float32)
+            decoder = decoder_of()  # anew each time: its weights would stay in the device's memory
             _write_clips(folder, examples, decoder.decode(latents), decoder.decode(truth), sequence)
     return write
 
@@ -81,10 +80,10 @@ def _write_clips(folder: pathlib.Path, examples: Sequence_[Mapping[str, Any]], s
     partial = folder.with_name(f'.{folder.name}.partial')
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    samples = round(sequence.duration_s * sequence.sample_rate_hz)
     for number, (example, sound, truth) in enumerate(zip(examples, np.asarray(sounds), np.asarray(truths), strict=True)):
         name = f'{number:02d}_' + re.sub(r'[^\w.-]+', '_', str(example['id']))[:80]
-        media.write_audio(partial / f'{name}.flac', sound[:samples], sequence.sample_rate_hz)
-        rows = {f'generated: {example["caption"]}': sound[:samples], 'truth, through the codec': truth[:samples]}
+        sound, truth = sound[:sequence.samples], truth[:sequence.samples]
+        media.write_audio(partial / f'{name}.flac', sound, sequence.sample_rate_hz)
+        rows = {f'generated: {example["caption"]}': sound, 'truth, through the codec': truth}
         plots.spectrogram(partial / f'{name}.png', rows, sequence.sample_rate_hz)
     partial.rename(folder)

@@ -3,7 +3,8 @@
 All randomness of a step is fold_in(fold_in(key(seed), step), name); nothing random is stored in the state.
 Source: MMAudio (arXiv 2412.15322), sections 3.1 and 4.1.
 """
-from typing import Any, Callable, Mapping
+import functools
+from typing import Any, Callable, Mapping, NamedTuple
 import zlib
 
 import flax.struct
@@ -48,7 +49,7 @@ class TrainState:
     """Everything that a step changes.
 
     Attributes:
-      step: int32 [], optimizer steps done.
+      step: int32 [], steps taken, also those that were left out because they were not finite.
       params: parameters of models.mmaudio.MMAudio, float32, with the constants latent_mean, latent_std, empty_string_feat.
       opt_state: state of optimizer.make's transformation.
       ema: running averages of the parameters.
@@ -259,6 +260,38 @@ def make_train_step(config, model, tx: optax.GradientTransformation,
         return state, metrics
 
     return train_step
+
+
+class OnMesh(NamedTuple):
+    """A training step ready to be compiled.
+
+    Attributes:
+      init: (statistics, empty_string_feat) -> TrainState, see init_state.
+      state: shapes and shardings of the TrainState.
+      network: on the mesh.
+      step: see jit_train_step.
+    """
+    init: Callable[[tuple[np.ndarray, np.ndarray], np.ndarray], TrainState]
+    state: TrainState
+    network: partitioning.OnMesh
+    step: jax.stages.Wrapped
+
+
+def on_mesh(config, model, sequence: Sequence, mesh: jax.sharding.Mesh) -> OnMesh:
+    """The step of a configuration on a mesh; nothing is computed yet.
+
+    Raises:
+      ValueError: microbatches, optimizer or rules do not fit (names the field).
+    """
+    partitioning.check_microbatches(mesh, config)
+    init = functools.partial(init_state, config, model, sequence)
+    channels, empty = sequence.latent_channels, np.zeros((model.text_length, model.text_width))
+    shapes = jax.eval_shape(lambda: init((np.zeros(channels), np.ones(channels)), empty))
+    shardings = partitioning.state_sharding(mesh, shapes, partitioning.rules_of(config), config.sharding.whole_params)
+    network = partitioning.on_mesh(model, mesh, config)
+    tx, schedule = optimizer.make(config.optimizer, shapes.params)
+    step = jit_train_step(config, network, tx, schedule, mesh, shardings)
+    return OnMesh(init, partitioning.abstract(shapes, shardings), network, step)
 
 
 def jit_train_step(config, model, tx: optax.GradientTransformation, schedule: optax.Schedule, mesh: jax.sharding.Mesh,

@@ -63,7 +63,7 @@ def _saved(folder, steps, **train):
     checkpointer = checkpoints.Checkpointer(folder, config.train)
     for step in steps:
         iterator.position = step
-        checkpointer.save(step, _state(step), iterator, config, force=True)
+        checkpointer.save(step, _state(step), iterator, config)
     checkpointer.close()
     return config
 
@@ -93,7 +93,7 @@ def test_a_checkpoint_of_one_mesh_is_restored_on_another(tmp_path):
         mesh = partitioning.make_mesh(old)
         checkpointer = checkpoints.Checkpointer(folder, config.train)
         placed = jax.device_put(state, partitioning.state_sharding(mesh, state, rules))
-        checkpointer.save(10, placed, Counter(), config, force=True)
+        checkpointer.save(10, placed, Counter(), config)
         wanted = partitioning.state_sharding(partitioning.make_mesh(new), state, rules)
         restored, step = checkpointer.restore_latest(partitioning.abstract(state, wanted), Counter(), config)
         checkpointer.close()
@@ -111,7 +111,7 @@ def test_the_state_may_be_donated_while_it_is_written(tmp_path):
     state = _state(3, 300_000)
     overwrite = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 - 1, tree), donate_argnums=0)
     checkpointer = checkpoints.Checkpointer(tmp_path, config.train)
-    checkpointer.save(3, state, Counter(), config, force=True)
+    checkpointer.save(3, state, Counter(), config)
     for _ in range(3):
         state = overwrite(state)
     checkpointer.close()
@@ -129,6 +129,18 @@ def test_orbax_decides_by_interval_last_step_and_preemption(tmp_path):
     assert [step for step in range(26) if checkpointer.should_save(step)] == [10, 20, 25]
     told.append(True)
     assert checkpointer.should_save(7) and checkpointer.preempted(7)
+    checkpointer.close()
+
+
+def test_a_process_that_sees_no_checkpoint_yet_takes_part_in_the_agreement(tmp_path, monkeypatch):
+    checkpointer = checkpoints.Checkpointer(tmp_path, _config().train)
+    given = []
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    of_process_0 = iter([2, np.array([20, 10])])
+    monkeypatch.setattr(checkpoints.multihost_utils, 'broadcast_one_to_all', lambda x: given.append(x) or next(of_process_0))
+    assert checkpointer._agreed_steps() == [20, 10]
+    assert given[0] == 0 and (given[1].shape, given[1].dtype) == ((2,), np.int64)
+    monkeypatch.undo()
     checkpointer.close()
 
 

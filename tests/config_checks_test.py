@@ -24,6 +24,8 @@ def test_every_config_is_in_order(name):
     ('extract.workers', 0, 'is 0; it must be at least 1'), ('score.batch_size', 0, 'is 0; it must be at least 1'),
     ('evaluate.onset_windows_s', (), r'is \(\); it must hold numbers of seconds, at least one'),
     ('evaluate.onset_windows_s', (float('nan'),), r'is \(nan,\); it must hold numbers of seconds, at least one'),
+    ('train.compiler_options', (('xla_tpu_scoped_vmem_limit_kib',),), r'is .*; it must be a tuple of \(option, value\) tuples'),
+    ('train.compiler_options', (('xla_enable_async_all_gather', True),), 'is .*; the value True must be a string, in quotes'),
     ('optimizer.betas', (0.9,), r'is \(0.9,\); it must be \(first, second\)'),
 ])
 def test_a_field_that_cannot_be_used_is_named(field, value, message):

@@ -323,7 +323,7 @@ def _write_where_one_disk_is_full(folder: str, hosts: dict) -> None:
         state = _state()
         if hosts['index'] == '1':
             resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
-        checkpointer.save(1, state, _NoRecords(), config, force=True)
+        checkpointer.save(1, state, _NoRecords(), config)
         for step in range(2, 10_000):
             checkpointer.preempted(step)
             time.sleep(0.05)
@@ -342,7 +342,7 @@ def _read_where_one_disk_fails(folder: str, hosts: dict) -> None:
         checkpointer = checkpoints.Checkpointer(pathlib.Path(folder), config.train)
         state = _state()
         for step in (1, 2):
-            checkpointer.save(step, state, _NoRecords(), config, force=True)
+            checkpointer.save(step, state, _NoRecords(), config)
         checkpointer.wait()
         restore = ocp.StandardCheckpointHandler.restore
 
@@ -398,6 +398,29 @@ def test_sigterm_ends_a_process_that_does_not_train(tmp_path):
     assert process.exitcode == -signal.SIGTERM, started[1][1].read_text()
     (code, output), _ = ends(started, 2 * LOST_AFTER_S)
     assert code and 'another task died' in output
+
+
+def _fail_alone(folder: str, hosts: dict) -> None:
+    """The second process is stopped by Ctrl-C, or has no device."""
+    how = (pathlib.Path(folder) / 'how').read_text()
+    if hosts['index'] == '1' and how == 'no device':
+        jax.config.update('jax_platforms', 'none_such')
+    with _joined(hosts):
+        if hosts['index'] == '1' and how == 'Ctrl-C':
+            raise KeyboardInterrupt
+        jax.devices()
+        time.sleep(60)
+
+
+@pytest.mark.parametrize('how, code, said', [('Ctrl-C', 130, '^stopped$'),
+                                             ('no device', 1, 'error: process 1 of 2: .*none_such')])
+def test_a_process_that_fails_alone_ends_at_once(tmp_path, how, code, said):
+    (tmp_path / 'how').write_text(how)
+    other, (process, output) = start_each(_fail_alone, tmp_path)
+    process.join(30)
+    assert process.exitcode == code, output.read_text()
+    assert re.search(said, output.read_text(), re.MULTILINE)
+    other[0].kill()
 
 
 _ALONE = """

@@ -26,7 +26,8 @@ def run(trajectory, every):
     snapshots = []
     for rows in trajectory.reshape(-1, every, trajectory.shape[1]):
         state = jax.jit(segment)(state, rows)
-        snapshots += ema.snapshots(state)
+        snapshots += [ema.Snapshot(ema.sigma_rel_to_gamma(sigma_rel), int(state.count), average)
+                      for sigma_rel, average in zip(state.sigma_rels, state.averages, strict=True)]
     return state, snapshots
 
 

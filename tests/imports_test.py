@@ -17,7 +17,7 @@ ROOMS = [
     {'partitioning', 'calls'},
     {'official_codec', 'official_encoder', 'encoders', 'codec', 'weights', 'embedders', 'published_caches'},
     {'flow_matching', 'optimizer', 'ema', 'metrics', 'metrics_distribution', 'metrics_onsets_published', 'flops'},
-    {'sampler', 'fingerprints', 'embeddings', 'score_inputs', 'score_metrics', 'score_tables'},
+    {'sampler', 'record_sampler', 'fingerprints', 'embeddings', 'score_inputs', 'score_metrics', 'score_tables'},
     {'train_step', 'input_pipeline', 'checkpoints', 'snapshots', 'train_log', 'train_samples', 'request',
      'pretrained', 'pipeline'},
     {'train', 'generate_jobs', 'generate', 'split_sounds', 'evaluate', 'score', 'ablations', 'exchange',

@@ -10,6 +10,7 @@ import soundfile
 import mmaudio_jax
 from mmaudio_jax import media
 from mmaudio_jax import pipeline
+from mmaudio_jax import record_sampler
 from mmaudio_jax import sampler
 from mmaudio_jax.frames import FrameRequest
 from mmaudio_jax.frames import Frames
@@ -265,7 +266,7 @@ def test_missing_modalities_get_the_learned_features(pipe):
     batch = {name: generator.normal(size=shape).astype(np.float16) for name, shape in shapes.items()}
     batch |= {'video_exists': np.array([True, False]), 'text_exists': np.array([False, True])}
     params = pipe._params
-    clip, sync, text = pipeline.with_empty_features(pipe._model, params, batch)
+    clip, sync, text = record_sampler.with_empty_features(pipe._model, params, batch)
     np.testing.assert_array_equal(clip[0], batch['clip_features'][0])
     np.testing.assert_array_equal(text[1], batch['text_features'][1])
     np.testing.assert_array_equal(clip[1], np.broadcast_to(params['empty_clip_feat'], (8, 1024)))

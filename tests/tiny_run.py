@@ -176,7 +176,8 @@ def sample(folder: str, hosts: dict) -> None:
         latents = split_sounds.sample(config, model, params, examples, sequence)
         if jax.process_index() == 0:
             np.save(pathlib.Path(folder) / f'latents_{hosts["count"]}.npy', latents)
-        run = split_sounds.make_sampler(config, model, params, sequence, TwiceTheFirstChannel())
+        run = split_sounds.make_sampler(config, model, params, sequence, *split_sounds.mesh_and_size(config),
+                                        TwiceTheFirstChannel())
         rows = partitioning.own_rows(run(examples[:4], 0))
         np.savez(pathlib.Path(folder) / f'rows_{hosts["count"]}_{jax.process_index()}.npz',
                  **{str(row): waveform for row, waveform in rows.items()})

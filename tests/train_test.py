@@ -52,6 +52,7 @@ def steps_of(folder):
 
 def test_run_writes_everything_and_a_second_one_does_nothing(workdir, capfd):
     config = tiny_run.make_config(total_steps=6, sample_every=6)
+    config.sharding.activations = (('/hidden$', (('data', 'fsdp'), None, None)),)  # which two sampled clips alone do not fill
     sequence = Sequence(**config.sequence)
     sounds = np.random.default_rng(0).normal(size=(4, sequence.waveform_length)).astype(np.float32) / 10
     codec.fit_pca([sounds], sequence, workdir / 'records' / 'codec.npz')
@@ -225,6 +226,28 @@ def test_resuming_with_another_config_names_the_field(workdir):
     config.optimizer.weight_decay = 0.1
     with pytest.raises(checkpoints.CheckpointError, match='config.optimizer.weight_decay is 0.1, but .* made with 1e-06'):
         train.train(config, workdir)
+
+
+def test_rules_that_do_not_fit_the_sampler_are_refused_before_training(workdir):
+    config = tiny_run.make_config(total_steps=4, sample_every=4)
+    sounds = np.random.default_rng(0).normal(size=(4, Sequence(**config.sequence).waveform_length)).astype(np.float32) / 10
+    codec.fit_pca([sounds], Sequence(**config.sequence), workdir / 'records' / 'codec.npz')
+    config.sharding.activations = (('/hidden$', (('data', 'fsdp'), None, None)),)
+    config.sampling.solver = 'dopri5'  # whose batch is the two versions of a clip
+    with pytest.raises(ValueError, match='does not divide the dimension 2 of the result of hidden'):
+        train.train(config, workdir)
+    assert not (workdir / 'logs').exists()
+
+
+def test_told_to_stop_at_the_last_step_it_says_that_something_is_left(workdir, monkeypatch, capfd):
+    config = tiny_run.make_config(total_steps=2)
+    with monkeypatch.context() as told:
+        told.setattr(checkpoints.Checkpointer, 'preempted', lambda self, step: step == 2)
+        with pytest.raises(SystemExit):
+            train.train(config, workdir)
+    assert 'told to stop: saved step 2' in capfd.readouterr().out and not (workdir / 'ema').exists()
+    train.train(config, workdir)
+    assert steps_of(workdir / 'ema') == [2]
 
 
 @pytest.mark.parametrize('field, value, message', [

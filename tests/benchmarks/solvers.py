@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 
 from mmaudio_jax import input_pipeline
-from mmaudio_jax import pipeline
+from mmaudio_jax import record_sampler
 from mmaudio_jax import sampler
 from mmaudio_jax import snapshots
 from mmaudio_jax.models import mmaudio
@@ -39,7 +39,7 @@ def inputs_of(workdir: pathlib.Path, clips: int) -> tuple[Any, Any, list[Any], f
     fields = ('clip_features', 'sync_features', 'text_features', 'video_exists', 'text_exists')
     batch = {name: np.stack([np.asarray(example[name]) for example in examples]) for name in fields}
     noise = sampler.noise(config.sampling.seed, range(len(examples)), sequence.latent_length, sequence.latent_channels)
-    return model, params, [noise, *pipeline.with_empty_features(model, params, batch), None], config.sampling.guidance
+    return model, params, [noise, *record_sampler.with_empty_features(model, params, batch), None], config.sampling.guidance
 
 
 def main() -> None:

@@ -5,7 +5,6 @@
 Random features and parameters; the sampler stops at the latents. Prints one line of JSON.
 """
 import argparse
-import functools
 import importlib
 import json
 import time
@@ -15,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmaudio_jax import flops
-from mmaudio_jax import optimizer
 from mmaudio_jax import partitioning
 from mmaudio_jax import records
 from mmaudio_jax import sampler
@@ -55,25 +53,21 @@ def main() -> None:
     flags = parser.parse_args()
     config = importlib.import_module(f'configs.{flags.config}').get_config()
     config.model.dtype = flags.dtype or config.model.dtype
+    config.input.batch_size = flags.batch
     mesh = partitioning.make_mesh(config.mesh, config.sharding.slice_axis)
     sequence = Sequence(**config.sequence)
-    model, rules = mmaudio.build(config.model, sequence), partitioning.rules_of(config)
+    model = mmaudio.build(config.model, sequence)
     channels, empty = sequence.latent_channels, np.zeros((model.text_length, model.text_width))
-    init = functools.partial(train_step.init_state, config, model, sequence, (np.zeros(channels), np.ones(channels)), empty)
-    shapes = jax.eval_shape(init)
-    shardings = partitioning.state_sharding(mesh, shapes, rules, config.sharding.whole_params)
-    placed = partitioning.on_mesh(model, mesh, config)
+    prepared = train_step.on_mesh(config, model, sequence, mesh)
     batch = features(config, mesh, flags.batch)
-    state = jax.jit(init, out_shardings=shardings)()
+    state = jax.jit(lambda: prepared.init((np.zeros(channels), np.ones(channels)), empty),
+                    out_shardings=jax.tree.map(lambda leaf: leaf.sharding, prepared.state))()
     if flags.program == 'train':
-        tx, schedule = optimizer.make(config.optimizer, shapes.params)
-        function = train_step.jit_train_step(config, placed, tx, schedule, mesh, shardings)
-        arguments, again = (state, batch), lambda result: (result[0], batch)
+        function, arguments, again = prepared.step, (state, batch), lambda result: (result[0], batch)
         work = flags.batch * flops.training(model, sequence)
     else:
-        settings = sampler.SamplerSettings(config.sampling.solver, config.sampling.num_steps, config.sampling.guidance,
-                                           config.sampling.schedule)
-        function = jax.jit(sampler.make_sampler(placed, settings, mesh))
+        settings = sampler.SamplerSettings.of(config.sampling)
+        function = jax.jit(sampler.make_sampler(prepared.network, settings, mesh))
         noise = sampler.noise(0, range(flags.batch), sequence.latent_length, channels)
         text = batch['text_features'].astype(jnp.float32)
         arguments = (state.params, partitioning.spread(noise, partitioning.batch_sharding(mesh)),
