@@ -66,13 +66,16 @@ class Media:
                     self._files[tables.composed(stem)].append(pathlib.Path(parent, name))
         self.count = sum(map(len, self._files.values()))
 
-    def find(self, *stems: str, within: str = '') -> pathlib.Path | None:
-        """The file of the first of the names that is there; below a folder whose name holds `within`, if one is."""
+    def find(self, *stems: str, within: str = '', suffixes: Sequence[str] = SUFFIXES,
+             preferred: str = '') -> pathlib.Path | None:
+        """The file of the first of the names that is there with one of the suffixes; below a folder whose name holds `within`,
+        if one is; of those the one with the `preferred` suffix, if there is one."""
+        part = tables.composed(within).lower()
         for stem in stems:
-            files, part = self._files.get(tables.composed(stem), []), tables.composed(within).lower()
+            files = [file for file in self._files.get(tables.composed(stem), []) if file.suffix.lower() in suffixes]
             inside = [file for file in files if part in tables.composed(str(file.parent.relative_to(self._folder))).lower()]
             if files:
-                return (inside or files)[0]
+                return min(inside or files, key=lambda file: file.suffix.lower() != preferred)
         return None
 
     def __iter__(self) -> Iterator[pathlib.Path]:

@@ -8,6 +8,7 @@ from typing import Iterator
 
 from data_pipelines import layouts
 from mmaudio_jax import tables
+from mmaudio_jax.media import VIDEO_SUFFIXES
 
 LISTING = 'vggsound.csv'
 SPLITS = {'train': 'train', 'val': 'validation', 'test': 'test'}  # part of a list's name → split
@@ -38,5 +39,5 @@ def _read_csv(path: pathlib.Path, media: layouts.Media, report: layouts.Report) 
 
 
 def _entry(name: str, other_name: str, split: str, label: str, media: layouts.Media) -> layouts.Entry:
-    return layouts.Entry(name, split, (label,), media.find(name, other_name), video=True, cut='start', label=label,
-                         source=layouts.source_of(name))
+    file = media.find(name, other_name, suffixes=VIDEO_SUFFIXES)
+    return layouts.Entry(name, split, (label,), file, video=True, cut='start', label=label, source=layouts.source_of(name))

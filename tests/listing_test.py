@@ -180,7 +180,7 @@ def test_greatest_hits(tmp_path):
     write(source / 'train.txt', '2015-01-01\nlost\n')
     write(source / 'test.txt', '2015-02-02\n')
     for name in ('2015-01-01', '2015-02-02'):
-        write_sound(source / f'{name}_denoised.wav', 2.4)
+        write_sound(source / f'{name}.wav', 2.4).rename(source / f'{name}_denoised.mp4')
     write(source / '2015-01-01_times.txt', '0.25 metal hit static\n0.5 plastic-bag scratch deform\n1.5 None hit None\nbad\n'
           '-1 metal hit static\n')
     write(source / '2015-02-02_times.txt', '')
@@ -191,6 +191,35 @@ def test_greatest_hits(tmp_path):
     assert len(tables['test']) == 2 and report['lists']['missing_files'] == ['lost_times.txt']
     assert report['lists']['unusable_rows'] == ["2015-01-01_times.txt, line 4: 'bad'",
                                                 "2015-01-01_times.txt, line 5: '-1 metal hit static'"]
+
+
+@pytest.mark.parametrize('layout, name, text, video', [
+    ('vggsound', 'vggsound.csv', f'{IDS[0]},30,rain,test\n', f'b/{IDS[0]}_000030.mp4'),
+    ('moviegen', '1.jsonl', '{"audio_prompt": "rain"}', 'b/1.mp4'), ('greatest_hits', '1_times.txt', '', 'b/1_denoised.mp4'),
+    ('folder_csv', 'list.csv', 'video,caption,split\nx,rain,test\n', 'b/x.mp4'),
+    ('folder_csv', 'list.csv', 'video,caption,split\nx.mp4,rain,test\n', 'b/x.mp4'),
+    ('folder_csv', 'list.csv', 'video,caption,split\nx.avi,rain,test\n', 'b/x.mp4'),
+    ('folder_csv', 'list.csv', 'file,caption,split\nx.mp4,rain,test\n', 'b/x.mp4')])
+def test_videos_are_found_beside_sounds_of_their_name(tmp_path, layout, name, text, video):
+    source = tmp_path / 'source'
+    write(source / name, text)
+    write(source / 'test.txt', '1')
+    sound = write_sound(source / 'a.old' / pathlib.Path(video).with_suffix('.flac').name, 2.0)
+    write_sound(source / 'b' / sound.name, 2.0).rename(source / video)
+    tables, _ = make(tmp_path, layout)
+    assert [row['video'] for row in tables['test'] if row['start_s'] == 0] == [str(source / video)]
+
+
+@pytest.mark.parametrize('cell, found', [('x.wav', 'b/x.wav'), ('x', 'a/x.flac'), ('rain.1', 'c/rain.1.wav'),
+                                         ('c/x.wav', 'c/x.flac')])
+def test_the_file_that_a_csv_names_in_full_is_preferred(tmp_path, cell, found):
+    """Of those in the folder that it names, if there are any."""
+    source = tmp_path / 'source'
+    for name in ('a/x.flac', 'b/x.wav', 'c/x.flac', 'c/rain.wav', 'c/rain.1.wav'):
+        write(source / name)
+    write(source / 'list.csv', f'audio,caption,start_s\n{cell},rain,0\n')
+    tables, _ = make(tmp_path, 'folder_csv')
+    assert tables['train'][0]['audio'] == str(source / found)
 
 
 @pytest.mark.parametrize('text, reason', [
@@ -336,7 +365,7 @@ def test_tables_are_there_while_they_are_written_anew(tmp_path, monkeypatch):
     ('moviegen', '12.jsonl', '{"audio_prompt": "bell"}'), ('greatest_hits', '12_times.txt', '0.25 metal hit static')])
 def test_a_listing_that_was_changed_is_noticed(tmp_path, layout, name, text):
     source = tmp_path / 'source'
-    for media in ('12.wav', f'{IDS[0]}_000030.mp4'):
+    for media in ('12.wav', '12.mp4', f'{IDS[0]}_000030.mp4'):
         write_sound(source / 'x.wav', 1.2).rename(source / media)
     write(source / 'train.txt', '12')
     write(source / name, text)
