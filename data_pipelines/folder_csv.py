@@ -23,7 +23,7 @@ SPLITS = {'': 'train', 'val': 'validation', **{split: split for split in clips.S
 
 def read(folder: pathlib.Path, media: layouts.Media, report: layouts.Report) -> Iterator[layouts.Entry]:
     """The entries below `folder`. See layouts.Entry."""
-    listings = sorted([*folder.glob('*.csv'), *folder.glob('*.tsv')])
+    listings = sorted([*folder.glob('[!.]*.csv'), *folder.glob('[!.]*.tsv')])
     if not listings:
         yield from _by_name(folder, media)
     for path in listings:

@@ -53,7 +53,7 @@ class Entry:
 
 
 class Media:
-    """The media files below a folder, by name without suffix."""
+    """The media files below a folder, by name without suffix; hidden ones ('._x.mp4' is a note of macOS) are none."""
 
     def __init__(self, folder: pathlib.Path):
         self._folder = folder
@@ -62,7 +62,7 @@ class Media:
             folders.sort()
             for name in sorted(names):
                 stem, suffix = os.path.splitext(name)
-                if suffix.lower() in SUFFIXES:
+                if suffix.lower() in SUFFIXES and not name.startswith('.'):
                     self._files[tables.composed(stem)].append(pathlib.Path(parent, name))
         self.count = sum(map(len, self._files.values()))
 

@@ -16,7 +16,7 @@ KNOWN = ('id', 'audio_prompt', 'video_prompt', 'music_prompt')
 
 def read(folder: pathlib.Path, media: layouts.Media, report: layouts.Report) -> Iterator[layouts.Entry]:
     """The entries below `folder`. See layouts.Entry."""
-    listings = sorted(folder.rglob('*.jsonl'))
+    listings = sorted(folder.rglob('[!.]*.jsonl'))
     if not listings:
         raise FileNotFoundError(f'{folder}: holds no .jsonl with audio_prompt')
     find = functools.partial(media.find, suffixes=VIDEO_SUFFIXES)

@@ -16,7 +16,7 @@ SPLITS = {'train': 'train', 'val': 'validation', 'test': 'test'}  # part of a li
 
 def read(folder: pathlib.Path, media: layouts.Media, report: layouts.Report) -> Iterator[layouts.Entry]:
     """The entries below `folder`; lists are preferred, as they name a validation split. See layouts.Entry."""
-    named = sorted(folder.rglob('*.tsv'))
+    named = sorted(folder.rglob('[!.]*.tsv'))
     lists = [(path, split) for path in named for part, split in SPLITS.items() if f'-{part}' in path.stem]
     listing = next(iter(sorted(folder.rglob(LISTING))), None)
     if lists:

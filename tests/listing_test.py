@@ -222,6 +222,19 @@ def test_the_file_that_a_csv_names_in_full_is_preferred(tmp_path, cell, found):
     assert tables['train'][0]['audio'] == str(source / found)
 
 
+@pytest.mark.parametrize('layout, name, text', [
+    ('folder_csv', 'x.csv', 'file,caption,split\nbell.mp4,rain,test\n'), ('folder_csv', 'x.txt', ''),
+    ('vggsound', 'vgg-test.tsv', 'id\tlabel\nbell\train\n'), ('moviegen', 'bell.jsonl', '{"audio_prompt": "rain"}')])
+def test_hidden_files_are_passed_over(tmp_path, layout, name, text):
+    """macOS puts a '._NAME' beside every file of a disk that is not its own."""
+    for hidden in ('', '._'):
+        write(tmp_path / 'source' / f'{hidden}{name}', 'Mac OS X\n' if hidden else text)
+        write(tmp_path / 'source' / f'{hidden}bell.mp4')
+    tables, report = make(tmp_path, layout)
+    (row,), = tables.values()
+    assert row['id'] == 'bell' and not any(report['counts'].values()) and report['unused_files'] == 0
+
+
 @pytest.mark.parametrize('text, reason', [
     ('file,caption\na.wav,a bell, twice\n', '1 unusable rows .the first: list.csv, line 2: 3 columns, not 2; a cell that'),
     ('file,caption\na.wav,a bell\n', '1 too short .the first: a: 1.00 s, 1.10 s are needed .config.clips.short, or a start_s')])
