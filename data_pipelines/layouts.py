@@ -138,33 +138,44 @@ def read_csv(path: pathlib.Path, report: Report, needed: Sequence[str],
 
 
 def read_ids(path: pathlib.Path, key: str = '') -> set[str]:
-    """The sources and ids that an id list names, in the form of `source_of`.
+    """The sources and ids that an id list names, in the form of `source_of`; at least one.
 
     Known forms: .json (a list, or a dict of lists as WavCaps's blacklists, of which `key` is taken), a headerless csv as
     VGGSound's (its test rows), a csv or tsv with a header (the first of the columns ID_COLUMNS that it has), else one id a
     line. File name endings and the Y that AudioSet's files have before a YouTube id are taken off.
 
     Raises:
-      FileNotFoundError: no such file. ValueError: a json of another form, or a row that tables.csv_rows refuses.
+      FileNotFoundError: no such file. ValueError: a json of another form, a row that tables.csv_rows refuses, or no id.
     """
     if not path.is_file():
         raise FileNotFoundError(f'{path}: no such id list; correct config.clips.exclude')
-    if path.suffix == '.json':
-        found = json.loads(path.read_text(encoding='utf-8'))
-        if isinstance(found, dict):
-            if key not in found:
-                raise ValueError(f'{path}: has no list {key!r}; it has {", ".join(found)}')
-            found = found[key]
-        return {source_of(str(value)) for value in found} - {''}
+    names = _json_names(path, key) if path.suffix == '.json' else _names(path)
+    ids = {source_of(name) for name in names} - {''}
+    if not ids:  # else what it should take out would be trained on
+        raise ValueError(f'{path}: holds no id; a csv or tsv needs one of the columns {", ".join(ID_COLUMNS)}, or those of '
+                         'vggsound.csv without a header, of which the test rows are taken; correct it, or config.clips.exclude')
+    return ids
+
+
+def _json_names(path: pathlib.Path, key: str) -> list[str]:
+    found = json.loads(path.read_text(encoding='utf-8'))
+    if isinstance(found, dict):
+        if key not in found:
+            raise ValueError(f'{path}: has no list {key!r}; it has {", ".join(found)}')
+        found = found[key]
+    return [str(value) for value in found]
+
+
+def _names(path: pathlib.Path) -> list[str]:
     text = tables.read_text(path)
     if path.suffix not in ('.csv', '.tsv'):
-        return {source_of(line.strip()) for line in text.split('\n') if line.strip()}
-    rows = [row for _, row in tables.csv_rows(path, text)]
+        return [line.strip() for line in text.split('\n')]
+    rows = [row for _, row in tables.csv_rows(path, text) if row]
     for column in ID_COLUMNS:
         if rows and column in rows[0]:
             place = rows[0].index(column)
-            return {source_of(row[place]) for row in rows[1:] if len(row) > place} - {''}
-    return {source_of(row[0]) for row in rows if row and (len(row) != 4 or row[3] == 'test')} - {''}
+            return [row[place] for row in rows[1:] if len(row) > place]
+    return [row[0] for row in rows if len(row) != 4 or row[3] == 'test']
 
 
 def source_of(name: str) -> str:

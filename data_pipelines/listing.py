@@ -157,7 +157,7 @@ class _Listing:
             names = layouts.read_ids(pathlib.Path(path), key)
             named = [not names.isdisjoint({layouts.source_of(entry.source), layouts.source_of(entry.id)}) for entry in kept]
             self._report.excluded[path] = [entry.id for entry, gone in zip(kept, named) if gone]
-            if kept and names and not any(named):
+            if kept and not any(named):
                 print(f'clips {self._name}: WARNING: {path} EXCLUDES NOTHING: none of its {len(names)} ids, such as '
                       f'{min(names)!r}, is the source or the id of a clip, such as {layouts.source_of(kept[0].source)!r} and '
                       f'{kept[0].id!r}', flush=True)

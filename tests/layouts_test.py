@@ -103,6 +103,16 @@ def test_id_lists(tmp_path, name, text, expected):
     assert layouts.read_ids(tmp_path / name, 'AudioSet') == expected
 
 
+@pytest.mark.parametrize('name, text', [
+    ('list.csv', 'ytid,start,end,labels\naaaaaaaaaa1,30,40,rain\n'), ('vggsound.csv', 'aaaaaaaaaa1,30,rain,train\n'),
+    ('list.csv', 'id,label\n,rain\n'), ('ids.txt', '\n'), ('list.json', '[]')])
+def test_an_id_list_without_an_id_is_refused(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=f'{name}: holds no id; a csv or tsv needs one of the columns source, .*, or those of '
+                                         'vggsound.csv without a header, .* config.clips.exclude'):
+        layouts.read_ids(tmp_path / name)
+
+
 def test_bad_id_lists_are_named(tmp_path):
     (tmp_path / 'list.json').write_text('{"AudioSet": []}')
     with pytest.raises(ValueError, match="list.json: has no list 'FreeSound'; it has AudioSet"):
