@@ -9,11 +9,12 @@ import fcntl
 import json
 import pathlib
 import shutil
-from typing import Any, IO, Iterator, Mapping
+from typing import Any, Iterator, Mapping
 
 import numpy as np
 
 from data_pipelines import clips as clips_lib
+from data_pipelines.processes import take_lock
 from data_pipelines.progress import Progress
 from data_pipelines.shards import Plan
 from data_pipelines.shards import Shard
@@ -47,20 +48,9 @@ def in_use(place: pathlib.Path) -> list[str]:
     found = []
     for path in sorted(place.glob('.*.working')):
         with contextlib.suppress(FileNotFoundError), open(path, 'rb') as file:
-            if not _locks(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            if not take_lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 found.append(path.name.removeprefix('.').removesuffix('.working'))
     return found
-
-
-def _locks(file: IO, operation: int) -> bool:
-    """Whether the lock is had; also on a file system without locks."""
-    try:
-        fcntl.flock(file, operation)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    return True
 
 
 class SetInWork:
@@ -123,8 +113,8 @@ class SetInWork:
         """
         for target in self.plan.targets:
             target.folder.parent.mkdir(parents=True, exist_ok=True)
-            working = self._held.enter_context(open(self._working(target), 'w', encoding='utf-8'))
-            _locks(working, fcntl.LOCK_SH)
+            working = self._held.enter_context(open(self._working(target), 'w+', encoding='utf-8'))  # NFS: + to share a lock
+            take_lock(working, fcntl.LOCK_SH)
             settings = {**target.schema.metadata(), 'made_with': self._made_with, 'clips_per_shard': self._clips_per_shard}
             path, whole = target.progress / 'made_with.json', target.folder / records.METADATA_FILE
             if target.folder.is_dir():
@@ -134,7 +124,7 @@ class SetInWork:
                 if stored and not alone:
                     raise ValueError(f'{target.folder}: holds unfinished shards of other settings or clips; delete it, when '
                                      'no other process is working there')
-                if stored and not _locks(working, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                if stored and not take_lock(working, fcntl.LOCK_EX | fcntl.LOCK_NB):
                     raise ValueError(f'{target.folder}: another process is extracting {self.plan.name} there, with other '
                                      'settings or clips; wait for its end, or choose another workdir')
                 if stored:
@@ -143,7 +133,7 @@ class SetInWork:
             if not self._final(target).is_dir():
                 target.progress.mkdir(parents=True, exist_ok=True)
                 write_json(path, settings)
-            _locks(working, fcntl.LOCK_SH)
+            take_lock(working, fcntl.LOCK_SH)
 
     def missing(self, index: int, count: int) -> list[Shard]:
         """The shards that process `index` of `count` has still to make."""
@@ -185,8 +175,7 @@ class SetInWork:
         """One process at a time; at once when another process has made the folder a set already."""
         with contextlib.ExitStack() as stack:
             try:
-                file = stack.enter_context(open(target.folder / LOCK_FILE, 'w', encoding='utf-8'))
-                fcntl.flock(file, fcntl.LOCK_EX)
+                take_lock(stack.enter_context(open(target.folder / LOCK_FILE, 'w', encoding='utf-8')), fcntl.LOCK_EX)
             except FileNotFoundError:
                 if not self._final(target).is_dir():
                     raise

@@ -1,4 +1,5 @@
 """Extraction of a small rendered set: what the records hold, what is skipped, refused and resumed."""
+import errno
 import json
 import os
 import pathlib
@@ -13,6 +14,7 @@ from configs import base
 from data_pipelines import clips
 from data_pipelines import extract
 from data_pipelines import impacts
+from data_pipelines import processes
 from data_pipelines import reading
 from mmaudio_jax import codec
 from mmaudio_jax import encoders
@@ -327,6 +329,15 @@ def test_another_extraction_deletes_nothing_while_one_runs(tmp_path, monkeypatch
 
     monkeypatch.setattr(extract, '_extract_here', with_another)
     extract.extract(sounds_config(), tmp_path)
+    assert len(load(tmp_path, 'sounds', 'train')) == 4 and not list((tmp_path / 'records').glob('.*'))
+
+
+def test_a_file_system_without_locks_will_do(tmp_path, monkeypatch):
+    def no_lock(*_):
+        raise OSError(errno.ENOLCK, 'No locks available')
+
+    monkeypatch.setattr(processes.fcntl, 'flock', no_lock)
+    extract.extract(sounds_config(), sounds_workdir(tmp_path, 4))
     assert len(load(tmp_path, 'sounds', 'train')) == 4 and not list((tmp_path / 'records').glob('.*'))
 
 
