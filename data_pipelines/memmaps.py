@@ -5,9 +5,9 @@ FOLDER/meta.json names shape and dtype of each tensor, FOLDER/<tensor>.memmap ho
 `[examples, S, 768]`. FOLDER.tsv beside it has a row for each example: id, and label (videos) or caption (sounds).
 """
 import dataclasses
+import functools
 import json
 import pathlib
-import time
 from typing import Any, Iterator
 
 import ml_dtypes
@@ -17,8 +17,6 @@ from data_pipelines import clips as clips_lib
 from data_pipelines import layouts
 from data_pipelines import reading
 from data_pipelines import shards as shards_lib
-from data_pipelines.progress import Progress
-from data_pipelines.progress import span
 from data_pipelines.set_in_work import is_done
 from data_pipelines.set_in_work import SetInWork
 from mmaudio_jax import media
@@ -114,8 +112,8 @@ def import_sets(config, root: pathlib.Path, index: int, count: int) -> list[str]
             target = shards_lib.Target(schema, root / 'records' / f'.{name}.partial', root / 'records' / 'codec.npz')
             plan = shards_lib.Plan(name, root, (target,), settings.batch_size, 0, {})
             splits = {split: [_clip(found, row, split) for row in found.rows] for split, found in maps.items()}
-            work = SetInWork(plan, splits, made_with, settings.clips_per_shard, settings.max_rejected)
-            _import(work, maps, settings.clips_per_shard, index, count)
+            with SetInWork(plan, splits, made_with, settings.clips_per_shard, settings.max_rejected) as work:
+                work.make(index, count, functools.partial(_import, plan, maps, settings.clips_per_shard))
     return names
 
 
@@ -126,24 +124,17 @@ def _clip(maps: Maps, row: dict[str, str], split: str) -> clips_lib.Clip:
     return clips_lib.Clip(row['id'], video, sound, caption, split, 0.0, row.get('label', ''))
 
 
-def _import(work: SetInWork, maps: dict[str, Maps], clips_per_shard: int, index: int, count: int) -> None:
-    """Copies the shards that this process has to make."""
-    name, started = work.plan.name, time.monotonic()
-    work.prepare(alone=count == 1)
-    missing = work.missing(index, count)
-    progress = Progress(f'extract {name}', sum(len(shard.clips) for shard in missing), work.plan.targets[0].schema.duration_s)
+def _import(plan: shards_lib.Plan, maps: dict[str, Maps], clips_per_shard: int, missing: list[shards_lib.Shard],
+            report: shards_lib.Report) -> None:
+    """Copies the examples of shards."""
     for shard in missing:
         rejected: list[dict[str, Any]] = []
-        batches = _batches(work.plan, shard, maps[shard.split], shard.number * clips_per_shard, rejected, progress)
-        shards_lib.write_shard(work.plan, shard, batches, rejected, lambda clips, reasons: None)
-    found = work.finish()
-    if found is not None:
-        print(f'extract {name}: {found["records"]} records imported, {found["rejected"]} rejected, '
-              f'{span(time.monotonic() - started)}', flush=True)
+        batches = _batches(plan, shard, maps[shard.split], shard.number * clips_per_shard, rejected, report)
+        shards_lib.write_shard(plan, shard, batches, rejected, report)
 
 
 def _batches(plan: shards_lib.Plan, shard: shards_lib.Shard, maps: Maps, first: int, rejected: list[dict[str, Any]],
-             progress: Progress) -> Iterator[tuple[shards_lib.Batch, list[list[shards_lib.Encoded]]]]:
+             report: shards_lib.Report) -> Iterator[tuple[shards_lib.Batch, list[list[shards_lib.Encoded]]]]:
     """Every example by itself, those of the maps from `first` on, as shards.write_shard takes batches; what is not finite is
     rejected."""
     schema = plan.targets[0].schema
@@ -157,8 +148,7 @@ def _batches(plan: shards_lib.Plan, shard: shards_lib.Shard, maps: Maps, first: 
         except ValueError as error:
             reason = str(error).partition(': ')[2]
             rejected.append({'id': clip.id, 'split': clip.split, 'file': plan.shown(clip.sound), 'reason': reason})
-            progress.add(1, [reason])
+            report(1, [reason])
             continue
         latents = example['latent_mean'].astype(records.FEATURE_DTYPES[schema.feature_dtype]).astype(np.float64)
         yield [(clip, reading.Loaded())], [[shards_lib.Encoded(latents, record)]]
-        progress.add(1, [])

@@ -8,7 +8,7 @@ import concurrent.futures
 import itertools
 import logging
 import os
-from typing import Any, Callable
+from typing import Any
 
 import ray
 
@@ -41,7 +41,7 @@ class _Actor:
         return len(shard.clips), rejected
 
 
-def run(plan: shards_lib.Plan, missing: list[shards_lib.Shard], settings, report: Callable[[int, list[str]], None]) -> None:
+def run(plan: shards_lib.Plan, missing: list[shards_lib.Shard], settings, report: shards_lib.Report) -> None:
     """Extracts the shards on the cluster.
 
     Args:

@@ -29,6 +29,7 @@ CAPTIONS_KEPT = 1024  # features of the last captions: a caption that recurs amo
 BATCHES_AHEAD = 1  # encoded while the next one is collected and the one before is written
 
 Batch = list[tuple[clips_lib.Clip, reading.Loaded]]
+Report = Callable[[int, list[str]], None]  # told how many more clips are done, and the reasons of those that were rejected
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +179,7 @@ def loaded_clips(workers, request: reading.Request, clips: Iterable[clips_lib.Cl
 
 
 def extract_shard(plan: Plan, extractor: Extractor, shard: Shard, loaded: Iterator[tuple[clips_lib.Clip, reading.Loaded]],
-                  device: concurrent.futures.Executor, report: Callable[[int, list[str]], None]) -> None:
+                  device: concurrent.futures.Executor, report: Report) -> None:
     """Makes the records of a shard and then its note.
 
     Args:
@@ -198,7 +199,7 @@ def extract_shard(plan: Plan, extractor: Extractor, shard: Shard, loaded: Iterat
 
 
 def write_shard(plan: Plan, shard: Shard, batches: Iterable[tuple[Batch, list[list[Encoded]]]], rejected: list[dict[str, Any]],
-                report: Callable[[int, list[str]], None]) -> None:
+                report: Report) -> None:
     """Writes a shard, whole or not at all.
 
     Args:
@@ -257,7 +258,7 @@ class _Part:
 
 def _encoded(plan: Plan, extractor: Extractor, shard: Shard, loaded: Iterator[tuple[clips_lib.Clip, reading.Loaded]],
              device: concurrent.futures.Executor, rejected: list[dict[str, Any]],
-             report: Callable[[int, list[str]], None]) -> Iterator[tuple[Batch, list[list[Encoded]]]]:
+             report: Report) -> Iterator[tuple[Batch, list[list[Encoded]]]]:
     """Batches with their records; clips that cannot be used are added to `rejected`."""
     under_way: collections.deque = collections.deque()
     batch: Batch = []

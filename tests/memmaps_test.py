@@ -71,10 +71,21 @@ def test_a_set_is_that_of_its_content_not_of_its_place(tmp_path, capsys):
     capsys.readouterr()
     moved = make_config(('vgg', 'train', str(tmp_path / 'there' / 'vgg')))
     extract.extract(moved, tmp_path)
-    assert 'imported' not in capsys.readouterr().out
+    assert 'records in' not in capsys.readouterr().out
     (tmp_path / 'there' / 'vgg.tsv').write_text('id\tlabel\na\tx\nb\ty\nc\tz\n')
     with pytest.raises(ValueError, match='vgg: was made with other clip tables'):
         extract.extract(moved, tmp_path)
+
+
+def test_processes_share_the_shards_and_say_what_is_missing(tmp_path, capsys):
+    write(tmp_path / 'vgg', 'label', True)
+    config = make_config(('vgg', 'train', str(tmp_path / 'vgg')))
+    config.extract.update(process_index=1, process_count=2)
+    extract.extract(config, tmp_path)
+    assert 'extract vgg: process 1 of 2 made its shards, 0 s; others are still to come' in capsys.readouterr().out
+    config.extract.process_index = 0
+    extract.extract(config, tmp_path)
+    assert f'extract vgg: 3 records in {tmp_path}/records/vgg, 0 s; none rejected' in capsys.readouterr().out
 
 
 def test_examples_that_sound_alike_are_found(tmp_path):
