@@ -58,9 +58,9 @@ def extract(config, workdir: pathlib.Path) -> None:
             raise ValueError(f'config.extract.{field} is {settings[field]!r}; it must be one of {", ".join(names)}')
     if config.clips.datasets:
         listing.make_tables(config, root)
-    imported = memmaps.import_sets(config, root, *_place(settings)) if settings.memmaps else []
-    dataset_card.write_missing(root / 'records' / name for name in imported)
-    if not settings.datasets and (config.clips.datasets or imported):
+    if settings.memmaps:
+        _write_cards('import', [root / 'records' / name for name in memmaps.import_sets(config, root, *_place(settings))])
+    if not settings.datasets and (config.clips.datasets or settings.memmaps):
         return
     if not settings.datasets:
         raise ValueError("config.extract.datasets is empty; name (record set, folder of clip tables) pairs")
@@ -87,10 +87,7 @@ def extract(config, workdir: pathlib.Path) -> None:
             with SetInWork(plan, clips_lib.read_splits(folders[name]), made_with[name], settings.clips_per_shard,
                            settings.max_rejected) as work:
                 work.make(*_place(settings), functools.partial(_make_shards, plan, settings, workers))
-    _wait_for_all_hosts('extract')
-    if jax.process_index() == 0:
-        for place in places.values():
-            dataset_card.write_missing(place / name for name in folders)
+    _write_cards('extract', [place / name for place in places.values() for name in folders])
 
 
 def _records_folders(config, root: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -239,7 +236,10 @@ def _waveforms(workers: processes.Workers, chosen: list[clips_lib.Clip], request
         yield np.stack(batch)
 
 
-def _wait_for_all_hosts(name: str) -> None:
-    """Under jax.distributed the stage that follows needs the whole set."""
+def _write_cards(job: str, sets: list[pathlib.Path]) -> None:
+    """Writes the cards that are missing when the sets are whole, which what follows needs, too: under jax.distributed all hosts
+    wait for each other, and the first one writes."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+        multihost_utils.sync_global_devices(job)
+    if jax.process_index() == 0:
+        dataset_card.write_missing(sets)

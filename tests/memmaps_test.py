@@ -88,6 +88,24 @@ def test_processes_share_the_shards_and_say_what_is_missing(tmp_path, capsys):
     assert f'extract vgg: 3 records in {tmp_path}/records/vgg, 0 s; none rejected' in capsys.readouterr().out
 
 
+def test_hosts_wait_for_each_other(tmp_path, monkeypatch):
+    """The card is of the whole set, and so is what the next stage finds."""
+    write(tmp_path / 'vgg', 'label', True)
+    config = make_config(('vgg', 'train', str(tmp_path / 'vgg')))
+
+    def other_host(_):
+        with monkeypatch.context() as patch:
+            patch.setattr(extract.jax, 'process_index', lambda: 1)
+            patch.setattr(extract.multihost_utils, 'sync_global_devices', lambda _: None)
+            extract.extract(config, tmp_path)
+        assert not (tmp_path / 'records' / 'vgg' / 'card.json').exists()
+
+    monkeypatch.setattr(extract.jax, 'process_count', lambda: 2)
+    monkeypatch.setattr(extract.multihost_utils, 'sync_global_devices', other_host)
+    extract.extract(config, tmp_path)
+    assert (tmp_path / 'records' / 'vgg' / 'card.json').is_file()
+
+
 def test_examples_that_sound_alike_are_found(tmp_path):
     values = write(tmp_path / 'vgg', 'label', True)
     (tmp_path / 'vgg' / 'mean.memmap').write_bytes(np.repeat(values['mean'][:1], 3, axis=0).tobytes())
