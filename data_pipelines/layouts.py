@@ -158,12 +158,17 @@ def read_ids(path: pathlib.Path, key: str = '') -> set[str]:
 
 
 def _json_names(path: pathlib.Path, key: str) -> list[str]:
-    found = json.loads(path.read_text(encoding='utf-8'))
+    try:
+        found = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(f'{path}: is no JSON ({error}); is it whole?') from error
     if isinstance(found, dict):
         if key not in found:
             raise ValueError(f'{path}: has no list {key!r}; it has {", ".join(found)}')
         found = found[key]
-    return [str(value) for value in found]
+    if not isinstance(found, list) or not all(isinstance(name, (str, int)) for name in found):
+        raise ValueError(f'{path}: is no list of ids, but {found!r:.80}; correct it, or config.clips.exclude')
+    return list(map(str, found))
 
 
 def _names(path: pathlib.Path) -> list[str]:

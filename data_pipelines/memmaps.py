@@ -47,22 +47,19 @@ def open_maps(folder: pathlib.Path, schema: records.Schema) -> Maps:
 
     Raises:
       FileNotFoundError: a file that is missing.
-      ValueError: tensors of another shape or dtype than the schema's, or a tsv of another length; names the file.
+      ValueError: a meta.json of another form, tensors of another shape or dtype than the schema's, or a tsv of another length;
+        names the file.
     """
-    try:
-        meta = json.loads((folder / 'meta.json').read_text(encoding='utf-8'))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f'{folder}: holds no meta.json; config.extract.memmaps names folders of memory maps') from error
-    features: dict[str, np.ndarray] = {}
+    forms, features = _forms(folder), dict[str, np.ndarray]()
     for name, tensor in TENSORS.items():
-        if tensor not in meta:
+        if tensor not in forms:
             if name in OF_VIDEO:
                 continue
             raise ValueError(f'{folder}: meta.json names no tensor {tensor!r}')
-        shape, dtype = tuple(meta[tensor]['shape']), DTYPES.get(meta[tensor]['dtype'])
+        shape, dtype = forms[tensor][0], DTYPES.get(forms[tensor][1])
         if dtype is None or shape[1:] != schema.shapes[name]:
             expected = ', '.join(map(str, schema.shapes[name]))
-            raise ValueError(f'{folder}: {tensor} is {meta[tensor]["dtype"]} {list(shape)}, not [examples, {expected}] as '
+            raise ValueError(f'{folder}: {tensor} is {forms[tensor][1]} {list(shape)}, not [examples, {expected}] as '
                              f'config.sequence asks ({schema.rate}, {schema.duration_s:g} s)')
         path = folder / f'{tensor}.memmap'
         if not path.is_file() or path.stat().st_size != np.prod(shape) * dtype.itemsize:
@@ -77,6 +74,19 @@ def open_maps(folder: pathlib.Path, schema: records.Schema) -> Maps:
         raise ValueError(f'{tsv}: has {len(rows)} rows, the tensors beside it have '
                          f'{", ".join(str(len(feature)) for feature in features.values())}')
     return Maps(folder, features, rows)
+
+
+def _forms(folder: pathlib.Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """(shape, name of the dtype) of each tensor of ours that meta.json names."""
+    path = folder / 'meta.json'
+    try:
+        meta = json.loads(path.read_text(encoding='utf-8'))
+        return {tensor: (tuple(map(int, meta[tensor]['shape'])), str(meta[tensor]['dtype']))
+                for tensor in TENSORS.values() if tensor in meta}
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f'{folder}: holds no meta.json; config.extract.memmaps names folders of memory maps') from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{path}: does not describe memory maps ({type(error).__name__}: {error}); copy it again') from error
 
 
 def _tsv(folder: pathlib.Path) -> pathlib.Path:

@@ -117,6 +117,12 @@ def test_bad_id_lists_are_named(tmp_path):
     (tmp_path / 'list.json').write_text('{"AudioSet": []}')
     with pytest.raises(ValueError, match="list.json: has no list 'FreeSound'; it has AudioSet"):
         layouts.read_ids(tmp_path / 'list.json', 'FreeSound')
+    for text, error in (('{"FreeSound": ["a"', r'is no JSON \(.*\); is it whole\?'),
+                        ('{"FreeSound": 3}', 'is no list of ids, but 3; correct it'), ('[["a"]]', 'is no list of ids, but .*a'),
+                        ('null', 'is no list of ids, but None')):
+        (tmp_path / 'list.json').write_text(text)
+        with pytest.raises(ValueError, match=f'list.json: {error}'):
+            layouts.read_ids(tmp_path / 'list.json', 'FreeSound')
     with pytest.raises(FileNotFoundError, match='none.txt: no such id list'):
         layouts.read_ids(tmp_path / 'none.txt')
 

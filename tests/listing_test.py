@@ -133,7 +133,17 @@ def test_wavcaps_leaves_out_what_the_blacklist_names(tmp_path):
     assert report['lists']['missing_files'] == [f'Y{IDS[3]}'] and report['lists']['too_short'] == [
         f'Y{IDS[2]}: 0.50 s, 1.10 s are needed (config.clips.short, or a start_s)']
     assert report['lists']['unknown_columns'] == ['as_final.json: mood']
-    assert report['lists']['unusable_rows'] == ['as_final.json, entry 5: id is None']
+    assert report['lists']['unusable_rows'] == ["as_final.json, entry 5: no object with an id: {'caption': 'no id'}"]
+
+
+@pytest.mark.parametrize('text, message', [
+    ('{"data": [', 'as_final.json: is no list of WavCaps .*; is it whole'), ('{"data": 3}', 'is no list of WavCaps'),
+    ('[]', 'is no list of WavCaps'), ('{"num_captions_per_audio": "x", "data": []}', 'is no list of WavCaps'),
+    ('{"data": [3, {"id": null}]}', '2 unusable rows .the first: as_final.json, entry 1: no object with an id: 3')])
+def test_what_is_no_list_of_wavcaps_is_named(tmp_path, text, message):
+    write(tmp_path / 'source' / 'as_final.json', text)
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, 'audioset_sl')
 
 
 def test_wavcaps_other_sources(tmp_path):
@@ -146,7 +156,7 @@ def test_wavcaps_other_sources(tmp_path):
         tables, report = make(tmp_path, layout)
         assert [row['caption'] for row in tables['train']] == [folder, 'x']
         assert tables['train'][0]['audio'] == f'{source}/{folder}_flac/{file}'
-        assert report['lists']['unusable_rows'][0].endswith('entry 2: id is True')
+        assert report['lists']['unusable_rows'][0].endswith("entry 2: no object with an id: {'id': True}")
         (tmp_path / 'media' / 'set' / 'clips_report.json').unlink()
 
 

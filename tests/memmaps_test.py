@@ -129,6 +129,10 @@ def test_what_does_not_fit_is_named(tmp_path):
     (folder / 'std.memmap').write_bytes(b'')
     with pytest.raises(ValueError, match='std.memmap: is missing or not as long as meta.json says'):
         memmaps.open_maps(folder, SCHEMA)
+    for text in ('{"mean": {', 'null', '{"mean": 3}', '{"mean": {"shape": 3}}', '{"mean": {"dtype": "torch.float32"}}'):
+        (folder / 'meta.json').write_text(text)
+        with pytest.raises(ValueError, match=r'vgg/meta.json: does not describe memory maps \(.*\); copy it again'):
+            memmaps.open_maps(folder, SCHEMA)
     (folder / 'meta.json').unlink()
     with pytest.raises(FileNotFoundError, match='vgg: holds no meta.json'):
         memmaps.open_maps(folder, SCHEMA)
