@@ -31,10 +31,10 @@ def read(folder: pathlib.Path, media: layouts.Media, report: layouts.Report) -> 
         column = next((name for name in FILES if name in header), None)
         if column is None:
             raise ValueError(f'{path}: has no column {" or ".join(FILES)}; its first line is {header}')
-        for number, row in enumerate(layouts.read_csv(path, report, (column,), KNOWN), 2):
+        for line, row in layouts.read_csv(path, report, (column,), KNOWN):
             entry = _entry(folder, column, row, media)
             if isinstance(entry, str):
-                report.add('unusable_rows', f'{path.name}, row {number}: {entry}')
+                report.add('unusable_rows', f'{path.name}, line {line}: {entry}')
             else:
                 yield entry
 

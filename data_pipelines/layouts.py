@@ -110,8 +110,8 @@ class Report:
 
 
 def read_csv(path: pathlib.Path, report: Report, needed: Sequence[str],
-             known: Sequence[str] = ()) -> Iterator[dict[str, str]]:
-    """Rows of a file with a header.
+             known: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, str]]]:
+    """(number of its first line, cells by column) of the rows of a file with a header.
 
     Args:
       path: of the file.
@@ -131,7 +131,7 @@ def read_csv(path: pathlib.Path, report: Report, needed: Sequence[str],
             report.add('unknown_columns', f'{path.name}: {column}')
     for line, row in rows:
         if len(row) == len(header):
-            yield dict(zip(header, row))
+            yield line, dict(zip(header, row))
         elif row:
             hint = '; a cell that holds what parts the columns needs quotes' if len(row) > len(header) else ''
             report.add('unusable_rows', f'{path.name}, line {line}: {len(row)} columns, not {len(header)}{hint}')

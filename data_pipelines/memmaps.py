@@ -69,7 +69,7 @@ def open_maps(folder: pathlib.Path, schema: records.Schema) -> Maps:
     tsv = _tsv(folder)
     if not tsv.is_file():
         raise FileNotFoundError(f'{tsv}: missing; it names the examples of {folder}')
-    rows = list(layouts.read_csv(tsv, report, ('id',), ('label', 'caption')))
+    rows = [row for _, row in layouts.read_csv(tsv, report, ('id',), ('label', 'caption'))]
     if len({len(feature) for feature in features.values()} | {len(rows)}) != 1:
         raise ValueError(f'{tsv}: has {len(rows)} rows, the tensors beside it have '
                          f'{", ".join(str(len(feature)) for feature in features.values())}')

@@ -21,7 +21,7 @@ def read(folder: pathlib.Path, media: layouts.Media, report: layouts.Report) -> 
     listing = next(iter(sorted(folder.rglob(LISTING))), None)
     if lists:
         for path, split in lists:
-            for row in layouts.read_csv(path, report, ('id', 'label')):
+            for _, row in layouts.read_csv(path, report, ('id', 'label')):
                 yield _entry(row['id'], row['id'], split, row['label'], media)
     elif listing:
         yield from _read_csv(listing, media, report)

@@ -50,7 +50,8 @@ def test_a_csv_is_read_and_what_is_odd_is_listed(tmp_path):
     path = tmp_path / 'list.csv'
     path.write_text('\ufeffid,caption,mood\n1,"a bell, twice",good\n2,short\n\n3,drum,bad\n4,a drum, too,bad\n')
     report = layouts.Report()
-    assert [row['caption'] for row in layouts.read_csv(path, report, ('id', 'caption'))] == ['a bell, twice', 'drum']
+    rows = layouts.read_csv(path, report, ('id', 'caption'))
+    assert [(line, row['caption']) for line, row in rows] == [(2, 'a bell, twice'), (5, 'drum')]
     assert report.lists['unknown_columns'] == ['list.csv: mood']
     assert report.lists['unusable_rows'] == [
         'list.csv, line 3: 2 columns, not 3',
@@ -84,8 +85,8 @@ def test_listings_are_utf_8_or_latin_1(tmp_path):
     path = tmp_path / 'clotho_metadata_evaluation.csv'
     for encoding in ('utf-8', 'utf-8-sig', 'latin-1'):
         path.write_bytes('file_name,manufacturer,sound_id\nx.wav,Andrés,4711\n'.encode(encoding))
-        rows = list(layouts.read_csv(path, layouts.Report(), ('file_name', 'sound_id'), ('manufacturer',)))
-        assert rows == [{'file_name': 'x.wav', 'manufacturer': 'Andrés', 'sound_id': '4711'}]
+        (_, row), = layouts.read_csv(path, layouts.Report(), ('file_name', 'sound_id'), ('manufacturer',))
+        assert row == {'file_name': 'x.wav', 'manufacturer': 'Andrés', 'sound_id': '4711'}
         assert layouts.read_ids(path) == {'4711'}
 
 

@@ -259,7 +259,7 @@ def test_any_folder_with_a_csv(tmp_path):
     source = tmp_path / 'source'
     write(source / 'list.csv', 'file,caption,split,start_s,label,mood\na.mp4,a film,val,,x,1\nsub/b.wav,long,,,y,1\n'
           'sub/b.wav,from there,test,0.5,y,1\nc.wav,,train,,y,1\nd.wav,d,dev,,y,1\nd.wav,d,,soon,y,1\n'
-          'd.wav,d,,nan,y,1\nd.wav,d,,-3,y,1\n,rain,,,y,1\n')
+          '\nd.wav,too short\nd.wav,d,,nan,y,1\nd.wav,"two\nlines",,-3,y,1\n,rain,,,y,1\n')
     write(source / 'a.mp4')
     write_sound(source / 'sub' / 'b.wav', 3.4)
     write_sound(source / 'c.wav', 2)
@@ -268,10 +268,12 @@ def test_any_folder_with_a_csv(tmp_path):
     assert tables['test'][0]['start_s'] == 0.5 and tables['test'][0]['label'] == 'y'
     assert 'train' not in tables  # b.wav is tested on, c.wav has no caption
     assert report['lists']['also_in_test'] == ['sub/b'] and report['lists']['empty_captions'] == ['c']
-    assert report['lists']['unusable_rows'] == ["list.csv, row 6: split is 'dev'; it must be train, validation or test",
-                                                *(f"list.csv, row {row}: start_s is '{start}', not a time in seconds from 0 on"
-                                                  for row, start in ((7, 'soon'), (8, 'nan'), (9, '-3'))),
-                                                'list.csv, row 10: names no file']
+    assert report['lists']['unusable_rows'] == [
+        "list.csv, line 6: split is 'dev'; it must be train, validation or test",
+        "list.csv, line 7: start_s is 'soon', not a time in seconds from 0 on", 'list.csv, line 9: 2 columns, not 6',
+        "list.csv, line 10: start_s is 'nan', not a time in seconds from 0 on",
+        "list.csv, line 11: start_s is '-3', not a time in seconds from 0 on",
+        'list.csv, line 13: names no file']
 
 
 @pytest.mark.parametrize('name, text', [
