@@ -84,7 +84,8 @@ def _is_done(folder: pathlib.Path, made_with: dict[str, Any]) -> bool:
         return False
     found = json.loads(report.read_text(encoding='utf-8'))
     stored = found['made_with']
-    for field, value in made_with.items():
+    lists = {path: digest or stored.get('exclude', {}).get(path, '') for path, digest in made_with['exclude'].items()}
+    for field, value in {**made_with, 'exclude': lists}.items():  # id lists may be put away, as listings
         if stored.get(field) != value:
             raise ValueError(f'{folder}: its tables were made with {field} = {stored.get(field)!r}, the configuration says '
                              f'{value!r}; delete {report} to list the clips again')

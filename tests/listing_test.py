@@ -403,6 +403,23 @@ def test_a_listing_that_was_changed_is_noticed(tmp_path, layout, name, text):
     assert make(tmp_path, layout) == before
 
 
+def test_id_lists_may_be_put_away_but_not_changed(tmp_path):
+    ids, listed = tmp_path / 'ids.txt', {'exclude': (('set', str(tmp_path / 'ids.txt')),)}
+    for name in ('bell', 'drum'):
+        write(tmp_path / 'source' / f'{name}.mp4')
+    write(ids, 'drum')
+    before = make(tmp_path, 'folder_csv', **listed)
+    ids.rename(tmp_path / 'put away')
+    assert make(tmp_path, 'folder_csv', **listed) == before
+    with pytest.raises(ValueError, match='were made with exclude = .*ids.txt.*, the configuration says {}'):
+        make(tmp_path, 'folder_csv')
+    with pytest.raises(ValueError, match="the configuration says {.*ids.txt.*other.txt': ''}"):
+        make(tmp_path, 'folder_csv', exclude=(*listed['exclude'], ('set', str(tmp_path / 'other.txt'))))
+    write(ids, 'bell')
+    with pytest.raises(ValueError, match='were made with exclude = '):
+        make(tmp_path, 'folder_csv', **listed)
+
+
 def test_a_csv_whose_header_is_quoted(tmp_path):
     write(tmp_path / 'source' / 'list.csv', '"file","caption"\r\n"a.mp4","a film, silent"\r\n')
     write(tmp_path / 'source' / 'a.mp4')
