@@ -171,7 +171,7 @@ def _clip_form(config, rate: str) -> dict[str, Any]:
 def _fitted(place: pathlib.Path) -> dict[str, Any]:
     """What the codec of a records folder was fitted to; empty when there is none."""
     note = place / 'codec.json'
-    return json.loads(note.read_text()) if note.is_file() and (place / 'codec.npz').is_file() else {}
+    return json.loads(note.read_text(encoding='utf-8')) if note.is_file() and (place / 'codec.npz').is_file() else {}
 
 
 def _check_refit(place: pathlib.Path, fitted_to: dict[str, Any]) -> None:

@@ -157,7 +157,8 @@ class SetInWork:
             settings = {**target.schema.metadata(), 'made_with': self._made_with, 'clips_per_shard': self._clips_per_shard}
             path, whole = target.progress / 'made_with.json', target.folder / records.METADATA_FILE
             if target.folder.is_dir():
-                stored: dict[str, Any] = next((json.loads(file.read_text()) for file in (whole, path) if file.is_file()), {})
+                texts = (file.read_text(encoding='utf-8') for file in (whole, path) if file.is_file())
+                stored: dict[str, Any] = next(map(json.loads, texts), {})
                 if stored and {**settings, **stored} == settings:
                     continue
                 if stored and not alone:
@@ -232,7 +233,8 @@ class SetInWork:
                 lengths.setdefault(shard.split, []).append(len(note['clips']))
             for file, field in ((CLIPS_FILE, 'clips'), (REJECTED_FILE, 'rejected')):
                 with media.atomic_file(target.folder / file) as beside:
-                    beside.write_text(''.join(clips_lib.to_line(row) for _, note in notes for row in note[field]))
+                    lines = (clips_lib.to_line(row) for _, note in notes for row in note[field])
+                    beside.write_text(''.join(lines), encoding='utf-8')
             write_json(target.folder / LATENTS_FILE, _latent_statistics(notes))
             for leftover in target.folder.glob('.*'):
                 if leftover.name != LOCK_FILE:

@@ -349,6 +349,21 @@ def test_shards_of_other_settings_that_nobody_works_at_are_deleted(tmp_path, cap
     assert len(load(tmp_path, 'sounds', 'train')) == 4
 
 
+def test_files_are_utf_8_in_every_locale(tmp_path, monkeypatch):
+    sounds_workdir(tmp_path, 4)
+    (tmp_path / 'media' / 'sounds').rename(tmp_path / 'media' / 'wälder')
+    table = tmp_path / 'media' / 'wälder' / 'train.jsonl'
+    table.write_text(table.read_text(encoding='utf-8').replace('thing', 'bär'), encoding='utf-8')
+    monkeypatch.setattr('io.text_encoding', lambda encoding, *_: encoding or 'ascii')  # what pathlib asks
+    config = make_config(datasets=(('wälder', 'media/wälder'),), codec_fit_dataset='wälder')
+    config.extract.update(process_index=1, process_count=2)
+    extract.extract(config, tmp_path)
+    config.extract.process_index = 0
+    extract.extract(config, tmp_path)
+    lines = (tmp_path / 'records' / 'wälder' / 'clips.jsonl').read_text(encoding='utf-8').splitlines()
+    assert [json.loads(line)['caption'] for line in lines] == ['bär 0', 'bär 1', 'bär 2', 'bär 0']
+
+
 def test_captions_are_encoded_once(tmp_path, monkeypatch):
     sounds_workdir(tmp_path, 9)
     texts = []
