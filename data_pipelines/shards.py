@@ -119,21 +119,21 @@ class Extractor:
     def encode(self, batch: Batch) -> list[list[Encoded]]:
         """The records of a batch, for each target; every clip's features are those it would have alone.
 
-        Batches are filled up to one size, so that each encoder is compiled once.
+        The codecs' calls follow the batch: it is filled up to one size, so that they are compiled once.
         """
-        size, first = self._plan.batch_size, self._plan.targets[0].schema
+        first = self._plan.targets[0].schema
         dtype = records.FEATURE_DTYPES[first.feature_dtype]
         texts = self._text_features([clip.caption for clip, _ in batch])
         with_video = [i for i, (_, loaded) in enumerate(batch) if loaded.frames is not None]
         features = {}
         if with_video:
             streams = zip(*(batch[i][1].frames for i in with_video))
-            clip_features, sync_features = self._encoder.encode_video(*(_padded(stream, size) for stream in streams))
+            clip_features, sync_features = self._encoder.encode_video(*map(np.stack, streams))
             features = {i: (clip_features[k], sync_features[k]) for k, i in enumerate(with_video)}
         empty = np.zeros(first.shapes['clip_features'], np.float32), np.zeros(first.shapes['sync_features'], np.float32)
         encoded = []
         for place, (target, codec) in enumerate(zip(self._plan.targets, self._codecs)):
-            mean, std = codec.encode(_padded([loaded.waveforms[place] for _, loaded in batch], size))
+            mean, std = codec.encode(_padded([loaded.waveforms[place] for _, loaded in batch], self._plan.batch_size))
             encoded.append([Encoded(mean[i].astype(dtype).astype(np.float64), target.schema.encode({
                 'id': clip.id,
                 'caption': clip.caption,
@@ -154,7 +154,7 @@ class Extractor:
         dtype = records.FEATURE_DTYPES[self._plan.targets[0].schema.feature_dtype]
         if missing:
             with np.errstate(over='ignore'):  # Schema.encode refuses what does not fit
-                new = self._encoder.encode_text(missing + [missing[0]] * (len(captions) - len(missing))).astype(dtype)
+                new = self._encoder.encode_text(missing).astype(dtype)
             self._texts.update(zip(missing, new))
         for caption in captions:
             self._texts.move_to_end(caption)
@@ -164,9 +164,9 @@ class Extractor:
         return features
 
 
-def _padded(arrays, size: int) -> np.ndarray:
-    """Stacked and filled up with zeros to `size`, so that one compiled function serves every batch."""
-    stacked = np.stack(arrays)
+def _padded(waveforms: list[np.ndarray], size: int) -> np.ndarray:
+    """Stacked and filled up with silence to `size`."""
+    stacked = np.stack(waveforms)
     return np.concatenate([stacked, np.zeros((size - len(stacked), *stacked.shape[1:]), stacked.dtype)])
 
 

@@ -16,6 +16,7 @@ from data_pipelines import extract
 from data_pipelines import impacts
 from data_pipelines import processes
 from data_pipelines import reading
+from data_pipelines import shards
 from mmaudio_jax import codec
 from mmaudio_jax import encoders
 from mmaudio_jax import input_pipeline
@@ -98,6 +99,20 @@ def test_features_are_those_of_each_clip_alone(workdir):
                     'text_features': encoder.encode_text([table[example['id']].caption])}
         for name, value in expected.items():
             np.testing.assert_allclose(example[name].astype(np.float32), value[0], rtol=1e-3, atol=1e-3)  # float16
+
+
+def test_encoders_are_given_what_there_is(workdir, monkeypatch):
+    """They cut their work into calls of one size; the codec's calls follow the batch, which is filled up."""
+    clip, *_ = clips.read_table(workdir / 'media' / 'clips' / 'train.jsonl')
+    target = shards.Target(records.schema_of(make_config()), workdir, workdir / 'records' / 'codec.npz')
+    extractor, sizes = shards.Extractor(shards.Plan('clips', workdir, (target,), 4, 1, {})), []
+    for owner, name in ((encoders.PixelEncoder, 'encode_text'), (encoders.PixelEncoder, 'encode_video'),
+                        (codec.PCACodec, 'encode')):
+        monkeypatch.setattr(owner, name, lambda self, *args, call=getattr(owner, name): sizes.append(len(args[0])) or
+                            call(self, *args))
+    loaded, = reading.load([clip], extractor.request)
+    extractor.encode([(clip, loaded), (clip, loaded)])
+    assert sizes == [1, 2, 4]  # one caption, two videos
 
 
 def test_sounds_have_no_video(workdir):
