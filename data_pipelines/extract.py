@@ -127,7 +127,7 @@ def _ray_executor():
         from data_pipelines import ray_executor
     except ModuleNotFoundError as error:
         raise ValueError(f"config.extract.executor is 'ray', but {error.name} is not installed; pip install "
-                         "'mmaudio_jax[ray]', or take 'local'") from error
+                         "-e '.[ray]', or take 'local'") from error
     return ray_executor
 
 

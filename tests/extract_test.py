@@ -305,7 +305,7 @@ def test_ray_that_is_not_installed_is_said(tmp_path, monkeypatch):
     sounds_workdir(tmp_path, 2)
     monkeypatch.setitem(sys.modules, 'ray', None)
     monkeypatch.delitem(sys.modules, 'data_pipelines.ray_executor', raising=False)
-    with pytest.raises(ValueError, match=r"executor is 'ray', but ray is not installed; pip install 'mmaudio_jax\[ray\]'"):
+    with pytest.raises(ValueError, match=r"executor is 'ray', but ray is not installed; pip install -e '\.\[ray\]'"):
         extract.extract(sounds_config(executor='ray'), tmp_path)
 
 
