@@ -19,7 +19,7 @@ def read(folder: pathlib.Path, media: layouts.Media, report: layouts.Report) -> 
     if not listings:
         raise FileNotFoundError(f'{folder}: holds none of {", ".join(SPLITS)}')
     for path, split in listings:
-        for row in layouts.read_csv(path, report, COLUMNS):
+        for _, row in layouts.read_csv(path, report, COLUMNS):
             youtube_id, start = row['youtube_id'], row['start_time']
             with_start = [f'{y}{youtube_id}_{form}' for y in ('', 'Y') for form in (start.zfill(6), start)]
             file = media.find(row['audiocap_id'], *with_start, youtube_id, f'Y{youtube_id}', within=path.stem)

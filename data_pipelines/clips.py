@@ -155,10 +155,10 @@ def read_splits(folder: pathlib.Path) -> dict[str, list[Clip]]:
       FileNotFoundError: no table at all.
       ValueError: as `read_table`.
     """
-    tables = {split: folder / f'{split}.jsonl' for split in SPLITS}
-    found = {split: read_table(path) for split, path in tables.items() if path.is_file()}
+    paths = {split: folder / f'{split}.jsonl' for split in SPLITS}
+    found = {split: read_table(path) for split, path in paths.items() if path.is_file()}
     if not found:
-        raise FileNotFoundError(f'{folder}: holds none of {", ".join(path.name for path in tables.values())}; '
+        raise FileNotFoundError(f'{folder}: holds none of {", ".join(path.name for path in paths.values())}; '
                                 'config.extract.datasets names folders of clip tables')
     return found
 

@@ -22,7 +22,7 @@ def read(folder: pathlib.Path, media: layouts.Media, report: layouts.Report) -> 
         raise FileNotFoundError(f'{folder}: holds none of {", ".join(names.values())}')
     for part, path in listings.items():
         sources = _freesound_ids(folder, part, report)
-        for row in layouts.read_csv(path, report, ('file_name', *CAPTIONS)):
+        for _, row in layouts.read_csv(path, report, ('file_name', *CAPTIONS)):
             stem = pathlib.PurePath(row['file_name']).stem
             yield layouts.Entry(stem, SPLITS[part], tuple(row[column] for column in CAPTIONS), media.find(stem, within=part),
                                 video=False, cut='spread', source=sources.get(row['file_name'], stem))
@@ -32,5 +32,5 @@ def _freesound_ids(folder: pathlib.Path, part: str, report: layouts.Report) -> d
     """File name → Freesound id, of those that are known."""
     for path in sorted(folder.rglob(f'clotho_metadata_{part}.csv')):
         rows = layouts.read_csv(path, report, ('file_name', 'sound_id'), METADATA)
-        return {row['file_name']: row['sound_id'] for row in rows if row['sound_id'].isdigit()}
+        return {row['file_name']: row['sound_id'] for _, row in rows if row['sound_id'].isdigit()}
     return {}

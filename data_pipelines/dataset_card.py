@@ -43,7 +43,7 @@ def write(folder: pathlib.Path) -> dict[str, Any]:
     """Writes card.png and card.json of the set in `folder`, the picture first, and returns what the latter holds."""
     rows = _read_lines(folder / CLIPS_FILE)
     card = make(folder.name, records.read_metadata(folder), rows, _read_lines(folder / REJECTED_FILE),
-                json.loads((folder / LATENTS_FILE).read_text()))
+                json.loads((folder / LATENTS_FILE).read_text(encoding='utf-8')))
     draw(folder / PICTURE, card, rows)
     with media.atomic_file(folder / CARD) as beside:
         beside.write_text(json.dumps(card, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')

@@ -7,9 +7,9 @@
     DATA_DIR/<rate>/records/         the same for the other rates of config.extract.rates: the data_dir of runs at that rate
 """
 import concurrent.futures
+import functools
 import json
 import pathlib
-import time
 from typing import Any, Iterator
 
 import jax
@@ -23,16 +23,12 @@ from data_pipelines import memmaps
 from data_pipelines import processes
 from data_pipelines import reading
 from data_pipelines import shards as shards_lib
-from data_pipelines.progress import Progress
-from data_pipelines.progress import span
 from data_pipelines.set_in_work import in_use
 from data_pipelines.set_in_work import is_done
-from data_pipelines.set_in_work import REJECTED_FILE
 from data_pipelines.set_in_work import SetInWork
 from mmaudio_jax import codec as codec_lib
 from mmaudio_jax import config_checks
 from mmaudio_jax import encoders
-from mmaudio_jax import media
 from mmaudio_jax import records
 from mmaudio_jax.sequence import Sequence
 from mmaudio_jax.weights import store
@@ -62,9 +58,9 @@ def extract(config, workdir: pathlib.Path) -> None:
             raise ValueError(f'config.extract.{field} is {settings[field]!r}; it must be one of {", ".join(names)}')
     if config.clips.datasets:
         listing.make_tables(config, root)
-    imported = memmaps.import_sets(config, root, *_place(settings)) if settings.memmaps else []
-    dataset_card.write_missing(root / 'records' / name for name in imported)
-    if not settings.datasets and (config.clips.datasets or imported):
+    if settings.memmaps:
+        _write_cards('import', [root / 'records' / name for name in memmaps.import_sets(config, root, *_place(settings))])
+    if not settings.datasets and (config.clips.datasets or settings.memmaps):
         return
     if not settings.datasets:
         raise ValueError("config.extract.datasets is empty; name (record set, folder of clip tables) pairs")
@@ -88,14 +84,10 @@ def extract(config, workdir: pathlib.Path) -> None:
                             for rate, place in missing.items())
             plan = shards_lib.Plan(name, root, targets, settings.batch_size, settings.workers,
                                    {'dtype': config.weights.dtype, **store.places(config.weights)})
-            work = SetInWork(plan, clips_lib.read_splits(folders[name]), made_with[name], settings.clips_per_shard,
-                             settings.max_rejected)
-            with work:
-                _make(work, settings, workers)
-    _wait_for_all_hosts('extract')
-    if jax.process_index() == 0:
-        for place in places.values():
-            dataset_card.write_missing(place / name for name in folders)
+            with SetInWork(plan, clips_lib.read_splits(folders[name]), made_with[name], settings.clips_per_shard,
+                           settings.max_rejected) as work:
+                work.make(*_place(settings), functools.partial(_make_shards, plan, settings, workers))
+    _write_cards('extract', [place / name for place in places.values() for name in folders])
 
 
 def _records_folders(config, root: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -120,35 +112,13 @@ def _place(settings) -> tuple[int, int]:
     return settings.process_index, settings.process_count
 
 
-def _make(work: SetInWork, settings, workers: processes.Workers) -> None:
-    """Extracts the shards that this process has to make, and makes the folder a set when it was the last."""
-    name, started = work.plan.name, time.monotonic()
-    index, count = _place(settings)
-    work.prepare(alone=count == 1)
-    missing = work.missing(index, count)
-    progress = Progress(f'extract {name}', sum(len(shard.clips) for shard in missing), work.plan.targets[0].schema.duration_s)
-
-    def report(clips: int, rejected: list[str]) -> None:
-        progress.add(clips, rejected)
-        work.check_rejects(progress)
-
-    try:
-        if missing and settings.executor == 'ray':
-            _ray_executor().run(work.plan, missing, settings, report)
-        elif missing:
-            _extract_here(work.plan, missing, workers, report)
-    except (OSError, media.MediaError):
-        if not work.was_finished_by_another():  # else it had the same shards, and has cleaned up and renamed the folder
-            raise
-    found = work.finish()
-    took = span(time.monotonic() - started)
-    if found is None:
-        print(f'extract {name}: process {index} of {count} made its shards, {took}; others are still to come', flush=True)
-        return
-    for target in work.plan.targets:
-        folder = target.folder.with_name(name)
-        rejects = f'{found["rejected"]} clips rejected, see {folder / REJECTED_FILE}' if found['rejected'] else 'none rejected'
-        print(f'extract {name}: {found["records"]} records in {folder}, {took}; {rejects}', flush=True)
+def _make_shards(plan: shards_lib.Plan, settings, workers: processes.Workers, missing: list[shards_lib.Shard],
+                 report: shards_lib.Report) -> None:
+    """By config.extract.executor."""
+    if settings.executor == 'ray':
+        _ray_executor().run(plan, missing, settings, report)
+    else:
+        _extract_here(plan, missing, workers, report)
 
 
 def _ray_executor():
@@ -157,11 +127,12 @@ def _ray_executor():
         from data_pipelines import ray_executor
     except ModuleNotFoundError as error:
         raise ValueError(f"config.extract.executor is 'ray', but {error.name} is not installed; pip install "
-                         "'mmaudio_jax[ray]', or take 'local'") from error
+                         "-e '.[ray]', or take 'local'") from error
     return ray_executor
 
 
-def _extract_here(plan: shards_lib.Plan, missing: list[shards_lib.Shard], workers: processes.Workers, report) -> None:
+def _extract_here(plan: shards_lib.Plan, missing: list[shards_lib.Shard], workers: processes.Workers,
+                  report: shards_lib.Report) -> None:
     """Extracts shards on this machine: worker processes decode, this one encodes and writes."""
     extractor = shards_lib.Extractor(plan)
     clips = (clip for shard in missing for clip in shard.clips)
@@ -200,7 +171,7 @@ def _clip_form(config, rate: str) -> dict[str, Any]:
 def _fitted(place: pathlib.Path) -> dict[str, Any]:
     """What the codec of a records folder was fitted to; empty when there is none."""
     note = place / 'codec.json'
-    return json.loads(note.read_text()) if note.is_file() and (place / 'codec.npz').is_file() else {}
+    return json.loads(note.read_text(encoding='utf-8')) if note.is_file() and (place / 'codec.npz').is_file() else {}
 
 
 def _check_refit(place: pathlib.Path, fitted_to: dict[str, Any]) -> None:
@@ -265,7 +236,10 @@ def _waveforms(workers: processes.Workers, chosen: list[clips_lib.Clip], request
         yield np.stack(batch)
 
 
-def _wait_for_all_hosts(name: str) -> None:
-    """Under jax.distributed the stage that follows needs the whole set."""
+def _write_cards(job: str, sets: list[pathlib.Path]) -> None:
+    """Writes the cards that are missing when the sets are whole, which what follows needs, too: under jax.distributed all hosts
+    wait for each other, and the first one writes."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+        multihost_utils.sync_global_devices(job)
+    if jax.process_index() == 0:
+        dataset_card.write_missing(sets)

@@ -23,7 +23,7 @@ SPLITS = {'': 'train', 'val': 'validation', **{split: split for split in clips.S
 
 def read(folder: pathlib.Path, media: layouts.Media, report: layouts.Report) -> Iterator[layouts.Entry]:
     """The entries below `folder`. See layouts.Entry."""
-    listings = sorted([*folder.glob('*.csv'), *folder.glob('*.tsv')])
+    listings = sorted([*folder.glob('[!.]*.csv'), *folder.glob('[!.]*.tsv')])
     if not listings:
         yield from _by_name(folder, media)
     for path in listings:
@@ -31,10 +31,10 @@ def read(folder: pathlib.Path, media: layouts.Media, report: layouts.Report) -> 
         column = next((name for name in FILES if name in header), None)
         if column is None:
             raise ValueError(f'{path}: has no column {" or ".join(FILES)}; its first line is {header}')
-        for number, row in enumerate(layouts.read_csv(path, report, (column,), KNOWN), 2):
+        for line, row in layouts.read_csv(path, report, (column,), KNOWN):
             entry = _entry(folder, column, row, media)
             if isinstance(entry, str):
-                report.add('unusable_rows', f'{path.name}, row {number}: {entry}')
+                report.add('unusable_rows', f'{path.name}, line {line}: {entry}')
             else:
                 yield entry
 
@@ -44,8 +44,7 @@ def _entry(folder: pathlib.Path, column: str, row: dict[str, str], media: layout
     named = pathlib.PurePath(row[column])
     if not named.name.strip():
         return 'names no file'
-    beside = folder / named
-    file = beside if beside.is_file() else media.find(named.stem, named.name, within=str(named.parent))
+    file = folder / named if (folder / named).is_file() else _found(named, column, media)
     video = column == 'video' or column == 'file' and (file or named).suffix.lower() in VIDEO_SUFFIXES
     start = row.get('start_s', '').strip()
     split = SPLITS.get(row.get('split', '').strip())
@@ -61,6 +60,14 @@ def _entry(folder: pathlib.Path, column: str, row: dict[str, str], media: layout
     return layouts.Entry(row.get('id', '').strip() or own, split, (row.get('caption', ''),), file,
                          video, 'start' if video or start else 'spread', start_s, row.get('label', ''),
                          row.get('source', '') or str(named))
+
+
+def _found(named: pathlib.PurePath, column: str, media: layouts.Media) -> pathlib.Path | None:
+    """The file that a row names by its name, or by a name of another suffix."""
+    suffix = named.suffix.lower()
+    stem = named.stem if suffix in layouts.SUFFIXES else named.name
+    return media.find(stem, named.stem, named.name, within='/'.join(named.parts[:-1]), preferred=suffix,
+                      suffixes=VIDEO_SUFFIXES if column == 'video' else layouts.SUFFIXES)
 
 
 def _written(start_s: float) -> str:

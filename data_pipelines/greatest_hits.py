@@ -11,6 +11,7 @@ import pathlib
 from typing import Any, Iterator
 
 from data_pipelines import layouts
+from mmaudio_jax.media import VIDEO_SUFFIXES
 
 SPLITS = {'train.txt': 'train', 'test.txt': 'test'}
 VERBS = {'hit': 'hits', 'scratch': 'scratches'}
@@ -24,7 +25,7 @@ def read(folder: pathlib.Path, media: layouts.Media, report: layouts.Report) -> 
     times = {path.name.removesuffix('_times.txt'): path for path in sorted(folder.rglob('*_times.txt'))}
     for path, split in listings:
         for name in filter(None, map(str.strip, report.read(path).splitlines())):
-            file = media.find(f'{name}_denoised', f'{name}_mic', name)
+            file = media.find(f'{name}_denoised', f'{name}_mic', name, suffixes=VIDEO_SUFFIXES)
             if name not in times:
                 report.add('missing_files', f'{name}_times.txt')
                 continue

@@ -53,7 +53,7 @@ class Entry:
 
 
 class Media:
-    """The media files below a folder, by name without suffix."""
+    """The media files below a folder, by name without suffix; hidden ones ('._x.mp4' is a note of macOS) are none."""
 
     def __init__(self, folder: pathlib.Path):
         self._folder = folder
@@ -62,17 +62,20 @@ class Media:
             folders.sort()
             for name in sorted(names):
                 stem, suffix = os.path.splitext(name)
-                if suffix.lower() in SUFFIXES:
+                if suffix.lower() in SUFFIXES and not name.startswith('.'):
                     self._files[tables.composed(stem)].append(pathlib.Path(parent, name))
         self.count = sum(map(len, self._files.values()))
 
-    def find(self, *stems: str, within: str = '') -> pathlib.Path | None:
-        """The file of the first of the names that is there; below a folder whose name holds `within`, if one is."""
+    def find(self, *stems: str, within: str = '', suffixes: Sequence[str] = SUFFIXES,
+             preferred: str = '') -> pathlib.Path | None:
+        """The file of the first of the names that is there with one of the suffixes; below a folder whose name holds `within`,
+        if one is; of those the one with the `preferred` suffix, if there is one."""
+        part = tables.composed(within).lower()
         for stem in stems:
-            files, part = self._files.get(tables.composed(stem), []), tables.composed(within).lower()
+            files = [file for file in self._files.get(tables.composed(stem), []) if file.suffix.lower() in suffixes]
             inside = [file for file in files if part in tables.composed(str(file.parent.relative_to(self._folder))).lower()]
             if files:
-                return (inside or files)[0]
+                return min(inside or files, key=lambda file: file.suffix.lower() != preferred)
         return None
 
     def __iter__(self) -> Iterator[pathlib.Path]:
@@ -107,8 +110,8 @@ class Report:
 
 
 def read_csv(path: pathlib.Path, report: Report, needed: Sequence[str],
-             known: Sequence[str] = ()) -> Iterator[dict[str, str]]:
-    """Rows of a file with a header.
+             known: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, str]]]:
+    """(number of its first line, cells by column) of the rows of a file with a header.
 
     Args:
       path: of the file.
@@ -128,40 +131,56 @@ def read_csv(path: pathlib.Path, report: Report, needed: Sequence[str],
             report.add('unknown_columns', f'{path.name}: {column}')
     for line, row in rows:
         if len(row) == len(header):
-            yield dict(zip(header, row))
+            yield line, dict(zip(header, row))
         elif row:
             hint = '; a cell that holds what parts the columns needs quotes' if len(row) > len(header) else ''
             report.add('unusable_rows', f'{path.name}, line {line}: {len(row)} columns, not {len(header)}{hint}')
 
 
 def read_ids(path: pathlib.Path, key: str = '') -> set[str]:
-    """The sources and ids that an id list names, in the form of `source_of`.
+    """The sources and ids that an id list names, in the form of `source_of`; at least one.
 
     Known forms: .json (a list, or a dict of lists as WavCaps's blacklists, of which `key` is taken), a headerless csv as
     VGGSound's (its test rows), a csv or tsv with a header (the first of the columns ID_COLUMNS that it has), else one id a
     line. File name endings and the Y that AudioSet's files have before a YouTube id are taken off.
 
     Raises:
-      FileNotFoundError: no such file. ValueError: a json of another form, or a row that tables.csv_rows refuses.
+      FileNotFoundError: no such file. ValueError: a json of another form, a row that tables.csv_rows refuses, or no id.
     """
     if not path.is_file():
         raise FileNotFoundError(f'{path}: no such id list; correct config.clips.exclude')
-    if path.suffix == '.json':
+    names = _json_names(path, key) if path.suffix == '.json' else _names(path)
+    ids = {source_of(name) for name in names} - {''}
+    if not ids:  # else what it should take out would be trained on
+        raise ValueError(f'{path}: holds no id; a csv or tsv needs one of the columns {", ".join(ID_COLUMNS)}, or those of '
+                         'vggsound.csv without a header, of which the test rows are taken; correct it, or config.clips.exclude')
+    return ids
+
+
+def _json_names(path: pathlib.Path, key: str) -> list[str]:
+    try:
         found = json.loads(path.read_text(encoding='utf-8'))
-        if isinstance(found, dict):
-            if key not in found:
-                raise ValueError(f'{path}: has no list {key!r}; it has {", ".join(found)}')
-            found = found[key]
-        return {source_of(str(value)) for value in found} - {''}
+    except ValueError as error:
+        raise ValueError(f'{path}: is no JSON ({error}); is it whole?') from error
+    if isinstance(found, dict):
+        if key not in found:
+            raise ValueError(f'{path}: has no list {key!r}; it has {", ".join(found)}')
+        found = found[key]
+    if not isinstance(found, list) or not all(isinstance(name, (str, int)) for name in found):
+        raise ValueError(f'{path}: is no list of ids, but {found!r:.80}; correct it, or config.clips.exclude')
+    return list(map(str, found))
+
+
+def _names(path: pathlib.Path) -> list[str]:
     text = tables.read_text(path)
     if path.suffix not in ('.csv', '.tsv'):
-        return {source_of(line.strip()) for line in text.split('\n') if line.strip()}
-    rows = [row for _, row in tables.csv_rows(path, text)]
+        return [line.strip() for line in text.split('\n')]
+    rows = [row for _, row in tables.csv_rows(path, text) if row]
     for column in ID_COLUMNS:
         if rows and column in rows[0]:
             place = rows[0].index(column)
-            return {source_of(row[place]) for row in rows[1:] if len(row) > place} - {''}
-    return {source_of(row[0]) for row in rows if row and (len(row) != 4 or row[3] == 'test')} - {''}
+            return [row[place] for row in rows[1:] if len(row) > place]
+    return [row[0] for row in rows if len(row) != 4 or row[3] == 'test']
 
 
 def source_of(name: str) -> str:

@@ -84,7 +84,8 @@ def _is_done(folder: pathlib.Path, made_with: dict[str, Any]) -> bool:
         return False
     found = json.loads(report.read_text(encoding='utf-8'))
     stored = found['made_with']
-    for field, value in made_with.items():
+    lists = {path: digest or stored.get('exclude', {}).get(path, '') for path, digest in made_with['exclude'].items()}
+    for field, value in {**made_with, 'exclude': lists}.items():  # id lists may be put away, as listings
         if stored.get(field) != value:
             raise ValueError(f'{folder}: its tables were made with {field} = {stored.get(field)!r}, the configuration says '
                              f'{value!r}; delete {report} to list the clips again')
@@ -157,7 +158,7 @@ class _Listing:
             names = layouts.read_ids(pathlib.Path(path), key)
             named = [not names.isdisjoint({layouts.source_of(entry.source), layouts.source_of(entry.id)}) for entry in kept]
             self._report.excluded[path] = [entry.id for entry, gone in zip(kept, named) if gone]
-            if kept and names and not any(named):
+            if kept and not any(named):
                 print(f'clips {self._name}: WARNING: {path} EXCLUDES NOTHING: none of its {len(names)} ids, such as '
                       f'{min(names)!r}, is the source or the id of a clip, such as {layouts.source_of(kept[0].source)!r} and '
                       f'{kept[0].id!r}', flush=True)

@@ -5,9 +5,9 @@ FOLDER/meta.json names shape and dtype of each tensor, FOLDER/<tensor>.memmap ho
 `[examples, S, 768]`. FOLDER.tsv beside it has a row for each example: id, and label (videos) or caption (sounds).
 """
 import dataclasses
+import functools
 import json
 import pathlib
-import time
 from typing import Any, Iterator
 
 import ml_dtypes
@@ -17,8 +17,6 @@ from data_pipelines import clips as clips_lib
 from data_pipelines import layouts
 from data_pipelines import reading
 from data_pipelines import shards as shards_lib
-from data_pipelines.progress import Progress
-from data_pipelines.progress import span
 from data_pipelines.set_in_work import is_done
 from data_pipelines.set_in_work import SetInWork
 from mmaudio_jax import media
@@ -49,22 +47,19 @@ def open_maps(folder: pathlib.Path, schema: records.Schema) -> Maps:
 
     Raises:
       FileNotFoundError: a file that is missing.
-      ValueError: tensors of another shape or dtype than the schema's, or a tsv of another length; names the file.
+      ValueError: a meta.json of another form, tensors of another shape or dtype than the schema's, or a tsv of another length;
+        names the file.
     """
-    try:
-        meta = json.loads((folder / 'meta.json').read_text(encoding='utf-8'))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f'{folder}: holds no meta.json; config.extract.memmaps names folders of memory maps') from error
-    features: dict[str, np.ndarray] = {}
+    forms, features = _forms(folder), dict[str, np.ndarray]()
     for name, tensor in TENSORS.items():
-        if tensor not in meta:
+        if tensor not in forms:
             if name in OF_VIDEO:
                 continue
             raise ValueError(f'{folder}: meta.json names no tensor {tensor!r}')
-        shape, dtype = tuple(meta[tensor]['shape']), DTYPES.get(meta[tensor]['dtype'])
+        shape, dtype = forms[tensor][0], DTYPES.get(forms[tensor][1])
         if dtype is None or shape[1:] != schema.shapes[name]:
             expected = ', '.join(map(str, schema.shapes[name]))
-            raise ValueError(f'{folder}: {tensor} is {meta[tensor]["dtype"]} {list(shape)}, not [examples, {expected}] as '
+            raise ValueError(f'{folder}: {tensor} is {forms[tensor][1]} {list(shape)}, not [examples, {expected}] as '
                              f'config.sequence asks ({schema.rate}, {schema.duration_s:g} s)')
         path = folder / f'{tensor}.memmap'
         if not path.is_file() or path.stat().st_size != np.prod(shape) * dtype.itemsize:
@@ -74,11 +69,24 @@ def open_maps(folder: pathlib.Path, schema: records.Schema) -> Maps:
     tsv = _tsv(folder)
     if not tsv.is_file():
         raise FileNotFoundError(f'{tsv}: missing; it names the examples of {folder}')
-    rows = list(layouts.read_csv(tsv, report, ('id',), ('label', 'caption')))
+    rows = [row for _, row in layouts.read_csv(tsv, report, ('id',), ('label', 'caption'))]
     if len({len(feature) for feature in features.values()} | {len(rows)}) != 1:
         raise ValueError(f'{tsv}: has {len(rows)} rows, the tensors beside it have '
                          f'{", ".join(str(len(feature)) for feature in features.values())}')
     return Maps(folder, features, rows)
+
+
+def _forms(folder: pathlib.Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """(shape, name of the dtype) of each tensor of ours that meta.json names."""
+    path = folder / 'meta.json'
+    try:
+        meta = json.loads(path.read_text(encoding='utf-8'))
+        return {tensor: (tuple(map(int, meta[tensor]['shape'])), str(meta[tensor]['dtype']))
+                for tensor in TENSORS.values() if tensor in meta}
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f'{folder}: holds no meta.json; config.extract.memmaps names folders of memory maps') from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{path}: does not describe memory maps ({type(error).__name__}: {error}); copy it again') from error
 
 
 def _tsv(folder: pathlib.Path) -> pathlib.Path:
@@ -114,8 +122,8 @@ def import_sets(config, root: pathlib.Path, index: int, count: int) -> list[str]
             target = shards_lib.Target(schema, root / 'records' / f'.{name}.partial', root / 'records' / 'codec.npz')
             plan = shards_lib.Plan(name, root, (target,), settings.batch_size, 0, {})
             splits = {split: [_clip(found, row, split) for row in found.rows] for split, found in maps.items()}
-            work = SetInWork(plan, splits, made_with, settings.clips_per_shard, settings.max_rejected)
-            _import(work, maps, settings.clips_per_shard, index, count)
+            with SetInWork(plan, splits, made_with, settings.clips_per_shard, settings.max_rejected) as work:
+                work.make(index, count, functools.partial(_import, plan, maps, settings.clips_per_shard))
     return names
 
 
@@ -126,24 +134,17 @@ def _clip(maps: Maps, row: dict[str, str], split: str) -> clips_lib.Clip:
     return clips_lib.Clip(row['id'], video, sound, caption, split, 0.0, row.get('label', ''))
 
 
-def _import(work: SetInWork, maps: dict[str, Maps], clips_per_shard: int, index: int, count: int) -> None:
-    """Copies the shards that this process has to make."""
-    name, started = work.plan.name, time.monotonic()
-    work.prepare(alone=count == 1)
-    missing = work.missing(index, count)
-    progress = Progress(f'extract {name}', sum(len(shard.clips) for shard in missing), work.plan.targets[0].schema.duration_s)
+def _import(plan: shards_lib.Plan, maps: dict[str, Maps], clips_per_shard: int, missing: list[shards_lib.Shard],
+            report: shards_lib.Report) -> None:
+    """Copies the examples of shards."""
     for shard in missing:
         rejected: list[dict[str, Any]] = []
-        batches = _batches(work.plan, shard, maps[shard.split], shard.number * clips_per_shard, rejected, progress)
-        shards_lib.write_shard(work.plan, shard, batches, rejected, lambda clips, reasons: None)
-    found = work.finish()
-    if found is not None:
-        print(f'extract {name}: {found["records"]} records imported, {found["rejected"]} rejected, '
-              f'{span(time.monotonic() - started)}', flush=True)
+        batches = _batches(plan, shard, maps[shard.split], shard.number * clips_per_shard, rejected, report)
+        shards_lib.write_shard(plan, shard, batches, rejected, report)
 
 
 def _batches(plan: shards_lib.Plan, shard: shards_lib.Shard, maps: Maps, first: int, rejected: list[dict[str, Any]],
-             progress: Progress) -> Iterator[tuple[shards_lib.Batch, list[list[shards_lib.Encoded]]]]:
+             report: shards_lib.Report) -> Iterator[tuple[shards_lib.Batch, list[list[shards_lib.Encoded]]]]:
     """Every example by itself, those of the maps from `first` on, as shards.write_shard takes batches; what is not finite is
     rejected."""
     schema = plan.targets[0].schema
@@ -157,8 +158,7 @@ def _batches(plan: shards_lib.Plan, shard: shards_lib.Shard, maps: Maps, first: 
         except ValueError as error:
             reason = str(error).partition(': ')[2]
             rejected.append({'id': clip.id, 'split': clip.split, 'file': plan.shown(clip.sound), 'reason': reason})
-            progress.add(1, [reason])
+            report(1, [reason])
             continue
         latents = example['latent_mean'].astype(records.FEATURE_DTYPES[schema.feature_dtype]).astype(np.float64)
         yield [(clip, reading.Loaded())], [[shards_lib.Encoded(latents, record)]]
-        progress.add(1, [])

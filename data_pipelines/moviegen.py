@@ -3,20 +3,23 @@
 Listing: <video's name>.jsonl for each video, one object with audio_prompt; or one .jsonl for all of them, a line each, with id
 (the video's name) and audio_prompt.
 """
+import functools
 import json
 import pathlib
 from typing import Any, Iterator
 
 from data_pipelines import layouts
+from mmaudio_jax.media import VIDEO_SUFFIXES
 
 KNOWN = ('id', 'audio_prompt', 'video_prompt', 'music_prompt')
 
 
 def read(folder: pathlib.Path, media: layouts.Media, report: layouts.Report) -> Iterator[layouts.Entry]:
     """The entries below `folder`. See layouts.Entry."""
-    listings = sorted(folder.rglob('*.jsonl'))
+    listings = sorted(folder.rglob('[!.]*.jsonl'))
     if not listings:
         raise FileNotFoundError(f'{folder}: holds no .jsonl with audio_prompt')
+    find = functools.partial(media.find, suffixes=VIDEO_SUFFIXES)
     for path in listings:
         for number, line in enumerate(report.read(path).split('\n'), 1):
             row = _object(line)
@@ -27,9 +30,8 @@ def read(folder: pathlib.Path, media: layouts.Media, report: layouts.Report) -> 
                 continue
             for column in sorted(set(row) - set(KNOWN)):
                 report.add('unknown_columns', f'{path.name}: {column}')
-            name = path.stem if media.find(path.stem) else str(row.get('id', path.stem))
-            yield layouts.Entry(name, 'test', (str(row['audio_prompt']),), media.find(name), video=True, cut='start',
-                                source=name)
+            name = path.stem if find(path.stem) else str(row.get('id', path.stem))
+            yield layouts.Entry(name, 'test', (str(row['audio_prompt']),), find(name), video=True, cut='start', source=name)
 
 
 def _object(line: str) -> dict[str, Any]:

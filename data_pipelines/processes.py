@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import pathlib
 import threading
-from typing import Callable, Iterable, Iterator, TypeVar
+from typing import Callable, IO, Iterable, Iterator, TypeVar
 
 Job = TypeVar('Job')
 Result = TypeVar('Result')
@@ -24,9 +24,20 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
     """One process at a time writes in `folder`, which is made; the system drops the lock when its holder dies."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOCK_FILE, 'w', encoding='utf-8') as file:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
+        take_lock(file, fcntl.LOCK_EX)
         yield
+
+
+def take_lock(file: IO, operation: int) -> bool:
+    """Takes a lock of fcntl.flock; False when another process holds it and LOCK_NB is asked for. A file system without locks
+    gives none, and all go on."""
+    try:
+        fcntl.flock(file, operation)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _start_worker() -> None:

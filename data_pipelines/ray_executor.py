@@ -1,14 +1,13 @@
 """Shards as tasks of a Ray cluster: actors hold the jitted encoders, shards go to whichever is free, and again when one dies.
 
-Needs the extra: pip install 'mmaudio_jax[ray]'. The data folder must be the same path on every machine. Nothing else is shared:
+Needs the extra: pip install -e '.[ray]'. The data folder must be the same path on every machine. Nothing else is shared:
 a shard is made by the same function as without Ray, and stands in the folder when it is whole.
 """
 import collections
 import concurrent.futures
-import itertools
 import logging
 import os
-from typing import Any, Callable
+from typing import Any
 
 import ray
 
@@ -41,7 +40,7 @@ class _Actor:
         return len(shard.clips), rejected
 
 
-def run(plan: shards_lib.Plan, missing: list[shards_lib.Shard], settings, report: Callable[[int, list[str]], None]) -> None:
+def run(plan: shards_lib.Plan, missing: list[shards_lib.Shard], settings, report: shards_lib.Report) -> None:
     """Extracts the shards on the cluster.
 
     Args:
@@ -67,7 +66,7 @@ def run(plan: shards_lib.Plan, missing: list[shards_lib.Shard], settings, report
             under_way[actor.extract.remote(shard)] = actor, shard
 
     try:
-        for actor in itertools.islice(actors, len(missing)):
+        for actor in actors:
             hand_out(actor)
         while under_way:
             (done,), _ = ray.wait(list(under_way), num_returns=1)

@@ -9,13 +9,17 @@ import fcntl
 import json
 import pathlib
 import shutil
-from typing import Any, IO, Iterator, Mapping
+import time
+from typing import Any, Callable, Iterator, Mapping
 
 import numpy as np
 
 from data_pipelines import clips as clips_lib
+from data_pipelines.processes import take_lock
 from data_pipelines.progress import Progress
+from data_pipelines.progress import span
 from data_pipelines.shards import Plan
+from data_pipelines.shards import Report
 from data_pipelines.shards import Shard
 from data_pipelines.shards import Target
 from data_pipelines.shards import write_json
@@ -47,20 +51,9 @@ def in_use(place: pathlib.Path) -> list[str]:
     found = []
     for path in sorted(place.glob('.*.working')):
         with contextlib.suppress(FileNotFoundError), open(path, 'rb') as file:
-            if not _locks(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            if not take_lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 found.append(path.name.removeprefix('.').removesuffix('.working'))
     return found
-
-
-def _locks(file: IO, operation: int) -> bool:
-    """Whether the lock is had; also on a file system without locks."""
-    try:
-        fcntl.flock(file, operation)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    return True
 
 
 class SetInWork:
@@ -89,9 +82,45 @@ class SetInWork:
         return self
 
     def __exit__(self, *_) -> None:
-        self.release()
+        self._release()
 
-    def release(self) -> None:
+    def make(self, index: int, count: int, make_shards: Callable[[list[Shard], Report], None]) -> None:
+        """Makes the shards that this process has to make, and every folder a set when they were the last; says so.
+
+        Args:
+          index, count: of the processes that share the shards.
+          make_shards: makes those that are missing.
+
+        Raises:
+          ValueError: shards of other settings or clips that may not be deleted, too many rejects, a split without any record.
+          Also what make_shards raises.
+        """
+        job, started = f'extract {self.plan.name}', time.monotonic()
+        self._prepare(alone=count == 1)
+        missing = self._missing(index, count)
+        progress = Progress(job, sum(len(shard.clips) for shard in missing), self.plan.targets[0].schema.duration_s)
+
+        def report(clips: int, rejected: list[str]) -> None:
+            progress.add(clips, rejected)
+            self._check_rejects(progress)
+
+        try:
+            if missing:
+                make_shards(missing, report)
+        except (OSError, media.MediaError):
+            if not self._was_finished_by_another():  # else it had the same shards, and has cleaned up and renamed the folder
+                raise
+        found = self._finish()
+        took = span(time.monotonic() - started)
+        if found is None:
+            print(f'{job}: process {index} of {count} made its shards, {took}; others are still to come', flush=True)
+            return
+        for target in self.plan.targets:
+            final, rejected = self._final(target), found['rejected']
+            rejects = f'{rejected} clips rejected, see {final / REJECTED_FILE}' if rejected else 'none rejected'
+            print(f'{job}: {found["records"]} records in {final}, {took}; {rejects}', flush=True)
+
+    def _release(self) -> None:
         """Lets go of the set."""
         self._held.close()
         for target in self.plan.targets:
@@ -101,7 +130,7 @@ class SetInWork:
     def _working(self, target: Target) -> pathlib.Path:
         return target.folder.with_name(f'.{self.plan.name}.working')
 
-    def was_finished_by_another(self) -> bool:
+    def _was_finished_by_another(self) -> bool:
         """Whether the folders are sets by now; waits for a process that is just about to make them so."""
         for target in self.plan.targets:
             with contextlib.suppress(OSError), self._lock(target):
@@ -111,9 +140,9 @@ class SetInWork:
     def _final(self, target: Target) -> pathlib.Path:
         return target.folder.with_name(self.plan.name)
 
-    def prepare(self, alone: bool) -> None:
-        """Makes the folders, and holds them until `release`; keeps the shards of a killed run, unless they were made with other
-        settings or clips.
+    def _prepare(self, alone: bool) -> None:
+        """Makes the folders, and holds them until `_release`; keeps the shards of a killed run, unless they were made with
+        other settings or clips.
 
         Args:
           alone: no other process works here, so that shards of other settings may be deleted.
@@ -123,18 +152,19 @@ class SetInWork:
         """
         for target in self.plan.targets:
             target.folder.parent.mkdir(parents=True, exist_ok=True)
-            working = self._held.enter_context(open(self._working(target), 'w', encoding='utf-8'))
-            _locks(working, fcntl.LOCK_SH)
+            working = self._held.enter_context(open(self._working(target), 'w+', encoding='utf-8'))  # NFS: + to share a lock
+            take_lock(working, fcntl.LOCK_SH)
             settings = {**target.schema.metadata(), 'made_with': self._made_with, 'clips_per_shard': self._clips_per_shard}
             path, whole = target.progress / 'made_with.json', target.folder / records.METADATA_FILE
             if target.folder.is_dir():
-                stored: dict[str, Any] = next((json.loads(file.read_text()) for file in (whole, path) if file.is_file()), {})
+                texts = (file.read_text(encoding='utf-8') for file in (whole, path) if file.is_file())
+                stored: dict[str, Any] = next(map(json.loads, texts), {})
                 if stored and {**settings, **stored} == settings:
                     continue
                 if stored and not alone:
                     raise ValueError(f'{target.folder}: holds unfinished shards of other settings or clips; delete it, when '
                                      'no other process is working there')
-                if stored and not _locks(working, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                if stored and not take_lock(working, fcntl.LOCK_EX | fcntl.LOCK_NB):
                     raise ValueError(f'{target.folder}: another process is extracting {self.plan.name} there, with other '
                                      'settings or clips; wait for its end, or choose another workdir')
                 if stored:
@@ -143,9 +173,9 @@ class SetInWork:
             if not self._final(target).is_dir():
                 target.progress.mkdir(parents=True, exist_ok=True)
                 write_json(path, settings)
-            _locks(working, fcntl.LOCK_SH)
+            take_lock(working, fcntl.LOCK_SH)
 
-    def missing(self, index: int, count: int) -> list[Shard]:
+    def _missing(self, index: int, count: int) -> list[Shard]:
         """The shards that process `index` of `count` has still to make."""
         mine = self.shards[index::count]
         missing = [shard for shard in mine if not all(self._is_made(target, shard) for target in self.plan.targets)]
@@ -157,14 +187,14 @@ class SetInWork:
         return (target.note(shard).is_file() or (target.folder / records.METADATA_FILE).is_file()
                 or self._final(target).is_dir())
 
-    def check_rejects(self, progress: Progress) -> None:
+    def _check_rejects(self, progress: Progress) -> None:
         """Raises ValueError when too many of the clips that were read were rejected."""
         if progress.done >= REJECTS_COUNT_FROM and progress.rejected.total() > self._max_rejected * progress.done:
             raise ValueError(f'{self.plan.name}: {progress.rejections()} of {progress.done} clips, more than '
                              f'config.extract.max_rejected = {self._max_rejected:g} allows; correct the files and delete '
                              f'{self.plan.targets[0].folder}, or raise it')
 
-    def finish(self) -> dict[str, int] | None:
+    def _finish(self) -> dict[str, int] | None:
         """Makes every folder whose shards are all there a set.
 
         Returns:
@@ -173,9 +203,9 @@ class SetInWork:
         for target in self.plan.targets:
             with self._lock(target):
                 if not self._final(target).is_dir() and not self._make_set(target):
-                    self.release()
+                    self._release()
                     return None
-        self.release()
+        self._release()
         final = self._final(self.plan.targets[0])
         lines = {name: (final / name).read_bytes().count(b'\n') for name in (CLIPS_FILE, REJECTED_FILE)}
         return {'records': lines[CLIPS_FILE], 'rejected': lines[REJECTED_FILE]}
@@ -185,8 +215,7 @@ class SetInWork:
         """One process at a time; at once when another process has made the folder a set already."""
         with contextlib.ExitStack() as stack:
             try:
-                file = stack.enter_context(open(target.folder / LOCK_FILE, 'w', encoding='utf-8'))
-                fcntl.flock(file, fcntl.LOCK_EX)
+                take_lock(stack.enter_context(open(target.folder / LOCK_FILE, 'w', encoding='utf-8')), fcntl.LOCK_EX)
             except FileNotFoundError:
                 if not self._final(target).is_dir():
                     raise
@@ -204,7 +233,8 @@ class SetInWork:
                 lengths.setdefault(shard.split, []).append(len(note['clips']))
             for file, field in ((CLIPS_FILE, 'clips'), (REJECTED_FILE, 'rejected')):
                 with media.atomic_file(target.folder / file) as beside:
-                    beside.write_text(''.join(clips_lib.to_line(row) for _, note in notes for row in note[field]))
+                    lines = (clips_lib.to_line(row) for _, note in notes for row in note[field])
+                    beside.write_text(''.join(lines), encoding='utf-8')
             write_json(target.folder / LATENTS_FILE, _latent_statistics(notes))
             for leftover in target.folder.glob('.*'):
                 if leftover.name != LOCK_FILE:
@@ -228,7 +258,7 @@ class SetInWork:
                              f'{first["reason"]}')
         for _, note in notes:
             progress.count(len(note['clips']) + len(note['rejected']), [row['reason'] for row in note['rejected']])
-        self.check_rejects(progress)
+        self._check_rejects(progress)
 
     def _forget(self, split: str) -> None:
         """Deletes the finished shards of a split in every folder; those of other splits stay. Notes first: a shard with a note

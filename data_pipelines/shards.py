@@ -29,6 +29,7 @@ CAPTIONS_KEPT = 1024  # features of the last captions: a caption that recurs amo
 BATCHES_AHEAD = 1  # encoded while the next one is collected and the one before is written
 
 Batch = list[tuple[clips_lib.Clip, reading.Loaded]]
+Report = Callable[[int, list[str]], None]  # told how many more clips are done, and the reasons of those that were rejected
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,21 +119,21 @@ class Extractor:
     def encode(self, batch: Batch) -> list[list[Encoded]]:
         """The records of a batch, for each target; every clip's features are those it would have alone.
 
-        Batches are filled up to one size, so that each encoder is compiled once.
+        The codecs' calls follow the batch: it is filled up to one size, so that they are compiled once.
         """
-        size, first = self._plan.batch_size, self._plan.targets[0].schema
+        first = self._plan.targets[0].schema
         dtype = records.FEATURE_DTYPES[first.feature_dtype]
         texts = self._text_features([clip.caption for clip, _ in batch])
         with_video = [i for i, (_, loaded) in enumerate(batch) if loaded.frames is not None]
         features = {}
         if with_video:
             streams = zip(*(batch[i][1].frames for i in with_video))
-            clip_features, sync_features = self._encoder.encode_video(*(_padded(stream, size) for stream in streams))
+            clip_features, sync_features = self._encoder.encode_video(*map(np.stack, streams))
             features = {i: (clip_features[k], sync_features[k]) for k, i in enumerate(with_video)}
         empty = np.zeros(first.shapes['clip_features'], np.float32), np.zeros(first.shapes['sync_features'], np.float32)
         encoded = []
         for place, (target, codec) in enumerate(zip(self._plan.targets, self._codecs)):
-            mean, std = codec.encode(_padded([loaded.waveforms[place] for _, loaded in batch], size))
+            mean, std = codec.encode(_padded([loaded.waveforms[place] for _, loaded in batch], self._plan.batch_size))
             encoded.append([Encoded(mean[i].astype(dtype).astype(np.float64), target.schema.encode({
                 'id': clip.id,
                 'caption': clip.caption,
@@ -153,7 +154,7 @@ class Extractor:
         dtype = records.FEATURE_DTYPES[self._plan.targets[0].schema.feature_dtype]
         if missing:
             with np.errstate(over='ignore'):  # Schema.encode refuses what does not fit
-                new = self._encoder.encode_text(missing + [missing[0]] * (len(captions) - len(missing))).astype(dtype)
+                new = self._encoder.encode_text(missing).astype(dtype)
             self._texts.update(zip(missing, new))
         for caption in captions:
             self._texts.move_to_end(caption)
@@ -163,9 +164,9 @@ class Extractor:
         return features
 
 
-def _padded(arrays, size: int) -> np.ndarray:
-    """Stacked and filled up with zeros to `size`, so that one compiled function serves every batch."""
-    stacked = np.stack(arrays)
+def _padded(waveforms: list[np.ndarray], size: int) -> np.ndarray:
+    """Stacked and filled up with silence to `size`."""
+    stacked = np.stack(waveforms)
     return np.concatenate([stacked, np.zeros((size - len(stacked), *stacked.shape[1:]), stacked.dtype)])
 
 
@@ -178,7 +179,7 @@ def loaded_clips(workers, request: reading.Request, clips: Iterable[clips_lib.Cl
 
 
 def extract_shard(plan: Plan, extractor: Extractor, shard: Shard, loaded: Iterator[tuple[clips_lib.Clip, reading.Loaded]],
-                  device: concurrent.futures.Executor, report: Callable[[int, list[str]], None]) -> None:
+                  device: concurrent.futures.Executor, report: Report) -> None:
     """Makes the records of a shard and then its note.
 
     Args:
@@ -198,7 +199,7 @@ def extract_shard(plan: Plan, extractor: Extractor, shard: Shard, loaded: Iterat
 
 
 def write_shard(plan: Plan, shard: Shard, batches: Iterable[tuple[Batch, list[list[Encoded]]]], rejected: list[dict[str, Any]],
-                report: Callable[[int, list[str]], None]) -> None:
+                report: Report) -> None:
     """Writes a shard, whole or not at all.
 
     Args:
@@ -257,7 +258,7 @@ class _Part:
 
 def _encoded(plan: Plan, extractor: Extractor, shard: Shard, loaded: Iterator[tuple[clips_lib.Clip, reading.Loaded]],
              device: concurrent.futures.Executor, rejected: list[dict[str, Any]],
-             report: Callable[[int, list[str]], None]) -> Iterator[tuple[Batch, list[list[Encoded]]]]:
+             report: Report) -> Iterator[tuple[Batch, list[list[Encoded]]]]:
     """Batches with their records; clips that cannot be used are added to `rejected`."""
     under_way: collections.deque = collections.deque()
     batch: Batch = []

@@ -8,6 +8,7 @@ from typing import Iterator
 
 from data_pipelines import layouts
 from mmaudio_jax import tables
+from mmaudio_jax.media import VIDEO_SUFFIXES
 
 LISTING = 'vggsound.csv'
 SPLITS = {'train': 'train', 'val': 'validation', 'test': 'test'}  # part of a list's name → split
@@ -15,12 +16,12 @@ SPLITS = {'train': 'train', 'val': 'validation', 'test': 'test'}  # part of a li
 
 def read(folder: pathlib.Path, media: layouts.Media, report: layouts.Report) -> Iterator[layouts.Entry]:
     """The entries below `folder`; lists are preferred, as they name a validation split. See layouts.Entry."""
-    named = sorted(folder.rglob('*.tsv'))
+    named = sorted(folder.rglob('[!.]*.tsv'))
     lists = [(path, split) for path in named for part, split in SPLITS.items() if f'-{part}' in path.stem]
     listing = next(iter(sorted(folder.rglob(LISTING))), None)
     if lists:
         for path, split in lists:
-            for row in layouts.read_csv(path, report, ('id', 'label')):
+            for _, row in layouts.read_csv(path, report, ('id', 'label')):
                 yield _entry(row['id'], row['id'], split, row['label'], media)
     elif listing:
         yield from _read_csv(listing, media, report)
@@ -38,5 +39,5 @@ def _read_csv(path: pathlib.Path, media: layouts.Media, report: layouts.Report) 
 
 
 def _entry(name: str, other_name: str, split: str, label: str, media: layouts.Media) -> layouts.Entry:
-    return layouts.Entry(name, split, (label,), media.find(name, other_name), video=True, cut='start', label=label,
-                         source=layouts.source_of(name))
+    file = media.find(name, other_name, suffixes=VIDEO_SUFFIXES)
+    return layouts.Entry(name, split, (label,), file, video=True, cut='start', label=label, source=layouts.source_of(name))

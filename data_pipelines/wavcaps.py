@@ -23,17 +23,18 @@ def _read(listing: str, place: str, folder: pathlib.Path, media: layouts.Media,
         raise FileNotFoundError(f'{folder}: holds no {listing}')
     try:
         found = json.loads(report.read(path))
-        rows, captions = found['data'], found.get('num_captions_per_audio', 1)
+        rows, captions = list(found['data']), found.get('num_captions_per_audio', 1)
+        numbered = {f'caption_{i + 1}' for i in range(captions)}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{path}: is no list of WavCaps ({error}); is it whole?') from error
-    numbered = {f'caption_{i + 1}' for i in range(captions)}
-    for column in sorted({column for row in rows for column in row} - set(KNOWN) - numbered):
+    for column in sorted({column for row in rows if isinstance(row, dict) for column in row} - set(KNOWN) - numbered):
         report.add('unknown_columns', f'{path.name}: {column}')
     for number, row in enumerate(rows, 1):
-        if isinstance(row.get('id'), bool) or not isinstance(row.get('id'), (str, int)):
-            report.add('unusable_rows', f'{path.name}, entry {number}: id is {row.get("id")!r}')
+        own_id = row.get('id') if isinstance(row, dict) else None
+        if isinstance(own_id, bool) or not isinstance(own_id, (str, int)):
+            report.add('unusable_rows', f'{path.name}, entry {number}: no object with an id: {row!r:.80}')
             continue
-        name = str(row['id'])
+        name = str(own_id)
         stem, suffix = os.path.splitext(name)
         stem = stem if suffix.lower() in layouts.SUFFIXES else name
         yield layouts.Entry(stem, 'train', _captions(row, captions), media.find(stem, within=place), video=False, cut='spread',

@@ -1,4 +1,5 @@
 """Extraction of a small rendered set: what the records hold, what is skipped, refused and resumed."""
+import errno
 import json
 import os
 import pathlib
@@ -13,7 +14,9 @@ from configs import base
 from data_pipelines import clips
 from data_pipelines import extract
 from data_pipelines import impacts
+from data_pipelines import processes
 from data_pipelines import reading
+from data_pipelines import shards
 from mmaudio_jax import codec
 from mmaudio_jax import encoders
 from mmaudio_jax import input_pipeline
@@ -96,6 +99,20 @@ def test_features_are_those_of_each_clip_alone(workdir):
                     'text_features': encoder.encode_text([table[example['id']].caption])}
         for name, value in expected.items():
             np.testing.assert_allclose(example[name].astype(np.float32), value[0], rtol=1e-3, atol=1e-3)  # float16
+
+
+def test_encoders_are_given_what_there_is(workdir, monkeypatch):
+    """They cut their work into calls of one size; the codec's calls follow the batch, which is filled up."""
+    clip, *_ = clips.read_table(workdir / 'media' / 'clips' / 'train.jsonl')
+    target = shards.Target(records.schema_of(make_config()), workdir, workdir / 'records' / 'codec.npz')
+    extractor, sizes = shards.Extractor(shards.Plan('clips', workdir, (target,), 4, 1, {})), []
+    for owner, name in ((encoders.PixelEncoder, 'encode_text'), (encoders.PixelEncoder, 'encode_video'),
+                        (codec.PCACodec, 'encode')):
+        monkeypatch.setattr(owner, name, lambda self, *args, call=getattr(owner, name): sizes.append(len(args[0])) or
+                            call(self, *args))
+    loaded, = reading.load([clip], extractor.request)
+    extractor.encode([(clip, loaded), (clip, loaded)])
+    assert sizes == [1, 2, 4]  # one caption, two videos
 
 
 def test_sounds_have_no_video(workdir):
@@ -288,7 +305,7 @@ def test_ray_that_is_not_installed_is_said(tmp_path, monkeypatch):
     sounds_workdir(tmp_path, 2)
     monkeypatch.setitem(sys.modules, 'ray', None)
     monkeypatch.delitem(sys.modules, 'data_pipelines.ray_executor', raising=False)
-    with pytest.raises(ValueError, match=r"executor is 'ray', but ray is not installed; pip install 'mmaudio_jax\[ray\]'"):
+    with pytest.raises(ValueError, match=r"executor is 'ray', but ray is not installed; pip install -e '\.\[ray\]'"):
         extract.extract(sounds_config(executor='ray'), tmp_path)
 
 
@@ -330,12 +347,36 @@ def test_another_extraction_deletes_nothing_while_one_runs(tmp_path, monkeypatch
     assert len(load(tmp_path, 'sounds', 'train')) == 4 and not list((tmp_path / 'records').glob('.*'))
 
 
+def test_a_file_system_without_locks_will_do(tmp_path, monkeypatch):
+    def no_lock(*_):
+        raise OSError(errno.ENOLCK, 'No locks available')
+
+    monkeypatch.setattr(processes.fcntl, 'flock', no_lock)
+    extract.extract(sounds_config(), sounds_workdir(tmp_path, 4))
+    assert len(load(tmp_path, 'sounds', 'train')) == 4 and not list((tmp_path / 'records').glob('.*'))
+
+
 def test_shards_of_other_settings_that_nobody_works_at_are_deleted(tmp_path, capsys):
     sounds_workdir(tmp_path, 4)
     extract.extract(sounds_config(process_index=1, process_count=2), tmp_path)
     extract.extract(sounds_config(clips_per_shard=2), tmp_path)
     assert 'unfinished shards of other settings or clips are deleted' in capsys.readouterr().out
     assert len(load(tmp_path, 'sounds', 'train')) == 4
+
+
+def test_files_are_utf_8_in_every_locale(tmp_path, monkeypatch):
+    sounds_workdir(tmp_path, 4)
+    (tmp_path / 'media' / 'sounds').rename(tmp_path / 'media' / 'wälder')
+    table = tmp_path / 'media' / 'wälder' / 'train.jsonl'
+    table.write_text(table.read_text(encoding='utf-8').replace('thing', 'bär'), encoding='utf-8')
+    monkeypatch.setattr('io.text_encoding', lambda encoding, *_: encoding or 'ascii')  # what pathlib asks
+    config = make_config(datasets=(('wälder', 'media/wälder'),), codec_fit_dataset='wälder')
+    config.extract.update(process_index=1, process_count=2)
+    extract.extract(config, tmp_path)
+    config.extract.process_index = 0
+    extract.extract(config, tmp_path)
+    lines = (tmp_path / 'records' / 'wälder' / 'clips.jsonl').read_text(encoding='utf-8').splitlines()
+    assert [json.loads(line)['caption'] for line in lines] == ['bär 0', 'bär 1', 'bär 2', 'bär 0']
 
 
 def test_captions_are_encoded_once(tmp_path, monkeypatch):

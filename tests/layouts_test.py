@@ -50,7 +50,8 @@ def test_a_csv_is_read_and_what_is_odd_is_listed(tmp_path):
     path = tmp_path / 'list.csv'
     path.write_text('\ufeffid,caption,mood\n1,"a bell, twice",good\n2,short\n\n3,drum,bad\n4,a drum, too,bad\n')
     report = layouts.Report()
-    assert [row['caption'] for row in layouts.read_csv(path, report, ('id', 'caption'))] == ['a bell, twice', 'drum']
+    rows = layouts.read_csv(path, report, ('id', 'caption'))
+    assert [(line, row['caption']) for line, row in rows] == [(2, 'a bell, twice'), (5, 'drum')]
     assert report.lists['unknown_columns'] == ['list.csv: mood']
     assert report.lists['unusable_rows'] == [
         'list.csv, line 3: 2 columns, not 3',
@@ -84,8 +85,8 @@ def test_listings_are_utf_8_or_latin_1(tmp_path):
     path = tmp_path / 'clotho_metadata_evaluation.csv'
     for encoding in ('utf-8', 'utf-8-sig', 'latin-1'):
         path.write_bytes('file_name,manufacturer,sound_id\nx.wav,Andrés,4711\n'.encode(encoding))
-        rows = list(layouts.read_csv(path, layouts.Report(), ('file_name', 'sound_id'), ('manufacturer',)))
-        assert rows == [{'file_name': 'x.wav', 'manufacturer': 'Andrés', 'sound_id': '4711'}]
+        (_, row), = layouts.read_csv(path, layouts.Report(), ('file_name', 'sound_id'), ('manufacturer',))
+        assert row == {'file_name': 'x.wav', 'manufacturer': 'Andrés', 'sound_id': '4711'}
         assert layouts.read_ids(path) == {'4711'}
 
 
@@ -103,10 +104,26 @@ def test_id_lists(tmp_path, name, text, expected):
     assert layouts.read_ids(tmp_path / name, 'AudioSet') == expected
 
 
+@pytest.mark.parametrize('name, text', [
+    ('list.csv', 'ytid,start,end,labels\naaaaaaaaaa1,30,40,rain\n'), ('vggsound.csv', 'aaaaaaaaaa1,30,rain,train\n'),
+    ('list.csv', 'id,label\n,rain\n'), ('ids.txt', '\n'), ('list.json', '[]')])
+def test_an_id_list_without_an_id_is_refused(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=f'{name}: holds no id; a csv or tsv needs one of the columns source, .*, or those of '
+                                         'vggsound.csv without a header, .* config.clips.exclude'):
+        layouts.read_ids(tmp_path / name)
+
+
 def test_bad_id_lists_are_named(tmp_path):
     (tmp_path / 'list.json').write_text('{"AudioSet": []}')
     with pytest.raises(ValueError, match="list.json: has no list 'FreeSound'; it has AudioSet"):
         layouts.read_ids(tmp_path / 'list.json', 'FreeSound')
+    for text, error in (('{"FreeSound": ["a"', r'is no JSON \(.*\); is it whole\?'),
+                        ('{"FreeSound": 3}', 'is no list of ids, but 3; correct it'), ('[["a"]]', 'is no list of ids, but .*a'),
+                        ('null', 'is no list of ids, but None')):
+        (tmp_path / 'list.json').write_text(text)
+        with pytest.raises(ValueError, match=f'list.json: {error}'):
+            layouts.read_ids(tmp_path / 'list.json', 'FreeSound')
     with pytest.raises(FileNotFoundError, match='none.txt: no such id list'):
         layouts.read_ids(tmp_path / 'none.txt')
 

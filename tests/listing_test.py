@@ -133,7 +133,17 @@ def test_wavcaps_leaves_out_what_the_blacklist_names(tmp_path):
     assert report['lists']['missing_files'] == [f'Y{IDS[3]}'] and report['lists']['too_short'] == [
         f'Y{IDS[2]}: 0.50 s, 1.10 s are needed (config.clips.short, or a start_s)']
     assert report['lists']['unknown_columns'] == ['as_final.json: mood']
-    assert report['lists']['unusable_rows'] == ['as_final.json, entry 5: id is None']
+    assert report['lists']['unusable_rows'] == ["as_final.json, entry 5: no object with an id: {'caption': 'no id'}"]
+
+
+@pytest.mark.parametrize('text, message', [
+    ('{"data": [', 'as_final.json: is no list of WavCaps .*; is it whole'), ('{"data": 3}', 'is no list of WavCaps'),
+    ('[]', 'is no list of WavCaps'), ('{"num_captions_per_audio": "x", "data": []}', 'is no list of WavCaps'),
+    ('{"data": [3, {"id": null}]}', '2 unusable rows .the first: as_final.json, entry 1: no object with an id: 3')])
+def test_what_is_no_list_of_wavcaps_is_named(tmp_path, text, message):
+    write(tmp_path / 'source' / 'as_final.json', text)
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, 'audioset_sl')
 
 
 def test_wavcaps_other_sources(tmp_path):
@@ -146,7 +156,7 @@ def test_wavcaps_other_sources(tmp_path):
         tables, report = make(tmp_path, layout)
         assert [row['caption'] for row in tables['train']] == [folder, 'x']
         assert tables['train'][0]['audio'] == f'{source}/{folder}_flac/{file}'
-        assert report['lists']['unusable_rows'][0].endswith('entry 2: id is True')
+        assert report['lists']['unusable_rows'][0].endswith("entry 2: no object with an id: {'id': True}")
         (tmp_path / 'media' / 'set' / 'clips_report.json').unlink()
 
 
@@ -180,7 +190,7 @@ def test_greatest_hits(tmp_path):
     write(source / 'train.txt', '2015-01-01\nlost\n')
     write(source / 'test.txt', '2015-02-02\n')
     for name in ('2015-01-01', '2015-02-02'):
-        write_sound(source / f'{name}_denoised.wav', 2.4)
+        write_sound(source / f'{name}.wav', 2.4).rename(source / f'{name}_denoised.mp4')
     write(source / '2015-01-01_times.txt', '0.25 metal hit static\n0.5 plastic-bag scratch deform\n1.5 None hit None\nbad\n'
           '-1 metal hit static\n')
     write(source / '2015-02-02_times.txt', '')
@@ -191,6 +201,48 @@ def test_greatest_hits(tmp_path):
     assert len(tables['test']) == 2 and report['lists']['missing_files'] == ['lost_times.txt']
     assert report['lists']['unusable_rows'] == ["2015-01-01_times.txt, line 4: 'bad'",
                                                 "2015-01-01_times.txt, line 5: '-1 metal hit static'"]
+
+
+@pytest.mark.parametrize('layout, name, text, video', [
+    ('vggsound', 'vggsound.csv', f'{IDS[0]},30,rain,test\n', f'b/{IDS[0]}_000030.mp4'),
+    ('moviegen', '1.jsonl', '{"audio_prompt": "rain"}', 'b/1.mp4'), ('greatest_hits', '1_times.txt', '', 'b/1_denoised.mp4'),
+    ('folder_csv', 'list.csv', 'video,caption,split\nx,rain,test\n', 'b/x.mp4'),
+    ('folder_csv', 'list.csv', 'video,caption,split\nx.mp4,rain,test\n', 'b/x.mp4'),
+    ('folder_csv', 'list.csv', 'video,caption,split\nx.avi,rain,test\n', 'b/x.mp4'),
+    ('folder_csv', 'list.csv', 'file,caption,split\nx.mp4,rain,test\n', 'b/x.mp4')])
+def test_videos_are_found_beside_sounds_of_their_name(tmp_path, layout, name, text, video):
+    source = tmp_path / 'source'
+    write(source / name, text)
+    write(source / 'test.txt', '1')
+    sound = write_sound(source / 'a.old' / pathlib.Path(video).with_suffix('.flac').name, 2.0)
+    write_sound(source / 'b' / sound.name, 2.0).rename(source / video)
+    tables, _ = make(tmp_path, layout)
+    assert [row['video'] for row in tables['test'] if row['start_s'] == 0] == [str(source / video)]
+
+
+@pytest.mark.parametrize('cell, found', [('x.wav', 'b/x.wav'), ('x', 'a/x.flac'), ('rain.1', 'c/rain.1.wav'),
+                                         ('c/x.wav', 'c/x.flac')])
+def test_the_file_that_a_csv_names_in_full_is_preferred(tmp_path, cell, found):
+    """Of those in the folder that it names, if there are any."""
+    source = tmp_path / 'source'
+    for name in ('a/x.flac', 'b/x.wav', 'c/x.flac', 'c/rain.wav', 'c/rain.1.wav'):
+        write(source / name)
+    write(source / 'list.csv', f'audio,caption,start_s\n{cell},rain,0\n')
+    tables, _ = make(tmp_path, 'folder_csv')
+    assert tables['train'][0]['audio'] == str(source / found)
+
+
+@pytest.mark.parametrize('layout, name, text', [
+    ('folder_csv', 'x.csv', 'file,caption,split\nbell.mp4,rain,test\n'), ('folder_csv', 'x.txt', ''),
+    ('vggsound', 'vgg-test.tsv', 'id\tlabel\nbell\train\n'), ('moviegen', 'bell.jsonl', '{"audio_prompt": "rain"}')])
+def test_hidden_files_are_passed_over(tmp_path, layout, name, text):
+    """macOS puts a '._NAME' beside every file of a disk that is not its own."""
+    for hidden in ('', '._'):
+        write(tmp_path / 'source' / f'{hidden}{name}', 'Mac OS X\n' if hidden else text)
+        write(tmp_path / 'source' / f'{hidden}bell.mp4')
+    tables, report = make(tmp_path, layout)
+    (row,), = tables.values()
+    assert row['id'] == 'bell' and not any(report['counts'].values()) and report['unused_files'] == 0
 
 
 @pytest.mark.parametrize('text, reason', [
@@ -207,7 +259,7 @@ def test_any_folder_with_a_csv(tmp_path):
     source = tmp_path / 'source'
     write(source / 'list.csv', 'file,caption,split,start_s,label,mood\na.mp4,a film,val,,x,1\nsub/b.wav,long,,,y,1\n'
           'sub/b.wav,from there,test,0.5,y,1\nc.wav,,train,,y,1\nd.wav,d,dev,,y,1\nd.wav,d,,soon,y,1\n'
-          'd.wav,d,,nan,y,1\nd.wav,d,,-3,y,1\n,rain,,,y,1\n')
+          '\nd.wav,too short\nd.wav,d,,nan,y,1\nd.wav,"two\nlines",,-3,y,1\n,rain,,,y,1\n')
     write(source / 'a.mp4')
     write_sound(source / 'sub' / 'b.wav', 3.4)
     write_sound(source / 'c.wav', 2)
@@ -216,10 +268,12 @@ def test_any_folder_with_a_csv(tmp_path):
     assert tables['test'][0]['start_s'] == 0.5 and tables['test'][0]['label'] == 'y'
     assert 'train' not in tables  # b.wav is tested on, c.wav has no caption
     assert report['lists']['also_in_test'] == ['sub/b'] and report['lists']['empty_captions'] == ['c']
-    assert report['lists']['unusable_rows'] == ["list.csv, row 6: split is 'dev'; it must be train, validation or test",
-                                                *(f"list.csv, row {row}: start_s is '{start}', not a time in seconds from 0 on"
-                                                  for row, start in ((7, 'soon'), (8, 'nan'), (9, '-3'))),
-                                                'list.csv, row 10: names no file']
+    assert report['lists']['unusable_rows'] == [
+        "list.csv, line 6: split is 'dev'; it must be train, validation or test",
+        "list.csv, line 7: start_s is 'soon', not a time in seconds from 0 on", 'list.csv, line 9: 2 columns, not 6',
+        "list.csv, line 10: start_s is 'nan', not a time in seconds from 0 on",
+        "list.csv, line 11: start_s is '-3', not a time in seconds from 0 on",
+        'list.csv, line 13: names no file']
 
 
 @pytest.mark.parametrize('name, text', [
@@ -336,7 +390,7 @@ def test_tables_are_there_while_they_are_written_anew(tmp_path, monkeypatch):
     ('moviegen', '12.jsonl', '{"audio_prompt": "bell"}'), ('greatest_hits', '12_times.txt', '0.25 metal hit static')])
 def test_a_listing_that_was_changed_is_noticed(tmp_path, layout, name, text):
     source = tmp_path / 'source'
-    for media in ('12.wav', f'{IDS[0]}_000030.mp4'):
+    for media in ('12.wav', '12.mp4', f'{IDS[0]}_000030.mp4'):
         write_sound(source / 'x.wav', 1.2).rename(source / media)
     write(source / 'train.txt', '12')
     write(source / name, text)
@@ -347,6 +401,23 @@ def test_a_listing_that_was_changed_is_noticed(tmp_path, layout, name, text):
         make(tmp_path, layout)
     source.rename(tmp_path / 'put away')
     assert make(tmp_path, layout) == before
+
+
+def test_id_lists_may_be_put_away_but_not_changed(tmp_path):
+    ids, listed = tmp_path / 'ids.txt', {'exclude': (('set', str(tmp_path / 'ids.txt')),)}
+    for name in ('bell', 'drum'):
+        write(tmp_path / 'source' / f'{name}.mp4')
+    write(ids, 'drum')
+    before = make(tmp_path, 'folder_csv', **listed)
+    ids.rename(tmp_path / 'put away')
+    assert make(tmp_path, 'folder_csv', **listed) == before
+    with pytest.raises(ValueError, match='were made with exclude = .*ids.txt.*, the configuration says {}'):
+        make(tmp_path, 'folder_csv')
+    with pytest.raises(ValueError, match="the configuration says {.*ids.txt.*other.txt': ''}"):
+        make(tmp_path, 'folder_csv', exclude=(*listed['exclude'], ('set', str(tmp_path / 'other.txt'))))
+    write(ids, 'bell')
+    with pytest.raises(ValueError, match='were made with exclude = '):
+        make(tmp_path, 'folder_csv', **listed)
 
 
 def test_a_csv_whose_header_is_quoted(tmp_path):

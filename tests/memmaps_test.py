@@ -71,10 +71,39 @@ def test_a_set_is_that_of_its_content_not_of_its_place(tmp_path, capsys):
     capsys.readouterr()
     moved = make_config(('vgg', 'train', str(tmp_path / 'there' / 'vgg')))
     extract.extract(moved, tmp_path)
-    assert 'imported' not in capsys.readouterr().out
+    assert 'records in' not in capsys.readouterr().out
     (tmp_path / 'there' / 'vgg.tsv').write_text('id\tlabel\na\tx\nb\ty\nc\tz\n')
     with pytest.raises(ValueError, match='vgg: was made with other clip tables'):
         extract.extract(moved, tmp_path)
+
+
+def test_processes_share_the_shards_and_say_what_is_missing(tmp_path, capsys):
+    write(tmp_path / 'vgg', 'label', True)
+    config = make_config(('vgg', 'train', str(tmp_path / 'vgg')))
+    config.extract.update(process_index=1, process_count=2)
+    extract.extract(config, tmp_path)
+    assert 'extract vgg: process 1 of 2 made its shards, 0 s; others are still to come' in capsys.readouterr().out
+    config.extract.process_index = 0
+    extract.extract(config, tmp_path)
+    assert f'extract vgg: 3 records in {tmp_path}/records/vgg, 0 s; none rejected' in capsys.readouterr().out
+
+
+def test_hosts_wait_for_each_other(tmp_path, monkeypatch):
+    """The card is of the whole set, and so is what the next stage finds."""
+    write(tmp_path / 'vgg', 'label', True)
+    config = make_config(('vgg', 'train', str(tmp_path / 'vgg')))
+
+    def other_host(_):
+        with monkeypatch.context() as patch:
+            patch.setattr(extract.jax, 'process_index', lambda: 1)
+            patch.setattr(extract.multihost_utils, 'sync_global_devices', lambda _: None)
+            extract.extract(config, tmp_path)
+        assert not (tmp_path / 'records' / 'vgg' / 'card.json').exists()
+
+    monkeypatch.setattr(extract.jax, 'process_count', lambda: 2)
+    monkeypatch.setattr(extract.multihost_utils, 'sync_global_devices', other_host)
+    extract.extract(config, tmp_path)
+    assert (tmp_path / 'records' / 'vgg' / 'card.json').is_file()
 
 
 def test_examples_that_sound_alike_are_found(tmp_path):
@@ -100,6 +129,10 @@ def test_what_does_not_fit_is_named(tmp_path):
     (folder / 'std.memmap').write_bytes(b'')
     with pytest.raises(ValueError, match='std.memmap: is missing or not as long as meta.json says'):
         memmaps.open_maps(folder, SCHEMA)
+    for text in ('{"mean": {', 'null', '{"mean": 3}', '{"mean": {"shape": 3}}', '{"mean": {"dtype": "torch.float32"}}'):
+        (folder / 'meta.json').write_text(text)
+        with pytest.raises(ValueError, match=r'vgg/meta.json: does not describe memory maps \(.*\); copy it again'):
+            memmaps.open_maps(folder, SCHEMA)
     (folder / 'meta.json').unlink()
     with pytest.raises(FileNotFoundError, match='vgg: holds no meta.json'):
         memmaps.open_maps(folder, SCHEMA)

@@ -284,6 +284,15 @@ def test_an_md5_is_computed_again_only_when_the_file_changed(entry, tmp_path, mo
     assert list(json.loads((tmp_path / 'md5.json').read_text())) == [str(path)]
 
 
+def test_a_file_system_without_locks_will_do(tmp_path, monkeypatch):
+    def no_lock(*_):
+        raise OSError(errno.ENOLCK, 'No locks available')
+
+    monkeypatch.setattr(download.fcntl, 'flock', no_lock)
+    with download.lock(tmp_path / 'v1-16.pth'):
+        pass
+
+
 def test_the_cache_folder(monkeypatch):
     monkeypatch.setenv(download.VARIABLE, '/somewhere')
     assert str(download.cache_folder(None)) == '/somewhere' and str(download.cache_folder('/else')) == '/else'
