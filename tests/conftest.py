@@ -7,6 +7,7 @@ if '--xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', '
     os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 os.environ.setdefault('JAX_DEFAULT_MATMUL_PRECISION', 'highest')
 
+QUICK = {'xla_backend_optimization_level': 0}  # of XLA: compiles small programs in less than half the time
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 
 

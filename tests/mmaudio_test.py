@@ -13,6 +13,7 @@ from mmaudio_jax.models import mmaudio
 from mmaudio_jax.sequence import Sequence
 from mmaudio_jax.weights import mmaudio as weights
 from tests.conftest import GOLDEN
+from tests.conftest import QUICK
 from tests.golden import synthetic_weights
 
 FIELDS = {'sync_fusion': 'modulate', 'rope': 'aligned', 'mlp': 'conv', 'dtype': 'float32', 'convolution': 'matmul',
@@ -24,7 +25,7 @@ BOUNDS = {
     'large_44k_v2': (5e-4, 5e-4),  # 1.6e-4, 1.1e-4
 }
 SMALL = ('small_16k_8s', 'small_16k_5.3s', 'small_44k_8s')
-PARITY = [(name, convolution) for convolution in ('matmul', 'winograd') for name in SMALL]
+PARITY = [*((name, 'matmul') for name in SMALL), ('small_16k_8s', 'winograd'), ('small_44k_8s', 'winograd')]
 LARGE = pytest.param('large_44k_v2_8s', 'matmul', marks=pytest.mark.slow)
 
 
@@ -73,7 +74,7 @@ def test_parity_with_the_official_network(name, convolution):
     errors['flow_empty'] = error(velocity(params, empty), golden['flow_empty'])
     settings = sampler.SamplerSettings('euler', int(golden['num_steps']), float(golden['cfg_strength']))
     sample = sampler.make_sampler(model, settings)
-    x1 = sample(params, inputs['x0'], *features, None)
+    x1 = sample(params, inputs['x0'], *features, np.broadcast_to(params['empty_string_feat'], (2, 77, 1024)))
     errors['x1_unnormalized'] = error(x1, golden['x1_unnormalized'])
     errors['x1'] = error((x1 - params['latent_mean']) / params['latent_std'], golden['x1'])
     negative = sample(params, inputs['x0'], *features, inputs['negative_text'])
@@ -130,7 +131,7 @@ def tiny_velocity(**fields):
         velocity = program({'params': params})
         return jnp.mean(jnp.square(velocity)), velocity
 
-    gradient, velocity = jax.jit(jax.grad(mean_square, has_aux=True))(params)
+    gradient, velocity = jax.jit(jax.grad(mean_square, has_aux=True), compiler_options=QUICK)(params)
     return velocity, gradient
 
 

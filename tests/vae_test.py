@@ -6,11 +6,12 @@ import pytest
 from mmaudio_jax.models import vae
 from mmaudio_jax.weights import vae as vae_weights
 from tests.conftest import GOLDEN
+from tests.conftest import QUICK
 from tests.golden import synthetic_weights
 
 TINY = vae.VAE(mel_bins=6, latent_channels=3, width=8)
 encode, decode, reconstruct = (
-    jax.jit(lambda params, x, method=method: TINY.apply({'params': params}, x, method=method))
+    jax.jit(lambda params, x, method=method: TINY.apply({'params': params}, x, method=method), compiler_options=QUICK)
     for method in ('encode', 'decode', '__call__'))
 
 
@@ -22,7 +23,7 @@ def params():
     return params | {'data_mean': np.zeros(6, np.float32), 'data_std': np.ones(6, np.float32)}
 
 
-@pytest.mark.parametrize('length', [2, 7, 12])
+@pytest.mark.parametrize('length', [2, 7])
 def test_two_mel_frames_are_one_latent(params, length):
     mel = jax.random.normal(jax.random.key(1), (2, length, 6))
     mean, std = encode(params, mel)
