@@ -99,15 +99,15 @@ def embed(embedder: embedders.Embedder, clips: Mapping[str, Source], settings: S
                 failed[name] = str(digest)
             else:
                 paths[name] = folder / digest[:2] / f'{digest}.npz'
-        missing = {path: name for name, path in paths.items() if not path.is_file()}  # once for clips that are alike
-        own = list(missing.items())[jax.process_index()::jax.process_count()]
+        share = list(clips)[jax.process_index()::jax.process_count()]  # of all: hosts look into the cache at other times
+        own = {paths[name]: name for name in share if name in paths and not paths[name].is_file()}  # once for clips alike
         if own:
-            _fill(embedder, [(path, name, clips[name]) for path, name in own], settings, label, pool, failed)
+            _fill(embedder, [(path, name, clips[name]) for path, name in own.items()], settings, label, pool, failed)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f'embeddings {label} {embedder.name}')
     for name, path in paths.items():
         if not path.is_file():
-            failed.setdefault(name, failed.get(missing.get(path, ''), 'failed on another host, whose output says why'))
+            failed.setdefault(name, failed.get(own.get(path, ''), 'failed on another host, whose output says why'))
     return Stored({name: path for name, path in paths.items() if name not in failed}, failed)
 
 

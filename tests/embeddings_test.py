@@ -133,6 +133,18 @@ def test_clips_of_many_lengths_do_not_wait_in_memory(setting, monkeypatch):
     assert done == 40 and most <= 2 * 2 + 4 * 2 + 1  # read ahead, waiting, and the one that was too many
 
 
+def test_a_host_that_lists_late_leaves_no_clip_out(setting, monkeypatch):
+    """The second host looks into the shared cache when the first has written its share."""
+    clips, settings = setting
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    monkeypatch.setattr(embeddings.multihost_utils, 'sync_global_devices', lambda name: None)
+    clips['clip_02'].write_bytes(b'broken')
+    for host in (0, 1):
+        monkeypatch.setattr(jax, 'process_index', lambda: host)
+        stored = embeddings.embed(embedders.embedders(settings.weights)['panns'], clips, settings, 'x')
+    assert set(stored) == set(clips) - {'clip_02'} and set(stored.failed) == {'clip_02'}
+
+
 def test_failures_are_told_and_the_rest_is_done(setting):
     clips, settings = setting
     clips['clip_03'].write_bytes(b'broken')
