@@ -122,12 +122,12 @@ def _fill(embedder: embedders.Embedder, wanted: list[tuple[pathlib.Path, str, So
     started = said = time.monotonic()
     done = 0
     for batch in _batches(embedder, wanted, settings, size, pool, failed):
-        stacked = np.stack([array for _, array in batch] + [batch[-1][1]] * (size - len(batch)))
+        stacked = np.stack([array for *_, array in batch] + [batch[-1][-1]] * (size - len(batch)))
         outputs = jax.device_get(apply(params, jax.device_put(stacked, partitioning.batch_sharding(mesh))))
-        for row, (path, _) in enumerate(batch):
+        for row, (path, name, _) in enumerate(batch):
             arrays = {key: np.asarray(value[row], np.float32) for key, value in outputs.items()}
             if not all(np.isfinite(array).all() for array in arrays.values()):
-                raise ValueError(f'{embedder.name}: embeddings that are not finite ({path.name}); are the weights whole?')
+                raise ValueError(f'{embedder.name}: the embeddings of {name} are not finite; are the weights whole?')
             _write(path, arrays)
         done += len(batch)
         if time.monotonic() - said > _PROGRESS_S:
@@ -138,10 +138,10 @@ def _fill(embedder: embedders.Embedder, wanted: list[tuple[pathlib.Path, str, So
 
 
 def _batches(embedder: embedders.Embedder, wanted: list[tuple[pathlib.Path, str, Source]], settings: Settings, size: int,
-             pool: concurrent.futures.Executor, failed: dict[str, str]) -> Iterator[list[tuple[pathlib.Path, np.ndarray]]]:
-    """Clips whose arrays have one shape, at most `size` at a time; two batches are read ahead, _WAITING of them are kept."""
+             pool: concurrent.futures.Executor, failed: dict[str, str]) -> Iterator[list[tuple[pathlib.Path, str, np.ndarray]]]:
+    """Clips (place, name, array) of one shape, at most `size` at a time; two batches are read ahead, _WAITING of them kept."""
     prepare = functools.partial(_prepared, embedder, settings.duration_s)
-    waiting: dict[tuple[int, ...], list[tuple[pathlib.Path, np.ndarray]]] = {}
+    waiting: dict[tuple[int, ...], list[tuple[pathlib.Path, str, np.ndarray]]] = {}
     sources = iter(wanted)
     pending: list[tuple[pathlib.Path, str, concurrent.futures.Future]] = []
     while True:
@@ -155,7 +155,7 @@ def _batches(embedder: embedders.Embedder, wanted: list[tuple[pathlib.Path, str,
             failed[name] = str(array)
             continue
         ready = waiting.setdefault(array.shape, [])
-        ready.append((path, array))
+        ready.append((path, name, array))
         if len(ready) == size:
             yield waiting.pop(array.shape)
         elif sum(map(len, waiting.values())) > _WAITING * size:

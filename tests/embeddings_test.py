@@ -157,5 +157,5 @@ def test_failures_are_told_and_the_rest_is_done(setting):
 def test_weights_that_make_nan_are_an_error(setting):
     clips, settings = setting
     scored_folders.write_weights(settings.weights, float('nan'))
-    with pytest.raises(ValueError, match='panns: embeddings that are not finite'):
+    with pytest.raises(ValueError, match='panns: the embeddings of clip_01 are not finite; are the weights whole'):
         embeddings.embed(embedders.embedders(settings.weights)['panns'], clips, settings, 'x')
