@@ -14,7 +14,6 @@ import hashlib
 import inspect
 import itertools
 import json
-import os
 import pathlib
 import sys
 import time
@@ -88,7 +87,7 @@ def embed(embedder: embedders.Embedder, clips: Mapping[str, Source], settings: S
 
     Raises:
       FileNotFoundError, ValueError: no weights, or the wrong ones.
-      OSError: the cache cannot be written.
+      OSError, media.MediaError: the cache cannot be written.
     """
     folder = settings.cache / f'{embedder.name}-{_identity(embedder, settings)}'
     failed: dict[str, str] = {}
@@ -172,13 +171,8 @@ def _prepared(embedder: embedders.Embedder, duration_s: float, source: Source) -
 
 def _write(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        with open(partial, 'wb') as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with media.atomic_file(path) as beside, open(beside, 'wb') as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def _identity(embedder: embedders.Embedder, settings: Settings) -> str:

@@ -94,9 +94,8 @@ def evaluate(config, workdir: pathlib.Path) -> None:
         'versions': score_folders.versions(),
         'config': checkpoints.to_json(config),
     }
-    partial = path.with_name('.report.json.partial')
-    partial.write_text(json.dumps(report, indent=1) + '\n')
-    partial.replace(path)
+    with media.atomic_file(path) as beside:
+        beside.write_text(json.dumps(report, indent=1) + '\n')
     print(table(report), flush=True)
     print(f'evaluate: {len(examples)} clips in {report["seconds"]["total"]:.0f} s; every figure is in {path}', flush=True)
 

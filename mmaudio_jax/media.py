@@ -97,8 +97,10 @@ def explained(path: Path):
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[pathlib.Path]:
+def atomic_file(path: Path, synced: bool = False) -> Iterator[pathlib.Path]:
     """Yields a name beside path to write to; renamed to path when the body ends well, removed when not.
+
+    synced: the content is on the disk before it gets its name, whatever happens to the machine.
 
     Raises:
       MediaError: disk full, no such folder, no permission.
@@ -110,6 +112,9 @@ def atomic_file(path: Path) -> Iterator[pathlib.Path]:
             if not path.parent.is_dir():
                 raise MediaError(path, f'no such folder {path.parent}')
             yield beside
+            if synced:
+                with open(beside, 'rb') as file:
+                    os.fsync(file.fileno())
             os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)

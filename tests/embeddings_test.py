@@ -11,6 +11,8 @@ import pytest
 from mmaudio_jax import embedders
 from mmaudio_jax import embeddings
 from mmaudio_jax import evaluation_media
+from mmaudio_jax import media
+from tests import full_disk
 from tests import imports_test
 from tests import scored_folders
 
@@ -152,6 +154,13 @@ def test_failures_are_told_and_the_rest_is_done(setting):
     stored = embeddings.embed(embedders.embedders(settings.weights)['vggish'], clips, settings, 'x')
     assert set(stored.failed) == {'clip_03', 'absent'} and len(stored) == 5 and 'clip_03' not in stored
     assert not list(settings.cache.rglob('.*'))
+
+
+def test_a_full_disk_names_the_file(setting):
+    clips, settings = setting
+    with full_disk.after(100), pytest.raises(media.MediaError, match=f'{settings.cache}/panns-.*npz: File too large'):
+        embeddings.embed(embedders.embedders(settings.weights)['panns'], clips, settings, 'x')
+    assert not [path for path in settings.cache.rglob('*') if path.is_file()]
 
 
 def test_weights_that_make_nan_are_an_error(setting):

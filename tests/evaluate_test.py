@@ -42,7 +42,7 @@ def test_report_has_every_figure_and_control(evaluated):
         assert rows['truth']['truths'] == trained_run.CLIPS - 1  # the onset at 5 s is not in a clip of 1 s
     assert (report['step'], report['clips'], report['seeds']['sampling']) == (10, trained_run.CLIPS, 42)
     assert report['config'] == checkpoints.to_json(config)
-    assert not list(workdir.glob('.*partial'))
+    assert not list(workdir.glob('.*'))
     assert len(evaluate.table(report).splitlines()) == 2 + 3 * 4
 
 

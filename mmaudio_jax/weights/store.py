@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from mmaudio_jax import media
 from mmaudio_jax import sequence
 from mmaudio_jax.models import bigvgan
 from mmaudio_jax.models import clip
@@ -160,11 +161,12 @@ def _convert(entry: files.OfficialFile, source: pathlib.Path, md5: str, target: 
     metadata = {'model': entry.name, 'source': source.name, 'source_md5': md5, 'source_bytes': str(source.stat().st_size),
                 'from_hub': str(download.is_from_hub(source))}
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        with media.explained(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
         tensor_file.write_safetensors(target, finite(), metadata)
-    except OSError as error:
-        raise OSError(f'{target}: the converted weights cannot be written ({error.strerror or error}); choose another folder '
-                      f'with config.weights.cache or ${download.VARIABLE}') from error
+    except media.MediaError as error:
+        raise OSError(f'{target}: the converted weights cannot be written ({error.reason}); choose another folder with '
+                      f'config.weights.cache or ${download.VARIABLE}') from error
 
 
 def _leaves(entry: files.OfficialFile, tensors: Mapping[str, np.ndarray],
