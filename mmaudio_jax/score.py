@@ -201,7 +201,7 @@ def _references(options, protocol: Protocol, sources: score_inputs.References, a
         if name == 'synchformer_picture' and recorded is not None:
             found[name], asked = recorded, asked | set(recorded)
             continue
-        if options.reference_cache:
+        if options.reference_cache and not (name == 'clap_text' and sources.captions):
             found[name] = published_caches.load(pathlib.Path(options.reference_cache), name)
             continue
         clips: Mapping[str, Any]

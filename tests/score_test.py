@@ -160,6 +160,23 @@ def test_published_caches_in_the_place_of_references(folders):
              metrics=('fd_panns', 'fd_vgg'))
 
 
+def test_captions_that_are_named_go_before_those_of_the_caches(folders, monkeypatch):
+    read = []
+    monkeypatch.setattr(embedders.tokenizer_roberta, 'RobertaTokenizer', lambda folder: lambda texts: (
+        read.extend(texts) or np.arange(len(texts[0]), dtype=np.float32)[None, :8]))
+    for name in 'abc':
+        (folders / 'named').mkdir(exist_ok=True)
+        shutil.copy(folders / 'good' / 'clip_00.wav', folders / 'named' / f'{name}.wav')
+    (folders / 'captions.csv').write_text('name,caption\na,one strike\nb,two strikes\nc,rain on glass\n')
+    weights = scored_folders.write_weights(folders / 'weights')
+    for name in embedders.tokenizer_roberta.FILES:
+        (weights / name).write_text('')
+    report, _ = _run(folders, generated=str(folders / 'named'), references='', reference_cache=str(GOLDEN / 'av_benchmark'),
+                     captions=str(folders / 'captions.csv'), metrics=('clap', 'fd_panns'))
+    assert sorted(read) == ['one strike', 'rain on glass', 'two strikes']
+    assert report['systems']['named']['scores']['clap']['clips'] == report['asked'] == 3
+
+
 def test_onsets(folders):
     times = np.arange(4) * 0.7 + 0.5
     for name, shift in (('hits', 0.0), ('late', 0.2)):
