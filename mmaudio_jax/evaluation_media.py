@@ -68,6 +68,9 @@ def _track(path: Path) -> tuple[np.ndarray, int]:
         parts = [part.to_ndarray() for frame in container.decode(audio=0) for part in to_float.resample(frame)]
         if not parts:
             raise MediaError(path, 'its sound track holds no sound')
+        counts = list(dict.fromkeys(map(len, parts)))
+        if len(counts) > 1:
+            raise MediaError(path, f'changes from {counts[0]} to {counts[1]} channels; write it anew with as many throughout')
         return np.concatenate(parts, axis=1), container.streams.audio[0].rate
 
 

@@ -8,6 +8,7 @@ import soundfile
 
 from mmaudio_jax import evaluation_media
 from mmaudio_jax.media import MediaError
+from tests import broken_media
 from tests.golden import evaluation_goldens as goldens
 
 RATE = 16_000
@@ -121,6 +122,14 @@ def test_frames_before_the_odd_seconds_at_any_rate(tmp_path, fps, expected):
     path = _write_video(tmp_path / 'v.mkv', fps, 4 * fps, (64, 48))
     views = evaluation_media.imagebind_picture(path, 4.0)
     assert views[2, :, 100, 200, 0].tolist() == [2 * (i % 100) for i in expected]
+
+
+def test_a_track_that_changes_its_channels_is_named(tmp_path):
+    for layout in ('stereo', 'mono'):
+        broken_media.write_av(tmp_path / f'{layout}.aac', 0, video='', container='adts', layout=layout)
+    (tmp_path / 'both.aac').write_bytes(b''.join((tmp_path / f'{layout}.aac').read_bytes() for layout in ('stereo', 'mono')))
+    with pytest.raises(MediaError, match='both.aac: changes from 2 to 1 channels; write it anew with as many throughout'):
+        evaluation_media.mono(tmp_path / 'both.aac', RATE, 8.0)
 
 
 def test_what_cannot_be_read_names_the_file(tmp_path, video):
