@@ -187,16 +187,18 @@ def _is_time(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
-def short(clips: Mapping[str, pathlib.Path], duration_s: float) -> dict[str, float]:
-    """Name → seconds of the sounds that last less than duration_s, not decoded; damaged ones are not among them."""
+def short(clips: Mapping[str, _Media], duration_s: float) -> dict[str, float]:
+    """Name → seconds of the sounds that last less than duration_s, not decoded; damaged and missing ones are not among them."""
     found = {}
-    for name, path in clips.items():
+    for name, clip in clips.items():
+        path = pathlib.Path(clip)
         try:
             by_header = path.suffix.lower() in media.SOUND_FORMATS
-            seconds = soundfile.info(path).duration if by_header else media.duration_s(path)
+            seconds = soundfile.info(path).duration if by_header else media.probe(path).sound_s
         except (OSError, soundfile.SoundFileError, media.MediaError):  # said where it is read
             continue
-        if seconds < _SHORTER * duration_s:
+        seconds -= clip.start_s if isinstance(clip, Part) else 0.0
+        if 0 < seconds < _SHORTER * duration_s:
             found[name] = round(seconds, 3)
     return found
 

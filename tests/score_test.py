@@ -94,7 +94,7 @@ def test_missing_and_extra_clips_are_an_error_or_counted(folders):
 
 def test_a_clip_that_cannot_be_read_is_never_replaced(folders):
     (folders / 'good' / 'clip_05.wav').write_bytes(b'RIFF no sound')
-    with pytest.raises(ValueError, match='good: 1 clips cannot be scored; clip_05: .*clip_05.wav: cannot be read'):
+    with pytest.raises(ValueError, match='good: 1 clips cannot be scored; clip_05: .*clip_05.wav: Format not recognised'):
         _run(folders, generated=str(folders / 'good'))
     report, text = _run(folders, generated=str(folders / 'good'), allow_unpaired=True)
     assert list(report['systems']['good']['failed']) == ['clip_05']
@@ -133,6 +133,10 @@ def test_sounds_that_are_too_short_are_said(folders):
     report, text = _run(folders, generated=str(folders / 'good'))
     assert report['systems']['good']['short'] == {f'clip_{index:02}': 1.2 for index in range(scored_folders.CLIPS)}
     assert '**good: 12 sounds last less than 8 s** (clip_00: 1.2 s)' in text
+    assert report['short'] == report['systems']['good']['short']
+    assert '**the references: 12 sounds last less than 8 s** (clip_00: 1.2 s)' in text
+    _, text = _run(folders, generated=str(folders / 'good'), metrics=('is_panns',))
+    assert 'the references: 12 sounds' not in text  # which are not heard
     _, text = _run(folders, generated=str(folders / 'good'), duration_s=1.2)
     assert 'last less' not in text
 
