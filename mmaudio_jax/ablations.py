@@ -223,4 +223,4 @@ def _write(workdir: pathlib.Path, summary: Mapping[str, Any], published: Mapping
             f'    python {shlex.join(sys.argv)}\n')
     for name, content in (('ablations.json', json.dumps(summary, indent=1) + '\n'), ('ablations.md', text)):
         with media.atomic_file(workdir / name) as beside:
-            beside.write_text(content)
+            beside.write_text(content, encoding='utf-8')

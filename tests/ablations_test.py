@@ -1,4 +1,5 @@
 """The runner: every row and seed once, what is there stays, and mean and spread by hand."""
+import io
 import json
 import os
 import shlex
@@ -187,6 +188,13 @@ def test_the_command_of_the_table_can_be_typed(fake, monkeypatch):
     ablations.run(_config(), fake)
     command = (fake / 'ablations.md').read_text().splitlines()[-1]
     assert shlex.split(command) == ['python', *sys.argv]
+
+
+def test_the_table_is_utf8_whatever_the_locale(tmp_path, monkeypatch):
+    monkeypatch.setattr(io, 'text_encoding', lambda encoding, _=2: encoding or 'ascii')  # of the machine
+    row = {'runs': {}, 'mean': {'f1': 0.5}, 'spread': {'f1': 0.1}}
+    ablations._write(tmp_path, {'seeds': [0, 1], 'rows': {'a': row}}, {})
+    assert '0.500 ± 0.100' in (tmp_path / 'ablations.md').read_text(encoding='utf-8')
 
 
 def test_a_full_disk_names_the_file_and_leaves_nothing(tmp_path):

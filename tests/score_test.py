@@ -1,5 +1,6 @@
 """Scoring folders: figures, what they cover, what is refused, resuming, comparing. The networks are stand-ins."""
 import errno
+import io
 import json
 import os
 import shutil
@@ -246,6 +247,13 @@ def test_other_systems_of_the_paper_are_beside_the_result(folders):
     assert line.split(' | ')[1] == f'{difference:+.2f}'  # no verdict: how far reruns of theirs differ is not known
     own = next(line for line in text.splitlines() if line.startswith('| good − MMAudio S-16k |'))
     assert '(beyond reruns)' in own and 'reruns' not in line
+
+
+def test_tables_are_utf8_whatever_the_locale(folders, monkeypatch):
+    report, text = _run(folders, generated=str(folders / 'good'), metrics=('is_panns',))
+    monkeypatch.setattr(io, 'text_encoding', lambda encoding, _=2: encoding or 'ascii')  # of the machine
+    score._write(report, folders)
+    assert (folders / 'scores.md').read_text(encoding='utf-8') == text and 'IS ↑' in text
 
 
 def test_figures_are_drawn(folders, monkeypatch):
