@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
+from mmaudio_jax import calls
 from mmaudio_jax import media
 from mmaudio_jax import mel
 from mmaudio_jax import official_codec
@@ -206,7 +207,8 @@ def make(name: str, sequence: Sequence, path: pathlib.Path | None = None, load: 
     if name == 'official':
         if load is None:
             raise ValueError("config.extract.codec is 'official', which needs the official weights: a function that loads them")
-        return official_codec.OfficialCodec(sequence, official_codec.shared_parts(load, sequence.rate, mesh))
+        parts = calls.shared(official_codec.Parts, load, sequence.rate, mesh)  # a clip of another length loads nothing again
+        return official_codec.OfficialCodec(sequence, parts)
     if name != 'pca':
         raise ValueError(f'config.extract.codec is {name!r}; it must be one of {", ".join(CODECS)}')
     if path is None:

@@ -17,12 +17,12 @@ import soundfile
 
 from mmaudio_jax import filterbanks
 from mmaudio_jax import media
+from mmaudio_jax import sequence
 from mmaudio_jax.frames import exact
 from mmaudio_jax.media import MediaError
 from mmaudio_jax.media import SOUND_FORMATS
 from mmaudio_jax.resampling import resample_for_evaluation
 
-SYNC_FPS = 25
 IMAGEBIND_FPS = Fraction(1, 2)
 SIZE = 224  # pixels
 SEGMENT_STEP = filterbanks.SYNCHFORMER_SEGMENT // 2  # samples
@@ -151,7 +151,7 @@ def imagebind_sound(path: Path, duration_s: float) -> np.ndarray:
 def synchformer_picture(path: Path, duration_s: float) -> np.ndarray:
     """25 frames a second, the shorter side scaled to 224, the centre cut out: uint8 `[25 · duration_s, 224, 224, 3]`."""
     frames = []
-    for picture in _frames(path, Fraction(SYNC_FPS), int(SYNC_FPS * duration_s)):
+    for picture in _frames(path, exact(sequence.SYNC_FPS), int(sequence.SYNC_FPS * duration_s)):
         left, top = (round((side - SIZE) / 2) for side in picture.size)
         frames.append(np.asarray(picture.crop((left, top, left + SIZE, top + SIZE))))
     return np.stack(frames)
