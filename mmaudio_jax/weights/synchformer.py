@@ -63,11 +63,6 @@ def leaves(tensors: Mapping[str, np.ndarray], model: synchformer.VisualEncoder) 
                           'the weights do not fit Synchformer; check that the file is synchformer_state_dict.pth')
 
 
-def shapes(model: synchformer.VisualEncoder) -> dict[str, names.Shape]:
-    """Names and shapes of the official tensors that `to_params` needs."""
-    return {name: source.shape for source in _origins(model).values() for name in source.official}
-
-
 def _origins(model: synchformer.VisualEncoder) -> dict[sources.KeyPath, sources.Source]:
     segment = jax.ShapeDtypeStruct((1, model.frames, model.image_size, model.image_size, 3), jnp.float32)
     found = traverse_util.flatten_dict(jax.eval_shape(model.init, jax.random.key(0), segment)['params'])
