@@ -20,6 +20,7 @@ import sys
 import threading
 from typing import Any
 
+from mmaudio_jax import media
 from mmaudio_jax import score_metrics
 from mmaudio_jax import score_tables
 
@@ -221,6 +222,5 @@ def _write(workdir: pathlib.Path, summary: Mapping[str, Any], published: Mapping
     text = (f'{table(summary, published)}\n\nMean ± deviation over the seeds {", ".join(map(str, summary["seeds"]))}, by\n\n'
             f'    python {shlex.join(sys.argv)}\n')
     for name, content in (('ablations.json', json.dumps(summary, indent=1) + '\n'), ('ablations.md', text)):
-        partial = workdir / f'.{name}.partial'
-        partial.write_text(content)
-        partial.replace(workdir / name)
+        with media.atomic_file(workdir / name) as beside:
+            beside.write_text(content, encoding='utf-8')

@@ -1,13 +1,25 @@
 """Many items through a jitted function, in calls of one size, on one device or with each call split over several."""
 from collections.abc import Callable
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
+import weakref
 
 import jax
 from jax.sharding import Mesh
 import numpy as np
 
 from mmaudio_jax import partitioning
+
+_Shared = TypeVar('_Shared')
+_SHARED: weakref.WeakValueDictionary[tuple[Any, ...], Any] = weakref.WeakValueDictionary()
+
+
+def shared(kind: Callable[..., _Shared], *arguments: Any) -> _Shared:
+    """kind(*arguments), the same object for the same arguments as long as somebody holds it."""
+    found = _SHARED.get((kind, *arguments))
+    if found is None:
+        found = _SHARED[kind, *arguments] = kind(*arguments)
+    return found
 
 
 def put(params: Any, mesh: Mesh | None) -> Any:

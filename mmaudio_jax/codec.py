@@ -6,7 +6,6 @@ back by the inverse, the pseudo-inverse of the mel filters and Griffin-Lim.
 """
 from collections.abc import Callable
 import functools
-import os
 import pathlib
 from typing import Any, Iterable, Protocol
 import zipfile
@@ -16,6 +15,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
+from mmaudio_jax import calls
+from mmaudio_jax import media
 from mmaudio_jax import mel
 from mmaudio_jax import official_codec
 from mmaudio_jax.sequence import AUDIO_RATES
@@ -140,6 +141,7 @@ def fit_pca(waveforms: Iterable[np.ndarray], sequence: Sequence, path: pathlib.P
 
     Raises:
       ValueError: fewer frames than components, no waveform at all, or a waveform of another length.
+      media.MediaError: disk full, no such folder, no permission.
     """
     channels = sequence.latent_channels
     width = LATENT_DOWNSAMPLING * sequence.audio.mel_bins
@@ -159,20 +161,13 @@ def fit_pca(waveforms: Iterable[np.ndarray], sequence: Sequence, path: pathlib.P
     components = components * np.sign(largest)  # an eigenvector's sign is arbitrary: fixed, so that a refit gives the same
     # A component without variance (digital silence only) keeps a positive deviation: a posterior needs one.
     std = POSTERIOR_STD * np.sqrt(np.maximum(values, 1e-4))
-    partial = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        with open(partial, 'wb') as file:
-            np.savez(file,
-                     version=PCA_VERSION,
-                     rate=sequence.rate,
-                     mean=mean.astype(np.float32),
-                     components=components.astype(np.float32),
-                     std=std.astype(np.float32))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with media.atomic_file(path, synced=True) as beside, open(beside, 'wb') as file:
+        np.savez(file,
+                 version=PCA_VERSION,
+                 rate=sequence.rate,
+                 mean=mean.astype(np.float32),
+                 components=components.astype(np.float32),
+                 std=std.astype(np.float32))
 
 
 def _read(path: pathlib.Path, sequence: Sequence) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -212,7 +207,8 @@ def make(name: str, sequence: Sequence, path: pathlib.Path | None = None, load: 
     if name == 'official':
         if load is None:
             raise ValueError("config.extract.codec is 'official', which needs the official weights: a function that loads them")
-        return official_codec.OfficialCodec(sequence, official_codec.shared_parts(load, sequence.rate, mesh))
+        parts = calls.shared(official_codec.Parts, load, sequence.rate, mesh)  # a clip of another length loads nothing again
+        return official_codec.OfficialCodec(sequence, parts)
     if name != 'pca':
         raise ValueError(f'config.extract.codec is {name!r}; it must be one of {", ".join(CODECS)}')
     if path is None:

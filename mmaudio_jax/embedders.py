@@ -25,6 +25,7 @@ import numpy as np
 
 from mmaudio_jax import evaluation_media
 from mmaudio_jax import filterbanks
+from mmaudio_jax import sequence
 from mmaudio_jax import tokenizer_roberta
 from mmaudio_jax.models import clap
 from mmaudio_jax.models import cnn14
@@ -45,7 +46,6 @@ from mmaudio_jax.weights import vggish as vggish_weights
 Tensors = Mapping[str, np.ndarray]
 Apply = Callable[[Any, jax.Array], dict[str, jax.Array]]
 SYNCHFORMER_FILE = 'synchformer_state_dict.pth'
-_SEGMENT_FRAMES, _SEGMENT_STEP = 16, 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,8 +138,9 @@ def _synchformer_picture(tensors: Tensors) -> tuple[Any, Apply]:
     model = synchformer.build('visual', jnp.float32)
 
     def apply(params, frames):
-        starts = np.arange(0, frames.shape[1] - _SEGMENT_FRAMES + 1, _SEGMENT_STEP)
-        segments = synchformer.normalize(frames[:, starts[:, None] + np.arange(_SEGMENT_FRAMES)])
+        length = sequence.SYNC_SEGMENT_FRAMES
+        starts = np.arange(0, frames.shape[1] - length + 1, sequence.SYNC_SEGMENT_STRIDE)
+        segments = synchformer.normalize(frames[:, starts[:, None] + np.arange(length)])
         # One segment after another: its activations are as large as all frames.
         features = jax.lax.map(lambda part: _run(model, params, part), segments.swapaxes(0, 1))
         return {'segments': features.swapaxes(0, 1)}
@@ -186,16 +187,16 @@ def embedders(folder: pathlib.Path) -> dict[str, Embedder]:
             tokenizer.append(tokenizer_roberta.RobertaTokenizer(folder))
         return tokenizer[0]([caption])[0]
 
-    media, clap_file = evaluation_media, 'music_speech_audioset_epoch_15_esc_89.98.pt'
+    clap_file = 'music_speech_audioset_epoch_15_esc_89.98.pt'
     found = (
-        Embedder('vggish', 'vggish-10086976.pth', media.vggish, _vggish),
-        Embedder('panns', 'Cnn14_16k_mAP=0.438.pth', media.panns, _panns, ('model',)),
-        Embedder('passt', 'passt-s-f128-p16-s10-ap.476-swa.pt', media.passt, _passt),
-        Embedder('synchformer_sound', SYNCHFORMER_FILE, media.synchformer_sound, _synchformer_sound),
-        Embedder('synchformer_picture', SYNCHFORMER_FILE, media.synchformer_picture, _synchformer_picture, clips=1),
-        Embedder('imagebind_sound', 'imagebind_huge.pth', media.imagebind_sound, _imagebind_sound),
-        Embedder('imagebind_picture', 'imagebind_huge.pth', media.imagebind_picture, _imagebind_picture, clips=1),
-        Embedder('clap_sound', clap_file, media.clap, _clap_sound, ('state_dict',)),
+        Embedder('vggish', 'vggish-10086976.pth', evaluation_media.vggish, _vggish),
+        Embedder('panns', 'Cnn14_16k_mAP=0.438.pth', evaluation_media.panns, _panns, ('model',)),
+        Embedder('passt', 'passt-s-f128-p16-s10-ap.476-swa.pt', evaluation_media.passt, _passt),
+        Embedder('synchformer_sound', SYNCHFORMER_FILE, evaluation_media.synchformer_sound, _synchformer_sound),
+        Embedder('synchformer_picture', SYNCHFORMER_FILE, evaluation_media.synchformer_picture, _synchformer_picture, clips=1),
+        Embedder('imagebind_sound', 'imagebind_huge.pth', evaluation_media.imagebind_sound, _imagebind_sound),
+        Embedder('imagebind_picture', 'imagebind_huge.pth', evaluation_media.imagebind_picture, _imagebind_picture, clips=1),
+        Embedder('clap_sound', clap_file, evaluation_media.clap, _clap_sound, ('state_dict',)),
         Embedder('clap_text', clap_file, tokens, _clap_text, ('state_dict',)),
     )
     return {embedder.name: embedder for embedder in found}
@@ -204,7 +205,7 @@ def embedders(folder: pathlib.Path) -> dict[str, Embedder]:
 def offset_head(folder: pathlib.Path) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """Synchformer's comparison: picture `[B, S, 8, 768]` and sound `[B, S, 6, 768]` → offsets in seconds, float64 `[B, 2]`.
 
-    One offset from the first 14 segments and one from the last 14, as published.
+    One offset from the first 14 segments and one from the last 14, as published; a ValueError when there are fewer.
 
     Raises:
       FileNotFoundError, ValueError: as Embedder.load.
@@ -219,5 +220,8 @@ def offset_head(folder: pathlib.Path) -> Callable[[np.ndarray, np.ndarray], np.n
 
 def _offsets(params: Any, picture: jax.Array, sound: jax.Array) -> jax.Array:
     head, count = synchformer_offset.OffsetHead(), synchformer_offset.SEGMENTS
+    if sound.shape[1] < count:
+        raise ValueError(f'DeSync compares {count} segments (4.8 s), the clips have {sound.shape[1]}; config.score.duration_s '
+                         'must be 4.8 or more')
     crops = [_run(head, params, picture[:, cut], sound[:, cut]) for cut in (slice(count), slice(-count, None))]
     return jnp.argmax(jnp.stack(crops, axis=1), axis=-1)

@@ -14,7 +14,6 @@ import hashlib
 import inspect
 import itertools
 import json
-import os
 import pathlib
 import sys
 import time
@@ -88,7 +87,7 @@ def embed(embedder: embedders.Embedder, clips: Mapping[str, Source], settings: S
 
     Raises:
       FileNotFoundError, ValueError: no weights, or the wrong ones.
-      OSError: the cache cannot be written.
+      OSError, media.MediaError: the cache cannot be written.
     """
     folder = settings.cache / f'{embedder.name}-{_identity(embedder, settings)}'
     failed: dict[str, str] = {}
@@ -99,15 +98,15 @@ def embed(embedder: embedders.Embedder, clips: Mapping[str, Source], settings: S
                 failed[name] = str(digest)
             else:
                 paths[name] = folder / digest[:2] / f'{digest}.npz'
-        missing = {path: name for name, path in paths.items() if not path.is_file()}  # once for clips that are alike
-        own = list(missing.items())[jax.process_index()::jax.process_count()]
+        share = list(clips)[jax.process_index()::jax.process_count()]  # of all: hosts look into the cache at other times
+        own = {paths[name]: name for name in share if name in paths and not paths[name].is_file()}  # once for clips alike
         if own:
-            _fill(embedder, [(path, name, clips[name]) for path, name in own], settings, label, pool, failed)
+            _fill(embedder, [(path, name, clips[name]) for path, name in own.items()], settings, label, pool, failed)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f'embeddings {label} {embedder.name}')
     for name, path in paths.items():
         if not path.is_file():
-            failed.setdefault(name, failed.get(missing.get(path, ''), 'failed on another host, whose output says why'))
+            failed.setdefault(name, failed.get(own.get(path, ''), 'failed on another host, whose output says why'))
     return Stored({name: path for name, path in paths.items() if name not in failed}, failed)
 
 
@@ -122,12 +121,12 @@ def _fill(embedder: embedders.Embedder, wanted: list[tuple[pathlib.Path, str, So
     started = said = time.monotonic()
     done = 0
     for batch in _batches(embedder, wanted, settings, size, pool, failed):
-        stacked = np.stack([array for _, array in batch] + [batch[-1][1]] * (size - len(batch)))
+        stacked = np.stack([array for *_, array in batch] + [batch[-1][-1]] * (size - len(batch)))
         outputs = jax.device_get(apply(params, jax.device_put(stacked, partitioning.batch_sharding(mesh))))
-        for row, (path, _) in enumerate(batch):
+        for row, (path, name, _) in enumerate(batch):
             arrays = {key: np.asarray(value[row], np.float32) for key, value in outputs.items()}
             if not all(np.isfinite(array).all() for array in arrays.values()):
-                raise ValueError(f'{embedder.name}: embeddings that are not finite ({path.name}); are the weights whole?')
+                raise ValueError(f'{embedder.name}: the embeddings of {name} are not finite; are the weights whole?')
             _write(path, arrays)
         done += len(batch)
         if time.monotonic() - said > _PROGRESS_S:
@@ -138,10 +137,10 @@ def _fill(embedder: embedders.Embedder, wanted: list[tuple[pathlib.Path, str, So
 
 
 def _batches(embedder: embedders.Embedder, wanted: list[tuple[pathlib.Path, str, Source]], settings: Settings, size: int,
-             pool: concurrent.futures.Executor, failed: dict[str, str]) -> Iterator[list[tuple[pathlib.Path, np.ndarray]]]:
-    """Clips whose arrays have one shape, at most `size` at a time; two batches are read ahead, _WAITING of them are kept."""
+             pool: concurrent.futures.Executor, failed: dict[str, str]) -> Iterator[list[tuple[pathlib.Path, str, np.ndarray]]]:
+    """Clips (place, name, array) of one shape, at most `size` at a time; two batches are read ahead, _WAITING of them kept."""
     prepare = functools.partial(_prepared, embedder, settings.duration_s)
-    waiting: dict[tuple[int, ...], list[tuple[pathlib.Path, np.ndarray]]] = {}
+    waiting: dict[tuple[int, ...], list[tuple[pathlib.Path, str, np.ndarray]]] = {}
     sources = iter(wanted)
     pending: list[tuple[pathlib.Path, str, concurrent.futures.Future]] = []
     while True:
@@ -155,7 +154,7 @@ def _batches(embedder: embedders.Embedder, wanted: list[tuple[pathlib.Path, str,
             failed[name] = str(array)
             continue
         ready = waiting.setdefault(array.shape, [])
-        ready.append((path, array))
+        ready.append((path, name, array))
         if len(ready) == size:
             yield waiting.pop(array.shape)
         elif sum(map(len, waiting.values())) > _WAITING * size:
@@ -172,13 +171,8 @@ def _prepared(embedder: embedders.Embedder, duration_s: float, source: Source) -
 
 def _write(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        with open(partial, 'wb') as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with media.atomic_file(path) as beside, open(beside, 'wb') as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def _identity(embedder: embedders.Embedder, settings: Settings) -> str:

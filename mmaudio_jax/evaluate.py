@@ -22,11 +22,13 @@ from mmaudio_jax import fingerprints
 from mmaudio_jax import media
 from mmaudio_jax import metrics
 from mmaudio_jax import mux
+from mmaudio_jax import partitioning
 from mmaudio_jax import plots
 from mmaudio_jax import score as score_folders
 from mmaudio_jax import score_inputs
 from mmaudio_jax import snapshots
 from mmaudio_jax import split_sounds
+from mmaudio_jax import tables
 from mmaudio_jax.models import mmaudio
 from mmaudio_jax.sequence import Sequence
 from mmaudio_jax.weights import store
@@ -62,28 +64,29 @@ def evaluate(config, workdir: pathlib.Path) -> None:
     identity = _identity(config, workdir, data, step)
     path = workdir / 'report.json'
     if _matches(path, identity):
-        print(f'evaluate: {path} is of step {step}, this config and these data, nothing to do', flush=True)
+        partitioning.say(f'evaluate: {path} is of step {step}, this config and these data, nothing to do')
         return
     params, trained = snapshots.load_params(workdir, config.ema.synthesis_sigma_rel, step)
     checkpoints.check_config(trained, checkpoints.to_json(config), workdir / 'ema')
     examples = list(split_sounds.examples(config, data))
-    rows = _rows(data / 'media' / config.evaluate.dataset, config.evaluate.split, [example['id'] for example in examples])
+    table_path = _table_path(config, data)
+    rows = _rows(table_path, [example['id'] for example in examples])
     sequence = Sequence(config.sequence.rate, config.sequence.duration_s)
     codec_path = data / 'records' / 'codec.npz'
     snapshots.check_codec(workdir, step, codec_path)
     decoder = codec.make(config.extract.codec, sequence, codec_path, store.loader(config.weights))
     with concurrent.futures.ThreadPoolExecutor(1) as pool:  # reads the true sounds while others are sampled
-        reading = pool.submit(_true_sounds, config, data, rows, sequence) if jax.process_index() == 0 else None
+        reading = pool.submit(_true_sounds, table_path, rows, sequence) if jax.process_index() == 0 else None
         generated = split_sounds.sample(config, mmaudio.build(config.model, sequence), params, examples, sequence, decoder)
     sampled = time.monotonic()
     if reading is None:
         return
     _check_finite(examples, generated)
-    samples = round(sequence.duration_s * sequence.sample_rate_hz)
-    sounds = {'generated': list(generated[:, :samples]),
-              'codec': list(_decoded_truth(config, decoder, examples)[:, :samples]), 'truth': reading.result()}
+    decoded = _decoded_truth(config, decoder, examples)
+    sounds = {'generated': list(generated[:, :sequence.samples]), 'codec': list(decoded[:, :sequence.samples]),
+              'truth': reading.result()}
     scores, onsets = score(config.evaluate, sounds, [row['onset_times_s'] for row in rows], sequence)
-    _save_clips(config, workdir, data, rows, sounds, onsets, sequence)
+    _save_clips(config, workdir, table_path, rows, sounds, onsets, sequence)
     report = {
         **identity, 'workdir_step': step, 'sigma_rel': config.ema.synthesis_sigma_rel,
         'dataset': config.evaluate.dataset, 'split': config.evaluate.split, 'clips': len(examples),
@@ -94,9 +97,8 @@ def evaluate(config, workdir: pathlib.Path) -> None:
         'versions': score_folders.versions(),
         'config': checkpoints.to_json(config),
     }
-    partial = path.with_name('.report.json.partial')
-    partial.write_text(json.dumps(report, indent=1) + '\n')
-    partial.replace(path)
+    with media.atomic_file(path) as beside:
+        beside.write_text(json.dumps(report, indent=1) + '\n')
     print(table(report), flush=True)
     print(f'evaluate: {len(examples)} clips in {report["seconds"]["total"]:.0f} s; every figure is in {path}', flush=True)
 
@@ -166,7 +168,7 @@ def _identity(config, workdir: pathlib.Path, data: pathlib.Path, step: int) -> d
         'report_version': REPORT_VERSION, 'fingerprint': digest, 'step': step,
         'weights': fingerprints.of_weights(workdir, config.name, step, store.places(config.weights)),
         'records': fingerprints.of_records(config, data), 'codec': fingerprints.of_file(data / 'records' / 'codec.npz'),
-        'table': fingerprints.of_file(data / 'media' / config.evaluate.dataset / f'{config.evaluate.split}.jsonl'),
+        'table': fingerprints.of_file(_table_path(config, data)),
     }
 
 
@@ -178,32 +180,30 @@ def _matches(path: pathlib.Path, identity: Mapping[str, Any]) -> bool:
     return all(report.get(name) == value for name, value in identity.items())
 
 
-def _rows(folder: pathlib.Path, split: str, ids: list[str]) -> list[Row]:
+def _table_path(config, data: pathlib.Path) -> pathlib.Path:
+    return data / 'media' / config.evaluate.dataset / f'{config.evaluate.split}.jsonl'
+
+
+def _rows(path: pathlib.Path, ids: list[str]) -> list[Row]:
     """The table's entries of the clips `ids`, with their true onsets."""
-    path = folder / f'{split}.jsonl'
     if not path.is_file():
         raise FileNotFoundError(f'{path}: the table with the true onset times is missing; --mode=impacts makes that of impacts')
-    by_id = {}
-    with open(path, encoding='utf-8') as file:
-        for number, line in enumerate(file, 1):
-            row = json.loads(line)
-            if 'onset_times_s' not in row:
-                raise ValueError(f'{path}:{number}: no onset_times_s; onsets can only be scored against known ones. For the '
-                                 'metrics of the paper set --config.score.sample=True (docs/evaluation.md)')
-            score_inputs.onset_times(row, f'{path}:{number}')
-            by_id[row['id']] = row
+    by_id = {str(row.get('id')): row for row in score_inputs.table_rows(path)}
     missing = [name for name in ids if name not in by_id]
     if missing:
         raise ValueError(f'{path} has no entry for {missing[0]!r} and {len(missing) - 1} other records: '
                          'extract again (--mode=extract), or restore the table')
+    for name in ids:
+        if 'onset_times_s' not in by_id[name]:
+            raise ValueError(f'{path}: {name!r} has no onset_times_s; onsets can only be scored against known ones. For the '
+                             'metrics of the paper set --config.score.sample=True (docs/evaluation.md)')
     return [by_id[name] for name in ids]
 
 
-def _true_sounds(config, data: pathlib.Path, rows: list[Row], sequence: Sequence) -> list[np.ndarray]:
-    """One waveform [samples] a clip, cut to the duration."""
-    folder = data / 'media' / config.evaluate.dataset
-    return [media.read_audio(folder / (row['audio'] or row['video']), sequence.sample_rate_hz, row.get('start_s', 0.0),
-                             sequence.duration_s) for row in rows]
+def _true_sounds(table_path: pathlib.Path, rows: list[Row], sequence: Sequence) -> list[np.ndarray]:
+    """One waveform [samples] a row of the table at `table_path`, cut to the duration."""
+    return [media.read_audio(tables.beside(table_path, row['audio'] or row['video']), sequence.sample_rate_hz,
+                             row.get('start_s') or 0.0, sequence.duration_s) for row in rows]
 
 
 def _decoded_truth(config, decoder: codec.Codec, examples: list[dict]) -> np.ndarray:
@@ -213,17 +213,17 @@ def _decoded_truth(config, decoder: codec.Codec, examples: list[dict]) -> np.nda
     return np.concatenate([decoder.decode(latents[start:start + size]) for start in range(0, len(latents), size)])
 
 
-def _save_clips(config, workdir: pathlib.Path, data: pathlib.Path, rows: list[Row], sounds: Mapping[str, list[np.ndarray]],
-                onsets: Mapping[str, list[metrics.Onsets]], sequence: Sequence) -> None:
+def _save_clips(config, workdir: pathlib.Path, table_path: pathlib.Path, rows: list[Row],
+                sounds: Mapping[str, list[np.ndarray]], onsets: Mapping[str, list[metrics.Onsets]],
+                sequence: Sequence) -> None:
     """The first clips as mp4 with the new sound, and as spectrograms with the true and the found onsets."""
     folder = workdir / 'generated' / config.evaluate.split
     for index, row in enumerate(rows[:config.evaluate.save_clips]):
         generated = sounds['generated'][index]
         sound, picture, clip = (split_sounds.place_of(folder, row['id'], suffix) for suffix in ('.flac', '.png', '.mp4'))
         clip.parent.mkdir(parents=True, exist_ok=True)
-        if row['video'] and not row.get('start_s', 0.0):  # a later part of a video cannot be copied without its beginning
-            video = data / 'media' / config.evaluate.dataset / row['video']
-            mux.write_video(video, generated, sequence.sample_rate_hz, clip)
+        if row['video'] and not row.get('start_s'):  # a later part of a video cannot be copied without its beginning
+            mux.write_video(tables.beside(table_path, row['video']), generated, sequence.sample_rate_hz, clip)
         else:
             media.write_audio(sound, generated, sequence.sample_rate_hz)
         titles = {f'generated: {row["caption"]}': generated, 'true sound': sounds['truth'][index]}

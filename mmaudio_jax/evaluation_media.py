@@ -16,12 +16,13 @@ from PIL import Image
 import soundfile
 
 from mmaudio_jax import filterbanks
+from mmaudio_jax import media
+from mmaudio_jax import sequence
 from mmaudio_jax.frames import exact
 from mmaudio_jax.media import MediaError
 from mmaudio_jax.media import SOUND_FORMATS
 from mmaudio_jax.resampling import resample_for_evaluation
 
-SYNC_FPS = 25
 IMAGEBIND_FPS = Fraction(1, 2)
 SIZE = 224  # pixels
 SEGMENT_STEP = filterbanks.SYNCHFORMER_SEGMENT // 2  # samples
@@ -41,15 +42,17 @@ class Part(os.PathLike):
 
 
 def read_sound(path: Path) -> tuple[np.ndarray, int]:
-    """All channels of a file (or of a Part) at its own rate: float32 `[channels, samples]` and the rate in Hz."""
-    try:
-        if os.fspath(path).lower().endswith(tuple(SOUND_FORMATS)):
-            samples, rate = soundfile.read(os.fspath(path), dtype='float32', always_2d=True)
-            samples = np.ascontiguousarray(samples.T)
-        else:
-            samples, rate = _track(path)
-    except (OSError, soundfile.SoundFileError, av.error.FFmpegError) as error:
-        raise MediaError(path, f'cannot be read ({" ".join(str(error).split())})') from error
+    """All channels of a file (or of a Part) at its own rate: float32 `[channels, samples]` and the rate in Hz.
+
+    Raises:
+      MediaError: unreadable, cut off, no sound, other channels in its course, or samples that are not finite.
+    """
+    if os.fspath(path).lower().endswith(tuple(SOUND_FORMATS)):
+        with media.explained(path), open(path, 'rb') as file:  # a missing file says so, which to libsndfile is a system error
+            samples, rate = soundfile.read(file, dtype='float32', always_2d=True)
+        samples = np.ascontiguousarray(samples.T)
+    else:
+        samples, rate = _track(path)
     if isinstance(path, Part):
         first = round(path.start_s * rate)
         samples = samples[:, first:first + round(path.duration_s * rate)]
@@ -61,14 +64,16 @@ def read_sound(path: Path) -> tuple[np.ndarray, int]:
 
 
 def _track(path: Path) -> tuple[np.ndarray, int]:
-    with av.open(os.path.abspath(path)) as container:
-        if not container.streams.audio:
-            raise MediaError(path, 'has no sound track')
-        to_float = av.AudioResampler(format='fltp')
-        parts = [part.to_ndarray() for frame in container.decode(audio=0) for part in to_float.resample(frame)]
+    media.probe(path)  # knows files that were cut off, which decoding does not
+    with media.opened(path) as container:
+        stream, to_float = media.audio_stream(container, path), av.AudioResampler(format='fltp')
+        parts = [part.to_ndarray() for frame in container.decode(stream) for part in to_float.resample(frame)]
         if not parts:
             raise MediaError(path, 'its sound track holds no sound')
-        return np.concatenate(parts, axis=1), container.streams.audio[0].rate
+        counts = list(dict.fromkeys(map(len, parts)))
+        if len(counts) > 1:
+            raise MediaError(path, f'changes from {counts[0]} to {counts[1]} channels; write it anew with as many throughout')
+        return np.concatenate(parts, axis=1), stream.rate
 
 
 def mono(path: Path, sample_rate_hz: int, duration_s: float) -> np.ndarray:
@@ -146,7 +151,7 @@ def imagebind_sound(path: Path, duration_s: float) -> np.ndarray:
 def synchformer_picture(path: Path, duration_s: float) -> np.ndarray:
     """25 frames a second, the shorter side scaled to 224, the centre cut out: uint8 `[25 · duration_s, 224, 224, 3]`."""
     frames = []
-    for picture in _frames(path, Fraction(SYNC_FPS), int(SYNC_FPS * duration_s)):
+    for picture in _frames(path, exact(sequence.SYNC_FPS), int(sequence.SYNC_FPS * duration_s)):
         left, top = (round((side - SIZE) / 2) for side in picture.size)
         frames.append(np.asarray(picture.crop((left, top, left + SIZE, top + SIZE))))
     return np.stack(frames)
@@ -177,32 +182,27 @@ def _frames(path: Path, fps: Fraction, count: int) -> Iterator[Image.Image]:
     gives, on which the published scores rest.
     """
     done, previous = 0, None
-    try:
-        with av.open(os.path.abspath(path)) as container:
-            if not container.streams.video:
-                raise MediaError(path, 'has no video stream')
-            stream = container.streams.video[0]
-            stream.thread_type = 'AUTO'
-            unit = stream.time_base or Fraction(1)
-            start = (stream.start_time or 0) * unit + (exact(path.start_s) if isinstance(path, Part) else 0)
-            slot = 0
-            for frame in container.decode(stream):
-                if frame.pts is None:
-                    continue
-                slot = math.floor((frame.pts * unit - start) * fps + Fraction(1, 2))
-                if done < min(slot, count):
-                    picture = _scaled(previous or frame)
-                    while done < min(slot, count):
-                        yield picture
-                        done += 1
-                previous = frame
-                if done == count:
-                    return
-            if previous is not None and done < count:
-                yield _scaled(previous)
-                done += 1
-    except (OSError, av.error.FFmpegError) as error:
-        raise MediaError(path, f'cannot be read ({" ".join(str(error).split())})') from error
+    with media.opened(path) as container:
+        stream = media.video_stream(container, path)
+        stream.thread_type = 'AUTO'
+        unit = stream.time_base or Fraction(1)
+        start = (stream.start_time or 0) * unit + (exact(path.start_s) if isinstance(path, Part) else 0)
+        slot = 0
+        for frame in container.decode(stream):
+            if frame.pts is None:
+                continue
+            slot = math.floor((frame.pts * unit - start) * fps + Fraction(1, 2))
+            if done < min(slot, count):
+                picture = _scaled(previous or frame)
+                while done < min(slot, count):
+                    yield picture
+                    done += 1
+            previous = frame
+            if done == count:
+                return
+        if previous is not None and done < count:
+            yield _scaled(previous)
+            done += 1
     if done < count:
         raise MediaError(path, f'has frames for {done} of {count} samples at {float(fps):g} a second')
 

@@ -35,7 +35,7 @@ def export_weights(config: Any, workdir: pathlib.Path) -> None:
 
     Raises:
       ValueError: a field of the config, or weights that have no official form.
-      OSError: no weights there, no space, no permission.
+      OSError, media.MediaError: no weights there, no space, no permission.
     """
     if config.weights.export_format not in FORMATS:
         raise ValueError(f'config.weights.export_format is {config.weights.export_format!r}; it must be one of '
@@ -43,14 +43,11 @@ def export_weights(config: Any, workdir: pathlib.Path) -> None:
     for name in config.weights.export:
         tensors, stem = _trained(config, workdir) if name == OWN else _official(name, config)
         path = workdir / 'export' / f'{stem}.{config.weights.export_format}'
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.suffix == '.pth':
-                torch_writer.write(path, tensors)
-            else:
-                tensor_file.write_safetensors(path, tensors.items(), {'format': 'pt'})
-        except OSError as error:
-            raise OSError(f'{path}: cannot be written ({error.strerror or error})') from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == '.pth':
+            torch_writer.write(path, tensors)
+        else:
+            tensor_file.write_safetensors(path, tensors.items(), {'format': 'pt'})
         print(f'{name}: {path.stat().st_size / 1e6:.0f} MB in {path}', flush=True)
 
 

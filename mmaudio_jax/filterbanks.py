@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import librosa
 import numpy as np
 
-DB_FLOOR = 1e-10  # power
 VGGISH_PATCH = 96  # frames
 PASST_SAMPLES = 320_000  # 10 s at 32 kHz, always
 SYNCHFORMER_SEGMENT = 10_240  # samples, 0.64 s
@@ -26,12 +25,6 @@ def hann(length: int, n_fft: int, periodic: bool) -> np.ndarray:
     values = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / (length if periodic else length - 1))
     before = (n_fft - length) // 2
     return np.pad(values, (before, n_fft - length - before)).astype(np.float32)
-
-
-@functools.cache
-def slaney_filters(sample_rate_hz: int, n_fft: int, bins: int, min_hz: float, max_hz: float) -> np.ndarray:
-    """Slaney's mel scale, triangles straight in Hz and of unit area, float32 [n_fft / 2 + 1, bins]."""
-    return librosa.filters.mel(sr=sample_rate_hz, n_fft=n_fft, n_mels=bins, fmin=min_hz, fmax=max_hz).T
 
 
 @functools.cache
@@ -84,29 +77,14 @@ def _mix(spectrum: jax.Array, filters: jax.Array | np.ndarray) -> jax.Array:
     return jnp.matmul(spectrum, filters, precision='highest')
 
 
-def decibels(spectrum: jax.Array, filters: jax.Array | np.ndarray) -> jax.Array:
-    """10 log10 of the filtered power, at least −100 dB: `[..., F]`, `[F, M]` → `[..., M]`."""
-    return 10 * jnp.log10(jnp.maximum(_mix(spectrum, filters), DB_FLOOR))
-
-
 def panns_power(waveform: jax.Array) -> jax.Array:
     """16 kHz → power `[B, T, 257]`, hop 10 ms, T = samples // 160 + 1; its filters are in the checkpoint."""
     return power(waveform, hann(512, 512, True), 160, True)
 
 
-def panns_filters() -> np.ndarray:
-    """The filters that the checkpoint of PANNs is expected to hold, float32 [257, 64]."""
-    return slaney_filters(16_000, 512, 64, 50.0, 8_000.0)
-
-
 def clap_power(waveform: jax.Array) -> jax.Array:
     """48 kHz → power `[B, samples // 480 + 1, 513]`; its filters are in the checkpoint."""
     return power(waveform, hann(1024, 1024, True), 480, True)
-
-
-def clap_filters() -> np.ndarray:
-    """The filters that the checkpoint of LAION-CLAP is expected to hold, float32 [513, 64]."""
-    return slaney_filters(48_000, 1024, 64, 50.0, 14_000.0)
 
 
 def vggish_patches(waveform: jax.Array) -> jax.Array:

@@ -55,19 +55,15 @@ class MediaError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class MediaInfo:
-    """What probe finds. Sizes, rates and channels are 0 for streams that are not there.
+    """What probe finds.
 
     Attributes:
       duration_s: of the video stream, or of the sound when there is no video, seconds.
-      width, height: pixels as stored (before rotation). fps: average frames a second.
-      sample_rate_hz, channels: of the first sound stream.
+      sound_s, sample_rate_hz: of the first sound stream, 0 when there is none.
     """
     duration_s: float
-    width: int
-    height: int
-    fps: float
+    sound_s: float
     sample_rate_hz: int
-    channels: int
 
 
 def digest(path: pathlib.Path) -> str:
@@ -93,12 +89,15 @@ def explained(path: Path):
     except (av.error.InvalidDataError, EOFError) as error:
         raise MediaError(path, 'not a media file, or damaged or cut off') from error
     except (av.error.FFmpegError, OSError, soundfile.SoundFileError) as error:
-        raise MediaError(path, getattr(error, 'strerror', None) or str(error).splitlines()[0]) from error
+        reason = getattr(error, 'strerror', None) or getattr(error, 'error_string', None) or str(error).splitlines()[0]
+        raise MediaError(path, reason) from error
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[pathlib.Path]:
+def atomic_file(path: Path, synced: bool = False) -> Iterator[pathlib.Path]:
     """Yields a name beside path to write to; renamed to path when the body ends well, removed when not.
+
+    synced: the content is on the disk before it gets its name, whatever happens to the machine.
 
     Raises:
       MediaError: disk full, no such folder, no permission.
@@ -110,6 +109,9 @@ def atomic_file(path: Path) -> Iterator[pathlib.Path]:
             if not path.parent.is_dir():
                 raise MediaError(path, f'no such folder {path.parent}')
             yield beside
+            if synced:
+                with open(beside, 'rb') as file:
+                    os.fsync(file.fileno())
             os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
@@ -392,13 +394,16 @@ def probe(path: Path, at_most_s: float | None = None) -> MediaInfo:
             raise MediaError(path, 'has neither video nor sound')
         fps = Fraction((video.average_rate or video.guessed_rate or 0) if video else 0)
         zero, end, last = time_zero(container, path), None, Fraction(0)
+        heard = heard_from = (audio.start_time or 0) * audio.time_base if audio else Fraction(0)
         for packet in container.demux():
             if packet.pts is None or packet.is_discard:
                 continue
-            length = packet.duration * packet.time_base if packet.duration else Fraction(0)
-            last = max(last, packet.pts * packet.time_base + length)
+            start, length = packet.pts * packet.time_base, (packet.duration or 0) * packet.time_base
+            last = max(last, start + length)
+            if packet.stream is audio:
+                heard = max(heard, start + length)
             if packet.stream is (video or audio):
-                end = max(end or zero, packet.pts * packet.time_base + (length or (1 / fps if fps else 0)))
+                end = max(end or zero, start + (length or (1 / fps if fps else 0)))
                 if at_most_s is not None and end - zero > at_most_s:
                     known_s = (container.duration or 0) / av.time_base
                     raise MediaError(path, f'lasts {f"{known_s:.0f} s, " if known_s > at_most_s else ""}more than '
@@ -408,8 +413,7 @@ def probe(path: Path, at_most_s: float | None = None) -> MediaInfo:
         promised = (container.duration or 0) / av.time_base
         if 'matroska' in container.format.name and promised > last + HEADER_SLACK_S:
             raise MediaError(path, f'is cut off: its header says {promised:.3f} s, it ends at {float(last):.3f} s')
-        return MediaInfo(duration_s=float(end - zero), width=video.width if video else 0, height=video.height if video else 0,
-                         fps=float(fps), sample_rate_hz=audio.rate if audio else 0, channels=audio.channels if audio else 0)
+        return MediaInfo(float(end - zero), float(heard - heard_from), audio.rate if audio else 0)
 
 
 def duration_s(path: Path, at_most_s: float | None = None) -> float:

@@ -102,12 +102,6 @@ def score_onsets(detected: Onsets, truth_s: Sequence[float], window_s: float) ->
     return ClipScore(len(truth), len(order), len(pairs), detected.confidences[order], confident_hits, errors)
 
 
-def onset_scores(waveform: np.ndarray, sample_rate_hz: int, truth_s: Sequence[float], window_s: float, delta: float,
-                 lag_s: float) -> ClipScore:
-    """`detect_onsets` and `score_onsets` in one call."""
-    return score_onsets(detect_onsets(waveform, sample_rate_hz, delta, lag_s), truth_s, window_s)
-
-
 def match(predicted_s: np.ndarray, truth_s: np.ndarray, window_s: float) -> list[tuple[int, int]]:
     """One-to-one pairs (index in `predicted_s`, index in `truth_s`), both sorted, at most `window_s` apart.
 

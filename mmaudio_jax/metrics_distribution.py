@@ -67,31 +67,19 @@ def difference(first: Result, second: Result) -> Result:
     return _result(first.value - second.value, influences, '')
 
 
-def frechet_distance(features: np.ndarray, reference: np.ndarray) -> float:
-    """|μ₁ − μ₂|² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁Σ₂)^½ of two sets of feature vectors, float `[N₁, D]` and `[N₂, D]`.
+def frechet(features: np.ndarray, reference: np.ndarray, features_clips: Sequence[int] | None = None,
+            reference_clips: Sequence[int] | None = None) -> Result:
+    """|μ₁ − μ₂|² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁Σ₂)^½ of two sets of feature vectors, with its interval.
 
     The last trace is the nuclear norm of A Bᵀ with A = (x − μ₁) / √(N₁ − 1), B likewise: no root of a product of matrices,
     and exact for sets that do not span the space. Rows beyond D are folded into a triangular factor first.
-
-    Raises:
-      ValueError: fewer than two rows, widths that differ, values that are not finite.
-    """
-    a, b, means = _centred(features, reference)
-    traces = np.sum(np.square(a)) + np.sum(np.square(b))
-    a, b = _triangle(a), _triangle(b)
-    return float(means @ means + traces - 2 * scipy.linalg.svdvals(a @ b.T, overwrite_a=True, check_finite=False).sum())
-
-
-def frechet(features: np.ndarray, reference: np.ndarray, features_clips: Sequence[int] | None = None,
-            reference_clips: Sequence[int] | None = None) -> Result:
-    """`frechet_distance` with its interval.
 
     Args:
       features, reference: float `[N₁, D]` and `[N₂, D]`.
       features_clips, reference_clips: how many successive rows belong to each clip; None: one.
 
     Raises:
-      ValueError: as frechet_distance does, or row counts that do not add up.
+      ValueError: fewer than two rows, widths that differ, values that are not finite, row counts that do not add up.
     """
     a, b, means = _centred(features, reference)
     groups = [_groups(counts, len(rows)) for counts, rows in ((features_clips, a), (reference_clips, b))]

@@ -6,7 +6,6 @@ than one call goes through the vocoder in windows that overlap by all that it se
 from collections.abc import Callable
 import functools
 from typing import Any
-import weakref
 
 import jax
 from jax import lax
@@ -51,17 +50,6 @@ class Parts:
     def vocoder(self) -> Any:
         """Of BigVGAN."""
         return calls.put(self._load(VOCODER_WEIGHTS[self._rate]), self.mesh)
-
-
-_SHARED: weakref.WeakValueDictionary[tuple[Load, str, Mesh | None], Parts] = weakref.WeakValueDictionary()
-
-
-def shared_parts(load: Load, rate: str, mesh: Mesh | None = None) -> Parts:
-    """The same Parts for the same arguments as long as a codec holds them: a clip of another length loads nothing again."""
-    parts = _SHARED.get((load, rate, mesh))
-    if parts is None:
-        parts = _SHARED[load, rate, mesh] = Parts(load, rate, mesh)
-    return parts
 
 
 class OfficialCodec:

@@ -8,7 +8,6 @@ from collections.abc import Sequence as Sequence_
 import dataclasses
 import functools
 from typing import Any
-import weakref
 
 import jax
 from jax.sharding import Mesh
@@ -74,15 +73,7 @@ class Towers:
         return calls.put(self._load(SYNC_WEIGHTS), self.mesh)
 
 
-_SHARED: weakref.WeakValueDictionary[tuple[Load, Mesh | None], Towers] = weakref.WeakValueDictionary()
-
-
-def shared_towers(load: Load, mesh: Mesh | None = None) -> Towers:
-    """The same Towers for the same arguments as long as an encoder holds them: a clip of another length loads nothing again."""
-    towers = _SHARED.get((load, mesh))
-    if towers is None:
-        towers = _SHARED[load, mesh] = Towers(load, mesh)
-    return towers
+shared_towers = functools.partial(calls.shared, Towers)  # a clip of another length loads nothing again
 
 
 class OfficialEncoder:

@@ -10,6 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 import numpy as np
 
+from mmaudio_jax import media
+
 _MEL_BINS = 96
 _FLOOR_DB = -70.0  # below the loudest bin of the picture
 _WIDTH_IN, _ROW_IN, _DPI = 9.0, 2.2, 100
@@ -41,6 +43,7 @@ def spectrogram(path: str | os.PathLike,
 
     Raises:
       ValueError: no waveform, or more sets of onsets than there are line styles.
+      media.MediaError: disk full, no permission.
     """
     onsets = dict(onsets_s or {})
     if not waveforms:
@@ -76,6 +79,7 @@ def intervals(path: str | os.PathLike, panels: Mapping[str, Mapping[str, tuple[f
 
     Raises:
       ValueError: no panel.
+      media.MediaError: as in `spectrogram`.
     """
     if not panels:
         raise ValueError('plots.intervals needs at least one panel')
@@ -107,11 +111,5 @@ def _label(text: str) -> str:
 def _write(canvas: FigureCanvasAgg, path: pathlib.Path) -> None:
     """The PNG, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.name}.partial')
-    try:
-        canvas.print_figure(partial, format='png')
-        partial.replace(path)
-    except OSError as error:  # a full disk has no name of its own
-        raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with media.atomic_file(path) as beside:
+        canvas.print_figure(beside, format='png')

@@ -71,8 +71,7 @@ def _official(variant: str, dtype: str | None, load: Callable[[str], Any]) -> Pr
         'name': variant,
         'sequence': {'rate': sequence.rate, 'duration_s': sequence.duration_s},
         'extract': {'encoder': 'official', 'codec': 'official'},
-        'model': {'variant': variant, 'sync_fusion': 'modulate', 'rope': 'aligned', 'mlp': 'conv',
-                  'convolution': 'auto', 'remat': 'none', 'dtype': dtype or 'float32'},
+        'model': {**store.OFFICIAL, 'variant': variant, 'dtype': dtype or 'float32'},
         'sampling': dict(SAMPLING),
     }
     return Pretrained(variant, config, mmaudio.build(config['model'], sequence), load(f'mmaudio_{variant}'), None, load, None)

@@ -23,6 +23,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import example_serializer
 
+from mmaudio_jax import media
 from mmaudio_jax.sequence import CLIP_WIDTH
 from mmaudio_jax.sequence import Sequence
 from mmaudio_jax.sequence import SYNC_WIDTH
@@ -232,9 +233,8 @@ def write_metadata(folder: pathlib.Path, name: str, schema: Schema, shard_length
                                        description=f'Audio-visual features for MMAudio ({schema.encoder}, {schema.codec}).',
                                        check_data=False)  # its check needs TensorFlow
     text = json.dumps({**schema.metadata(), 'made_with': dict(made_with)}, indent=1)
-    partial = folder / f'.{METADATA_FILE}'
-    partial.write_text(text + '\n')
-    partial.rename(folder / METADATA_FILE)  # last: a folder with this file is whole
+    with media.atomic_file(folder / METADATA_FILE) as beside:  # last: a folder with this file is whole
+        beside.write_text(text + '\n')
 
 
 def read_metadata(folder: pathlib.Path) -> dict[str, Any]:

@@ -126,7 +126,10 @@ def score(config, workdir: pathlib.Path) -> None:
         systems[name] = _system(config, protocol, folders[name], clips, pairing, reference, sources, settings, name)
     if jax.process_index() != 0:
         return
-    report = _report(options, protocol, systems, asked, lacking, time.monotonic() - started)
+    heard = any(isinstance(clips, embeddings.Stored) and not name.endswith(('_picture', '_text'))
+                for name, clips in reference.items())
+    short = score_inputs.short(sources.sounds, protocol.duration_s) if heard else {}
+    report = _report(options, protocol, systems, asked, lacking, short, time.monotonic() - started)
     _write(report, workdir)
     print(score_tables.markdown(report), flush=True)
     print(f'score: {len(systems)} systems, {len(asked)} clips asked for, {report["seconds"]:.0f} s; every figure is in '
@@ -139,7 +142,7 @@ def _write(report: Mapping[str, Any], workdir: pathlib.Path) -> None:
     for suffix, content in (('json', json.dumps(report, indent=1)), ('md', score_tables.markdown(report)),
                             ('tex', score_tables.latex(report))):
         with media.atomic_file(workdir / f'scores.{suffix}') as partial:
-            partial.write_text(content + '\n')
+            partial.write_text(content + '\n', encoding='utf-8')
 
 
 def _plot(report: Mapping[str, Any], path: pathlib.Path) -> None:
@@ -201,7 +204,7 @@ def _references(options, protocol: Protocol, sources: score_inputs.References, a
         if name == 'synchformer_picture' and recorded is not None:
             found[name], asked = recorded, asked | set(recorded)
             continue
-        if options.reference_cache:
+        if options.reference_cache and not (name == 'clap_text' and sources.captions):
             found[name] = published_caches.load(pathlib.Path(options.reference_cache), name)
             continue
         clips: Mapping[str, Any]
@@ -279,7 +282,7 @@ def _system(config, protocol: Protocol, folder: pathlib.Path, clips: Mapping[str
                 note = f'all {len(used[0])} sounds{f" and all {len(used[1])} references" if used[1] else ""}, as published'
                 result = dataclasses.replace(result, note='; '.join(filter(None, (result.note, f'over {note}'))))
             results[metric], covered[metric] = result, _digest(*used)
-    short = score_inputs.short(clips, protocol.duration_s)
+    short = score_inputs.short(clips, protocol.duration_s) if jax.process_index() == 0 else {}
     return System(folder, len(clips), pairing, failed, short, results, undefined, covered)
 
 
@@ -309,7 +312,7 @@ def _onset_note(config) -> str:
 
 
 def _report(options, protocol: Protocol, systems: Mapping[str, System], asked: set[str], lacking: Mapping[str, str],
-            seconds: float) -> dict[str, Any]:
+            short: Mapping[str, float], seconds: float) -> dict[str, Any]:
     """Everything as plain data; see score_tables for how it is printed."""
     first, *others = systems
     differences: dict[str, dict] = {}
@@ -324,7 +327,7 @@ def _report(options, protocol: Protocol, systems: Mapping[str, System], asked: s
     return {
         'report_version': 2, 'protocol': options.protocol, 'duration_s': protocol.duration_s, 'metrics': list(protocol.metrics),
         'asked': len(asked), 'allow_unpaired': options.allow_unpaired, 'interval': metrics_distribution.LEVEL,
-        'lacking': dict(lacking), 'record_features': options.record_features,
+        'lacking': dict(lacking), 'short': dict(short), 'record_features': options.record_features,
         'systems': {name: {
             'folder': str(system.folder), 'clips': system.clips, 'paired': len(system.pairing.names),
             'missing': list(system.pairing.missing), 'extra': list(system.pairing.extra), 'failed': system.failed,

@@ -142,7 +142,7 @@ def references(source: str, captions: str, duration_s: float, names: Sequence[st
         onsets = {name.removesuffix('_times'): _times(file) for name, file in times.items()}
         found = References(videos | heard, videos, {}, onsets)
     if captions:
-        rows = _rows(pathlib.Path(captions))
+        rows = table_rows(pathlib.Path(captions))
         own = {tables.composed(name): name for name in names or ()}  # the records' ids, as they are
         clips = [tables.composed(_cell(row, _NAME_COLUMNS, captions)) for row in rows]
         texts = {own.get(name, name): _cell(row, _CAPTION_COLUMNS, captions) for name, row in zip(clips, rows)}
@@ -161,7 +161,7 @@ def _marked(found: dict[str, pathlib.Path], ending: str) -> dict[str, pathlib.Pa
 
 def _table(path: pathlib.Path, duration_s: float, names: Sequence[str] | None) -> References:
     """A clip table (data_pipelines/clips.py)."""
-    lines = _rows(path)
+    lines = table_rows(path)
     rows = {tables.composed(str(row.get('id'))): row for row in lines}
     if len(rows) < len(lines):
         raise ValueError(f'{path}: two rows have one id, or none')
@@ -182,30 +182,23 @@ def _table(path: pathlib.Path, duration_s: float, names: Sequence[str] | None) -
                       {name: row['onset_times_s'] for name, row in used.items() if 'onset_times_s' in row})
 
 
-def onset_times(row: Mapping[str, Any], where: str) -> list[float]:
-    """onset_times_s of a table's row, seconds; ValueError, which begins with `where`, when it is not a list of times."""
-    times = row['onset_times_s']
-    if not isinstance(times, list) or not all(map(_is_time, times)):
-        raise ValueError(f'{where}: onset_times_s is {json.dumps(times)}; a list of seconds is needed, each from 0 on, [] '
-                         'where nothing sounds')
-    return times
-
-
 def _is_time(value: Any) -> bool:
     """Whether it is a number of seconds from 0 on; true and false are no numbers."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
-def short(clips: Mapping[str, pathlib.Path], duration_s: float) -> dict[str, float]:
-    """Name → seconds of the sounds that last less than duration_s, not decoded; damaged ones are not among them."""
+def short(clips: Mapping[str, _Media], duration_s: float) -> dict[str, float]:
+    """Name → seconds of the sounds that last less than duration_s, not decoded; damaged and missing ones are not among them."""
     found = {}
-    for name, path in clips.items():
+    for name, clip in clips.items():
+        path = pathlib.Path(clip)
         try:
             by_header = path.suffix.lower() in media.SOUND_FORMATS
-            seconds = soundfile.info(path).duration if by_header else media.duration_s(path)
+            seconds = soundfile.info(path).duration if by_header else media.probe(path).sound_s
         except (OSError, soundfile.SoundFileError, media.MediaError):  # said where it is read
             continue
-        if seconds < _SHORTER * duration_s:
+        seconds -= clip.start_s if isinstance(clip, Part) else 0.0
+        if 0 < seconds < _SHORTER * duration_s:
             found[name] = round(seconds, 3)
     return found
 
@@ -244,7 +237,13 @@ def _some(names) -> str:
     return ', '.join(ordered[:_SHOWN]) + (', …' if len(ordered) > _SHOWN else '')
 
 
-def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
+def table_rows(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The rows of a .csv, .tsv or .jsonl table, in UTF-8, with or without a mark, or Latin-1; blank lines do not count.
+
+    Raises:
+      FileNotFoundError: no such table.
+      ValueError: a row that cannot be read, or whose start_s or onset_times_s are no times; names file and line.
+    """
     if not path.is_file():
         raise FileNotFoundError(f'{path}: no such table')
     text = tables.read_text(path)
@@ -267,8 +266,10 @@ def _object(line: str, path: pathlib.Path, number: int) -> dict[str, Any]:
         raise ValueError(f'{path}, line {number}: is not a JSON object')
     if row.get('start_s') is not None and not _is_time(row['start_s']):
         raise ValueError(f'{path}, line {number}: start_s is {json.dumps(row["start_s"])}; seconds from 0 on are needed')
-    if 'onset_times_s' in row:
-        onset_times(row, f'{path}, line {number}')
+    times = row.get('onset_times_s', [])
+    if not isinstance(times, list) or not all(map(_is_time, times)):
+        raise ValueError(f'{path}, line {number}: onset_times_s is {json.dumps(times)}; a list of seconds is needed, each from '
+                         '0 on, [] where nothing sounds')
     return row
 
 

@@ -167,8 +167,5 @@ def _desync(sound: Clips, picture: Clips, names: Sequence[str],
         if pictures.shape[1] != sounds.shape[1]:
             raise ValueError(f'the references have {pictures.shape[1]} segments of picture and the sounds {sounds.shape[1]}: '
                              'DeSync needs both of one duration (config.score.duration_s)')
-        if sounds.shape[1] < 14:
-            raise ValueError(f'DeSync compares 14 segments (4.8 s), the clips have {sounds.shape[1]}; config.score.duration_s '
-                             'must be 4.8 or more')
         sizes.append(metrics_distribution.offset_sizes(offsets(pictures, sounds))[:len(batch)])
     return np.concatenate(sizes)

@@ -124,11 +124,13 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
     if report['lacking']:
         name, reason = next(iter(sorted(report['lacking'].items())))
         lines.append(f'**The references do not cover what was asked for**: {len(report["lacking"])} clips ({name}: {reason}).')
+    short = {'the references': report['short'], **{system: row['short'] for system, row in report['systems'].items()}}
+    for whose, clips in short.items():
+        if clips:
+            name, seconds = min(clips.items(), key=lambda item: item[1])
+            lines.append(f'**{whose}: {len(clips)} sounds last less than {report["duration_s"]:g} s** ({name}: {seconds:g} s), '
+                         'and count as they are.')
     for system, row in report['systems'].items():
-        if row['short']:
-            name, seconds = min(row['short'].items(), key=lambda item: item[1])
-            lines.append(f'**{system}: {len(row["short"])} sounds last less than {report["duration_s"]:g} s** ({name}: '
-                         f'{seconds:g} s), and count as they are.')
         parts = [f'{len(row[key])} {key}' for key in ('missing', 'extra', 'failed') if row[key]]
         if parts:
             lines.append(f'**{system} does not cover what was asked for**: {", ".join(parts)}; {row["paired"]} of '

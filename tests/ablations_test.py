@@ -1,4 +1,5 @@
 """The runner: every row and seed once, what is there stays, and mean and spread by hand."""
+import io
 import json
 import os
 import shlex
@@ -11,7 +12,9 @@ import pytest
 
 from configs.ablations import table
 from mmaudio_jax import ablations
+from mmaudio_jax import media
 from mmaudio_jax import shorthands
+from tests import full_disk
 
 # Stands for run.py: writes a report, unless this row is told to fail, or to be stopped before; logs every call.
 FAKE = '''
@@ -185,6 +188,19 @@ def test_the_command_of_the_table_can_be_typed(fake, monkeypatch):
     ablations.run(_config(), fake)
     command = (fake / 'ablations.md').read_text().splitlines()[-1]
     assert shlex.split(command) == ['python', *sys.argv]
+
+
+def test_the_table_is_utf8_whatever_the_locale(tmp_path, monkeypatch):
+    monkeypatch.setattr(io, 'text_encoding', lambda encoding, _=2: encoding or 'ascii')  # of the machine
+    row = {'runs': {}, 'mean': {'f1': 0.5}, 'spread': {'f1': 0.1}}
+    ablations._write(tmp_path, {'seeds': [0, 1], 'rows': {'a': row}}, {})
+    assert '0.500 ± 0.100' in (tmp_path / 'ablations.md').read_text(encoding='utf-8')
+
+
+def test_a_full_disk_names_the_file_and_leaves_nothing(tmp_path):
+    with full_disk.after(10), pytest.raises(media.MediaError, match='ablations.json: File too large'):
+        ablations._write(tmp_path, {'seeds': [0], 'rows': {}}, {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_table_of_the_paper_asks_every_run_for_its_columns(fake):

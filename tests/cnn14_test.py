@@ -6,12 +6,15 @@ import pytest
 from mmaudio_jax import filterbanks
 from mmaudio_jax.models import cnn14
 from mmaudio_jax.weights import cnn14 as weights
+from mmaudio_jax.weights import tables
 from tests.golden import evaluation_goldens as goldens
+
+SHAPES = tables.shapes(weights.TABLE, cnn14.Cnn14(), weights.INPUTS)
 
 
 def test_golden():
-    tensors = goldens.fill(weights.shapes())
-    tensors['logmel_extractor.melW'] = filterbanks.panns_filters()
+    tensors = goldens.fill(SHAPES)
+    tensors['logmel_extractor.melW'] = goldens.panns_filters()
     params = weights.to_params(tensors)
     power = filterbanks.panns_power(goldens.signal(16_000)[None])
     features, logits = jax.jit(cnn14.embed)(params, np.concatenate([power[:, ::-1], power]))  # one by one
@@ -23,7 +26,7 @@ def test_golden():
 
 
 def test_the_file_for_32_khz_is_refused():
-    tensors = goldens.fill(weights.shapes())
+    tensors = goldens.fill(SHAPES)
     tensors['logmel_extractor.melW'] = np.zeros((513, 64), np.float32)
     tensors['spectrogram_extractor.stft.conv_real.weight'] = np.zeros((257, 1, 512))  # known, and not used
     tensors['bn0.num_batches_tracked'] = np.zeros(())

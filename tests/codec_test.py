@@ -3,8 +3,10 @@ import numpy as np
 import pytest
 
 from mmaudio_jax import codec
+from mmaudio_jax import media
 from mmaudio_jax import mel
 from mmaudio_jax.sequence import Sequence
+from tests import full_disk
 
 ONSETS_S = (0.31, 0.92, 1.57)
 
@@ -71,6 +73,26 @@ def test_any_length_is_decoded(fitted):
     sequence, _, pca = fitted
     short = pca.decode(np.zeros((1, 10, sequence.latent_channels)))
     assert short.shape == (1, 20 * sequence.audio.hop_length) and np.isfinite(short).all()
+
+
+def test_processes_of_one_number_do_not_disturb_each_other(tmp_path, monkeypatch):
+    """Containers number their processes alike: while one writes, another fits the same codec to the end."""
+    sequence, savez = Sequence('16k', 2.0), np.savez
+
+    def fit():
+        codec.fit_pca([strikes(sequence, 0)[None]], sequence, tmp_path / 'codec.npz')
+
+    def overtaken(*arguments, **arrays):
+        monkeypatch.setattr(np, 'savez', savez)
+        fit()
+        savez(*arguments, **arrays)
+
+    monkeypatch.setattr(np, 'savez', overtaken)
+    fit()
+    with full_disk.after(1000), pytest.raises(media.MediaError, match='codec.npz: File too large'):
+        fit()
+    codec.make('pca', sequence, tmp_path / 'codec.npz')
+    assert [path.name for path in tmp_path.iterdir()] == ['codec.npz']
 
 
 def test_errors_name_the_file_and_the_field(tmp_path):

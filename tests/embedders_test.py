@@ -36,6 +36,8 @@ def test_offsets_are_of_the_first_and_of_the_last_fourteen_segments(network):
     for ours, theirs in seen:
         np.testing.assert_array_equal(ours, theirs)
         assert ours.shape == (2, 14)
+    with pytest.raises(ValueError, match='DeSync compares 14 segments .4.8 s., the clips have 13'):
+        jax.jit(embedders._offsets)({}, picture[:, :13], sound[:, :13])
 
 
 def test_segments_of_pictures_are_sixteen_frames_every_eight(network):

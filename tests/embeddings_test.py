@@ -11,6 +11,8 @@ import pytest
 from mmaudio_jax import embedders
 from mmaudio_jax import embeddings
 from mmaudio_jax import evaluation_media
+from mmaudio_jax import media
+from tests import full_disk
 from tests import imports_test
 from tests import scored_folders
 
@@ -133,6 +135,18 @@ def test_clips_of_many_lengths_do_not_wait_in_memory(setting, monkeypatch):
     assert done == 40 and most <= 2 * 2 + 4 * 2 + 1  # read ahead, waiting, and the one that was too many
 
 
+def test_a_host_that_lists_late_leaves_no_clip_out(setting, monkeypatch):
+    """The second host looks into the shared cache when the first has written its share."""
+    clips, settings = setting
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    monkeypatch.setattr(embeddings.multihost_utils, 'sync_global_devices', lambda name: None)
+    clips['clip_02'].write_bytes(b'broken')
+    for host in (0, 1):
+        monkeypatch.setattr(jax, 'process_index', lambda: host)
+        stored = embeddings.embed(embedders.embedders(settings.weights)['panns'], clips, settings, 'x')
+    assert set(stored) == set(clips) - {'clip_02'} and set(stored.failed) == {'clip_02'}
+
+
 def test_failures_are_told_and_the_rest_is_done(setting):
     clips, settings = setting
     clips['clip_03'].write_bytes(b'broken')
@@ -142,8 +156,15 @@ def test_failures_are_told_and_the_rest_is_done(setting):
     assert not list(settings.cache.rglob('.*'))
 
 
+def test_a_full_disk_names_the_file(setting):
+    clips, settings = setting
+    with full_disk.after(100), pytest.raises(media.MediaError, match=f'{settings.cache}/panns-.*npz: File too large'):
+        embeddings.embed(embedders.embedders(settings.weights)['panns'], clips, settings, 'x')
+    assert not [path for path in settings.cache.rglob('*') if path.is_file()]
+
+
 def test_weights_that_make_nan_are_an_error(setting):
     clips, settings = setting
     scored_folders.write_weights(settings.weights, float('nan'))
-    with pytest.raises(ValueError, match='panns: embeddings that are not finite'):
+    with pytest.raises(ValueError, match='panns: the embeddings of clip_01 are not finite; are the weights whole'):
         embeddings.embed(embedders.embedders(settings.weights)['panns'], clips, settings, 'x')

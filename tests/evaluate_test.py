@@ -1,6 +1,7 @@
 """Evaluation of a split, with its controls: what the report says, what is skipped, and what is refused."""
 import json
 import shutil
+import unicodedata
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from mmaudio_jax import checkpoints
 from mmaudio_jax import evaluate
+from mmaudio_jax import media
 from mmaudio_jax import snapshots
 from mmaudio_jax import split_sounds
 from mmaudio_jax.models import mmaudio
@@ -42,7 +44,7 @@ def test_report_has_every_figure_and_control(evaluated):
         assert rows['truth']['truths'] == trained_run.CLIPS - 1  # the onset at 5 s is not in a clip of 1 s
     assert (report['step'], report['clips'], report['seeds']['sampling']) == (10, trained_run.CLIPS, 42)
     assert report['config'] == checkpoints.to_json(config)
-    assert not list(workdir.glob('.*partial'))
+    assert not list(workdir.glob('.*'))
     assert len(evaluate.table(report).splitlines()) == 2 + 3 * 4
 
 
@@ -135,6 +137,20 @@ def test_shuffling_leaves_nothing_in_place_and_ruins_a_perfect_score():
     assert scores['0.1']['generated']['macro']['f1'] == 1.0 and scores['0.1']['shuffled']['macro']['f1'] == 0.0
 
 
+def test_tables_that_extraction_takes(tmp_path):
+    """With a mark of their encoding, blank lines and names whose letters macOS takes apart."""
+    stored, named = (unicodedata.normalize(form, 'é') for form in ('NFD', 'NFC'))
+    media.write_audio(tmp_path / f'{stored}.wav', np.ones(32_000), 16_000)
+    rows = [{'id': 'b', 'audio': None, 'video': 'b.mp4'},
+            {'id': 'a', 'audio': f'{named}.wav', 'start_s': 0.5, 'onset_times_s': [0.1]}]
+    table = tmp_path / 'test.jsonl'
+    table.write_text('\ufeff' + ''.join(json.dumps(row) + '\n' for row in rows) + '\n', encoding='utf-8')
+    found = evaluate._rows(table, ['a'])
+    assert found == rows[1:] and evaluate._true_sounds(table, found, Sequence('16k', 1.0))[0].shape == (16_000,)
+    with pytest.raises(ValueError, match="test.jsonl: 'b' has no onset_times_s; onsets can only be scored against"):
+        evaluate._rows(table, ['a', 'b'])
+
+
 def test_mistakes(evaluated, tmp_path):
     config, workdir = evaluated
     with pytest.raises(ValueError, match='train first'):
@@ -152,7 +168,7 @@ def test_mistakes(evaluated, tmp_path):
         with pytest.raises(ValueError, match="no entry for 'clip_0'"):
             evaluate.evaluate(other, workdir)
         table.write_text(text.replace('[]', 'null'))
-        with pytest.raises(ValueError, match='test.jsonl:5: onset_times_s is null; a list of seconds is needed'):
+        with pytest.raises(ValueError, match='test.jsonl, line 5: onset_times_s is null; a list of seconds is needed'):
             evaluate.evaluate(other, workdir)
         table.unlink()
         with pytest.raises(FileNotFoundError, match='test.jsonl'):

@@ -8,6 +8,7 @@ import soundfile
 
 from mmaudio_jax import evaluation_media
 from mmaudio_jax.media import MediaError
+from tests import broken_media
 from tests.golden import evaluation_goldens as goldens
 
 RATE = 16_000
@@ -123,12 +124,40 @@ def test_frames_before_the_odd_seconds_at_any_rate(tmp_path, fps, expected):
     assert views[2, :, 100, 200, 0].tolist() == [2 * (i % 100) for i in expected]
 
 
+def test_a_track_that_changes_its_channels_is_named(tmp_path):
+    for layout in ('stereo', 'mono'):
+        broken_media.write_av(tmp_path / f'{layout}.aac', 0, video='', container='adts', layout=layout)
+    (tmp_path / 'both.aac').write_bytes(b''.join((tmp_path / f'{layout}.aac').read_bytes() for layout in ('stereo', 'mono')))
+    with pytest.raises(MediaError, match='both.aac: changes from 2 to 1 channels; write it anew with as many throughout'):
+        evaluation_media.mono(tmp_path / 'both.aac', RATE, 8.0)
+
+
+@pytest.mark.parametrize('fields', [{'suffix': '.mkv', 'container': 'matroska'}, {'suffix': '.mp4'}])
+def test_what_was_cut_off_is_no_clip(tmp_path, fields):
+    path = tmp_path / f'clip{fields.pop("suffix")}'
+    broken_media.write_av(path, 0, seconds=3.0, **fields)
+    assert len(evaluation_media.mono(path, RATE, 8.0)) >= 3 * RATE
+    path.write_bytes(path.read_bytes()[:path.stat().st_size * 6 // 10])
+    with pytest.raises(MediaError, match='cut off'):
+        evaluation_media.mono(path, RATE, 8.0)
+
+
+def test_cover_pictures_are_no_video(tmp_path):
+    with av.open(str(tmp_path / 'song.mp4'), 'w') as container:
+        stream = container.add_stream('mjpeg', rate=25, width=64, height=48, pix_fmt='yuvj420p')
+        stream.disposition = av.stream.Disposition.attached_pic
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format='rgb24')))
+    with pytest.raises(MediaError, match='song.mp4: has no video stream'):
+        evaluation_media.imagebind_picture(tmp_path / 'song.mp4', 8.0)
+
+
 def test_what_cannot_be_read_names_the_file(tmp_path, video):
     (tmp_path / 'broken.flac').write_bytes(b'nothing')
+    (tmp_path / 'broken.mp3').write_bytes(b'nothing')
     _write(tmp_path / 'nan.wav', np.full(RATE, np.nan, np.float32))
     _write(tmp_path / 'empty.wav', np.zeros(0, np.float32))
-    for name, words in (('broken.flac', 'cannot be read'), ('nan.wav', 'not finite'), ('empty.wav', 'holds no sound'),
-                        ('absent.wav', 'cannot be read')):
+    for name, words in (('broken.flac', 'Format not recognised'), ('nan.wav', 'not finite'), ('empty.wav', 'holds no sound'),
+                        ('absent.wav', 'no such file'), ('broken.mp3', 'not a media file')):
         with pytest.raises(MediaError, match=f'{name}: .*{words}'):
             evaluation_media.mono(tmp_path / name, RATE, 8.0)
     with pytest.raises(MediaError, match='v.mkv: has no sound track'):

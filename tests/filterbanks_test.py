@@ -13,9 +13,14 @@ def _error(start, values):
     return goldens.error(goldens.entry('front', start), values)
 
 
+def _decibels(power, filters):
+    """As the networks of PANNs and CLAP begin."""
+    return 10 * np.log10(np.maximum(power @ filters, 1e-10))
+
+
 def test_panns():
     power = filterbanks.panns_power(goldens.signal(16_000)[None])
-    assert _error('panns_logmel', filterbanks.decibels(power, filterbanks.panns_filters())[None]) < 1e-3  # measured 1.6e-4
+    assert _error('panns_logmel', _decibels(power, goldens.panns_filters())[None]) < 1e-3  # measured 1.6e-4
 
 
 def test_vggish():
@@ -48,7 +53,7 @@ def test_imagebind():
 
 def test_clap():
     waveform = np.pad(goldens.signal(48_000), (0, 96_000))[None]
-    mel = filterbanks.decibels(filterbanks.clap_power(waveform), filterbanks.clap_filters())
+    mel = _decibels(filterbanks.clap_power(waveform), goldens.clap_filters())
     assert _error('clap_logmel', mel[None]) < 1e-3  # measured 6.9e-6
     assert _error('clap_img', htsat.picture(mel)[None]) < 1e-3  # measured 2.4e-4
 

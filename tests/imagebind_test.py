@@ -5,14 +5,23 @@ import pytest
 
 from mmaudio_jax.models import imagebind
 from mmaudio_jax.weights import imagebind as weights
+from mmaudio_jax.weights import tables
 from tests.golden import evaluation_goldens as goldens
 
 TINY_VISION, TINY_AUDIO = imagebind.Vision(width=32, depth=2, heads=4), imagebind.Audio(width=32, depth=2, heads=4)
 
 
+def _audio(model):
+    return tables.shapes(weights.AUDIO, model, weights.AUDIO_INPUTS)
+
+
+def _vision(model):
+    return tables.shapes(weights.VISION, model, weights.VISION_INPUTS)
+
+
 def test_golden_of_sound():
     model = imagebind.Audio()
-    params = weights.audio_params(goldens.fill(weights.audio_shapes(model)), model)
+    params = weights.audio_params(goldens.fill(_audio(model)), model)
     mel = np.random.RandomState(4).normal(size=(3, 128, 204)).astype(np.float32).swapaxes(1, 2)
     result = jax.jit(model.apply)({'params': params}, mel)
     # The public module multiplies by 20 what no cosine sees.
@@ -22,14 +31,14 @@ def test_golden_of_sound():
 @pytest.mark.slow
 def test_golden_of_pictures():
     model = imagebind.Vision()
-    params = weights.vision_params(goldens.fill(weights.vision_shapes(model)), model)
+    params = weights.vision_params(goldens.fill(_vision(model)), model)
     views = np.random.RandomState(5).normal(size=(2, 3, 2, 224, 224)).astype(np.float32).transpose(0, 2, 3, 4, 1)
     result = jax.jit(model.apply)({'params': params}, views)
     assert goldens.error(goldens.entry('ib', 'imagebind vision'), result.mean(axis=0)[None]) < 1e-3  # measured 5.1e-7
 
 
 def test_one_file_holds_both_and_more():
-    tensors = goldens.fill(weights.vision_shapes(TINY_VISION) | weights.audio_shapes(TINY_AUDIO))
+    tensors = goldens.fill(_vision(TINY_VISION) | _audio(TINY_AUDIO))
     tensors['modality_trunks.thermal.blocks.0.attn.bias_k'] = np.zeros((1, 1, 32))  # known, and not used
     tensors['modality_postprocessors.audio.1.log_logit_scale'] = np.zeros(())
     params = weights.audio_params(tensors, TINY_AUDIO)
@@ -43,7 +52,7 @@ def test_one_file_holds_both_and_more():
 
 def test_a_patch_covers_both_frames():
     """The kernel's axes: the same picture in the other frame gives another vector, and colours are not mixed up."""
-    tensors = goldens.fill(weights.vision_shapes(TINY_VISION))
+    tensors = goldens.fill(_vision(TINY_VISION))
     kernel = np.asarray(tensors['modality_preprocessors.vision.rgbt_stem.proj.1.weight'])
     params = weights.vision_params(tensors, TINY_VISION)
     ours = params['patches']['kernel'].reshape(2, 14, 14, 3, 32)

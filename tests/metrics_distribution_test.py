@@ -17,7 +17,7 @@ def fixture_draws():
 
 def test_goldens(draws):
     first, second, logits, reference_logits = draws
-    assert abs(metrics.frechet_distance(first, second) - goldens.entry('front', 'fd Ran')) < 1e-5  # measured 3.2e-7
+    assert abs(metrics.frechet(first, second).value - goldens.entry('front', 'fd Ran')) < 1e-5  # measured 3.2e-7
     rank_deficient = metrics.frechet(first[:20], second[:25])
     assert abs(rank_deficient.value - goldens.entry('front', 'fd same')) < 1e-5  # measured 1.1e-7
     assert 'biased upwards' in rank_deficient.note and not metrics.frechet(first, second).note
@@ -29,25 +29,29 @@ def test_goldens(draws):
     assert metrics.inception(logits).value == parts.mean()
 
 
+def _reference_formula(first, second):
+    covariances = [np.cov(part, rowvar=False) for part in (first, second)]
+    shift = first.mean(0) - second.mean(0)
+    root = scipy.linalg.sqrtm(covariances[0] @ covariances[1])
+    return shift @ shift + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * np.trace(root).real
+
+
 def test_frechet_distance_is_the_reference_formula():
     random = np.random.default_rng(0)
     for rows, width in ((300, 40), (60, 64), (2, 5)):
         first, second = random.normal(size=(rows, width)), 0.5 + random.normal(size=(rows + 3, width)) @ np.diag(
             random.uniform(0.1, 3, width))
-        covariances = [np.cov(part, rowvar=False) for part in (first, second)]
-        shift = first.mean(0) - second.mean(0)
-        root = scipy.linalg.sqrtm(covariances[0] @ covariances[1])
-        expected = shift @ shift + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * np.trace(root).real
-        np.testing.assert_allclose(metrics.frechet_distance(first, second), expected, rtol=1e-5)
-        assert abs(metrics.frechet_distance(first, first)) < 1e-10
-        np.testing.assert_allclose(metrics.frechet_distance(second, first), metrics.frechet_distance(first, second), rtol=1e-10)
+        value = metrics.frechet(first, second).value
+        np.testing.assert_allclose(value, _reference_formula(first, second), rtol=1e-5)
+        assert abs(metrics.frechet(first, first).value) < 1e-10
+        np.testing.assert_allclose(metrics.frechet(second, first).value, value, rtol=1e-10)
 
 
 def test_frechet_distance_of_diagonal_gaussians_is_the_closed_form():
     """Samples whose means and covariances are exactly known."""
     corners = np.array(np.meshgrid([-1, 1], [-1, 1], [-1, 1])).reshape(3, -1).T * np.sqrt(7 / 8)  # covariance: identity
     scales = np.array([1.0, 2.0, 0.5])
-    value = metrics.frechet_distance(corners, corners * scales + 3.0)
+    value = metrics.frechet(corners, corners * scales + 3.0).value
     np.testing.assert_allclose(value, 3 * 9 + ((1 - scales)**2).sum(), rtol=1e-12)
 
 
@@ -55,7 +59,7 @@ def test_intervals_agree_with_the_plain_bootstrap():
     random = np.random.default_rng(1)
     first, second = random.normal(size=(600, 4)), 0.7 + random.gamma(2.0, size=(500, 4))
     result = metrics.frechet(first, second)
-    plain = [metrics.frechet_distance(first[random.integers(600, size=600)], second[random.integers(500, size=500)])
+    plain = [_reference_formula(first[random.integers(600, size=600)], second[random.integers(500, size=500)])
              for _ in range(600)]
     low, high = np.quantile(plain, [0.025, 0.975])
     np.testing.assert_allclose(result.high - result.low, high - low, rtol=0.15)  # measured 0.011
@@ -132,10 +136,10 @@ def test_inception_score_of_certain_and_uniform_classes():
 def test_what_is_not_defined_is_an_error_and_never_a_number():
     ok = np.ones((3, 2))
     broken = np.array([[np.nan, 0], [1, 1], [2, 2]])
-    for call, words in ((lambda: metrics.frechet_distance(ok[:1], ok), 'two or more vectors'),
-                        (lambda: metrics.frechet_distance(broken, ok), 'features .* not finite'),
-                        (lambda: metrics.frechet_distance(ok, broken), 'reference .* not finite'),
-                        (lambda: metrics.frechet_distance(ok, np.ones((3, 3))), 'one width'),
+    for call, words in ((lambda: metrics.frechet(ok[:1], ok), 'two or more vectors'),
+                        (lambda: metrics.frechet(broken, ok), 'features .* not finite'),
+                        (lambda: metrics.frechet(ok, broken), 'reference .* not finite'),
+                        (lambda: metrics.frechet(ok, np.ones((3, 3))), 'one width'),
                         (lambda: metrics.inception_scores(np.ones((9, 5))), '10 parts'),
                         (lambda: metrics.kl_divergences(ok, ok[:2]), 'in pairs'),
                         (lambda: metrics.cosines(broken, ok), 'not finite'),
@@ -144,5 +148,4 @@ def test_what_is_not_defined_is_an_error_and_never_a_number():
                         (lambda: metrics.mean(np.array([1.0, np.nan])), 'one finite value a clip')):
         with pytest.raises(ValueError, match=words):
             call()
-    assert metrics.frechet_distance(ok, ok + 2) == 8.0  # no spread at all is defined
-    assert metrics.frechet(ok, ok + 2).value == 8.0
+    assert metrics.frechet(ok, ok + 2).value == 8.0  # no spread at all is defined

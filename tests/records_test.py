@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from mmaudio_jax import media
 from mmaudio_jax import records
+from tests import full_disk
 
 SCHEMA = records.Schema(rate='16k', duration_s=1.0, feature_dtype='float16', encoder='pixels', codec='pca')
 
@@ -137,6 +139,14 @@ def test_killed_writer_leaves_no_shard(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         records.write_shard(tmp_path / 'shard', dies())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_makes_no_set(folder):
+    before = sorted(folder.iterdir())
+    (folder / records.METADATA_FILE).unlink()
+    with full_disk.after(20_000), pytest.raises(media.MediaError, match='bells/metadata.json: File too large'):
+        records.write_metadata(folder, 'bells', SCHEMA, {'train': [3, 2], 'test': [1]}, {'dataset': 20_000 * 'x'})
+    assert sorted(folder.iterdir()) == [path for path in before if path.name != records.METADATA_FILE]
 
 
 def test_a_record_is_the_same_bytes_in_every_process():

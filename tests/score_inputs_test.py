@@ -9,6 +9,7 @@ import soundfile
 
 from mmaudio_jax import evaluation_media
 from mmaudio_jax import score_inputs
+from tests import broken_media
 
 
 def _touch(folder, *names):
@@ -172,3 +173,8 @@ def test_short_sounds(tmp_path):
         soundfile.write(tmp_path / f'{name}.flac', np.zeros(round(16_000 * seconds)), 16_000)
     (tmp_path / 'c.flac').write_text('damaged')
     assert score_inputs.short(score_inputs.files(tmp_path, ('.flac',)), 8.0) == {'b': 3.0}
+    parts = {str(start): evaluation_media.Part(tmp_path / 'a.flac', start, 5.0) for start in (2.0, 6.0, 9.0)}
+    assert score_inputs.short(parts, 5.0) == {'6.0': 1.99}  # from 9 s on nothing is read, which is an error
+    broken_media.write_av(tmp_path / 'd.mp4', 0, seconds=2.0, sound_s=1.0)  # the sound counts, not the picture
+    broken_media.write_av(tmp_path / 'e.mp4', 0, seconds=1.0, audio='')
+    assert list(score_inputs.short(score_inputs.files(tmp_path, ('.mp4',)), 2.0)) == ['d']

@@ -1,5 +1,6 @@
 """Scoring folders: figures, what they cover, what is refused, resuming, comparing. The networks are stand-ins."""
 import errno
+import io
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import soundfile
 
 from mmaudio_jax import embedders
 from mmaudio_jax import evaluate
+from mmaudio_jax import media
 from mmaudio_jax import metrics_distribution
 from mmaudio_jax import score
 from mmaudio_jax import score_metrics
@@ -74,7 +76,7 @@ def test_figures_are_those_of_the_embeddings(folders):
     patches = [np.concatenate([np.asarray(apply(params, networks['vggish'].prepare(path, 8.0)[None])['patches'][0])
                                for path in sorted((folders / name).glob('*.wav'))]) for name in ('poor', 'reference')]
     np.testing.assert_allclose(report['systems']['poor']['scores']['fd_vgg']['value'],
-                               metrics_distribution.frechet_distance(*patches), rtol=1e-6)
+                               metrics_distribution.frechet(*patches).value, rtol=1e-6)
     assert report['asked'] == scored_folders.CLIPS and report['duration_s'] == 8.0 and config.score.duration_s == 0.0
 
 
@@ -93,7 +95,7 @@ def test_missing_and_extra_clips_are_an_error_or_counted(folders):
 
 def test_a_clip_that_cannot_be_read_is_never_replaced(folders):
     (folders / 'good' / 'clip_05.wav').write_bytes(b'RIFF no sound')
-    with pytest.raises(ValueError, match='good: 1 clips cannot be scored; clip_05: .*clip_05.wav: cannot be read'):
+    with pytest.raises(ValueError, match='good: 1 clips cannot be scored; clip_05: .*clip_05.wav: Format not recognised'):
         _run(folders, generated=str(folders / 'good'))
     report, text = _run(folders, generated=str(folders / 'good'), allow_unpaired=True)
     assert list(report['systems']['good']['failed']) == ['clip_05']
@@ -132,6 +134,10 @@ def test_sounds_that_are_too_short_are_said(folders):
     report, text = _run(folders, generated=str(folders / 'good'))
     assert report['systems']['good']['short'] == {f'clip_{index:02}': 1.2 for index in range(scored_folders.CLIPS)}
     assert '**good: 12 sounds last less than 8 s** (clip_00: 1.2 s)' in text
+    assert report['short'] == report['systems']['good']['short']
+    assert '**the references: 12 sounds last less than 8 s** (clip_00: 1.2 s)' in text
+    _, text = _run(folders, generated=str(folders / 'good'), metrics=('is_panns',))
+    assert 'the references: 12 sounds' not in text  # which are not heard
     _, text = _run(folders, generated=str(folders / 'good'), duration_s=1.2)
     assert 'last less' not in text
 
@@ -157,6 +163,23 @@ def test_published_caches_in_the_place_of_references(folders):
     with pytest.raises(ValueError, match='the references: 1 clips .* no reference for vggish'):
         _run(folders, generated=str(folders / 'named'), references='', reference_cache=str(GOLDEN / 'av_benchmark'),
              metrics=('fd_panns', 'fd_vgg'))
+
+
+def test_captions_that_are_named_go_before_those_of_the_caches(folders, monkeypatch):
+    read = []
+    monkeypatch.setattr(embedders.tokenizer_roberta, 'RobertaTokenizer', lambda folder: lambda texts: (
+        read.extend(texts) or np.arange(len(texts[0]), dtype=np.float32)[None, :8]))
+    for name in 'abc':
+        (folders / 'named').mkdir(exist_ok=True)
+        shutil.copy(folders / 'good' / 'clip_00.wav', folders / 'named' / f'{name}.wav')
+    (folders / 'captions.csv').write_text('name,caption\na,one strike\nb,two strikes\nc,rain on glass\n')
+    weights = scored_folders.write_weights(folders / 'weights')
+    for name in embedders.tokenizer_roberta.FILES:
+        (weights / name).write_text('')
+    report, _ = _run(folders, generated=str(folders / 'named'), references='', reference_cache=str(GOLDEN / 'av_benchmark'),
+                     captions=str(folders / 'captions.csv'), metrics=('clap', 'fd_panns'))
+    assert sorted(read) == ['one strike', 'rain on glass', 'two strikes']
+    assert report['systems']['named']['scores']['clap']['clips'] == report['asked'] == 3
 
 
 def test_onsets(folders):
@@ -226,6 +249,13 @@ def test_other_systems_of_the_paper_are_beside_the_result(folders):
     assert '(beyond reruns)' in own and 'reruns' not in line
 
 
+def test_tables_are_utf8_whatever_the_locale(folders, monkeypatch):
+    report, text = _run(folders, generated=str(folders / 'good'), metrics=('is_panns',))
+    monkeypatch.setattr(io, 'text_encoding', lambda encoding, _=2: encoding or 'ascii')  # of the machine
+    score._write(report, folders)
+    assert (folders / 'scores.md').read_text(encoding='utf-8') == text and 'IS ↑' in text
+
+
 def test_figures_are_drawn(folders, monkeypatch):
     drawn = []
     monkeypatch.setattr(score.plots, 'intervals', lambda path, panels: drawn.append((path, panels)))
@@ -243,7 +273,7 @@ def test_a_disk_that_is_full_when_the_sheets_are_drawn(folders, capsys, monkeypa
 
     monkeypatch.setattr(score.plots.FigureCanvasAgg, 'print_figure', full)
     monkeypatch.setattr(score.plots, 'intervals', lambda *_: None)
-    with pytest.raises(OSError, match="No space left on device: '.*run/scores/clip_00.png'"):
+    with pytest.raises(media.MediaError, match='run/scores/clip_00.png: No space left on device'):
         _run(folders, generated=str(folders / 'good'), metrics=('is_panns',))
     output = capsys.readouterr().out
     assert '| good | ' in output and output.endswith('scores.json\n')

@@ -147,7 +147,7 @@ def test_sync_features_of_records_serve_again(tmp_path):
     systems = {'ours': score.System(tmp_path, 2, pairing, {}, {}, {}, {'desync': 'not computed'}, {})}
     for used in (False, True):
         config.score.record_features = used
-        text = score.score_tables.markdown(score._report(config.score, protocol, systems, asked, lacking, 0.0))
+        text = score.score_tables.markdown(score._report(config.score, protocol, systems, asked, lacking, {}, 0.0))
         assert ('DeSync: the picture features are those of the records' in text) == used
     config.extract.encoder = 'pixels'
     with pytest.raises(ValueError, match="needs records of the 'official' encoder, not of 'pixels'"):

@@ -199,7 +199,7 @@ def test_a_cache_that_may_be_read_only(folder, tmp_path, monkeypatch):
     assert_equal(load(folder, tmp_path), first)
     assert_equal(load(folder, tmp_path, verify=False), first)
     (tmp_path / 'cache' / 'converted').rename(tmp_path / 'cache' / 'elsewhere')
-    with pytest.raises(OSError, match='cannot be written .Permission denied.; choose another folder'):
+    with pytest.raises(OSError, match='cannot be written .no permission.; choose another folder'):
         load(folder, tmp_path)
 
 
@@ -210,7 +210,7 @@ def test_a_full_disk_while_converting(folder, tmp_path, monkeypatch):
     with pytest.raises(OSError, match='safetensors: the converted weights cannot be written .No space left on device'):
         load(folder, tmp_path)
     assert not list((tmp_path / 'cache' / 'converted').glob('[!.]*'))
-    assert not list((tmp_path / 'cache' / 'converted').glob('.*.safetensors.[0-9]*'))
+    assert not list((tmp_path / 'cache' / 'converted').glob('.*.part'))
 
 
 def test_nothing_here_and_offline(tmp_path):

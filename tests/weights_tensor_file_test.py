@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from mmaudio_jax import media
 from mmaudio_jax.weights import tensor_file
 from tests.conftest import GOLDEN
 from tests.golden import torch_files
@@ -147,6 +148,6 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     monkeypatch.setattr(os, 'fsync', full)
-    with pytest.raises(OSError, match='No space'):
+    with pytest.raises(media.MediaError, match='x.safetensors: No space'):
         tensor_file.write_safetensors(tmp_path / 'x.safetensors', [('a', np.zeros(3))], {})
     assert not list(tmp_path.iterdir())

@@ -80,11 +80,6 @@ def _plain(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
 
 
-def htsat_params(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Tensors of the sound network alone, by their names in it → parameters of HTSAT; errors as `audio_params`."""
-    return tables.to_params(HTSAT, htsat.HTSAT(), POWER_INPUTS, tensors)
-
-
 def audio_params(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Published tensors → parameters of ClapAudio. ValueError names every missing, unexpected and misshapen tensor."""
     return tables.to_params(AUDIO, clap.ClapAudio(), POWER_INPUTS, _plain(tensors))
@@ -93,18 +88,3 @@ def audio_params(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def text_params(tensors: Mapping[str, np.ndarray], model: clap.ClapText) -> dict[str, Any]:
     """Published tensors → parameters of ClapText. ValueError names every missing, unexpected and misshapen tensor."""
     return tables.to_params(TEXT, model, TEXT_INPUTS, _plain(tensors))
-
-
-def htsat_shapes() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that `htsat_params` needs."""
-    return tables.shapes(HTSAT, htsat.HTSAT(), POWER_INPUTS)
-
-
-def audio_shapes() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that `audio_params` needs."""
-    return tables.shapes(AUDIO, clap.ClapAudio(), POWER_INPUTS)
-
-
-def text_shapes(model: clap.ClapText) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that `text_params` needs."""
-    return tables.shapes(TEXT, model, TEXT_INPUTS)

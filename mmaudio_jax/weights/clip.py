@@ -48,7 +48,7 @@ def to_params(tensors: Mapping[str, np.ndarray], model: clip.CLIP) -> dict[str, 
     return traverse_util.unflatten_dict(dict(leaves(tensors, model)))
 
 
-def leaves(tensors: Mapping[str, np.ndarray], model: clip.CLIP) -> Iterator[tuple[sources.Path, np.ndarray]]:
+def leaves(tensors: Mapping[str, np.ndarray], model: clip.CLIP) -> Iterator[tuple[sources.KeyPath, np.ndarray]]:
     """The parameters of `to_params` one by one, with their paths; raises before the first."""
     inputs = (jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), jnp.float32),
               jax.ShapeDtypeStruct((1, model.text_length), jnp.int32))
@@ -58,7 +58,7 @@ def leaves(tensors: Mapping[str, np.ndarray], model: clip.CLIP) -> Iterator[tupl
                           'the weights do not fit this CLIP; check that the file is DFN5B ViT-H/14 at 384 pixels')
 
 
-def _source(path: sources.Path, shape: names.Shape, model: clip.CLIP) -> sources.Source:
+def _source(path: sources.KeyPath, shape: names.Shape, model: clip.CLIP) -> sources.Source:
     tower, *modules, leaf = path
     name = ('visual.' if tower == 'image' else '') + '{block}' + ''.join(_MODULES.get(module, '') for module in modules)
     name += _LEAVES[leaf]

@@ -25,8 +25,3 @@ INPUTS = (jax.ShapeDtypeStruct((1, 64, cnn14.SPECTRUM), jnp.float32),)
 def to_params(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Published tensors by name → parameters of Cnn14. ValueError names every missing, unexpected and misshapen tensor."""
     return tables.to_params(TABLE, cnn14.Cnn14(), INPUTS, tensors)
-
-
-def shapes() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that `to_params` needs."""
-    return tables.shapes(TABLE, cnn14.Cnn14(), INPUTS)

@@ -53,13 +53,3 @@ def vision_params(tensors: Mapping[str, np.ndarray], model: imagebind.Vision) ->
 def audio_params(tensors: Mapping[str, np.ndarray], model: imagebind.Audio) -> dict[str, Any]:
     """Published tensors → parameters of Audio. ValueError names every missing, unexpected and misshapen tensor."""
     return tables.to_params(AUDIO, model, AUDIO_INPUTS, tensors)
-
-
-def vision_shapes(model: imagebind.Vision) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that `vision_params` needs."""
-    return tables.shapes(VISION, model, VISION_INPUTS)
-
-
-def audio_shapes(model: imagebind.Audio) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that `audio_params` needs."""
-    return tables.shapes(AUDIO, model, AUDIO_INPUTS)

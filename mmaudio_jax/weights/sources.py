@@ -14,7 +14,7 @@ import numpy as np
 
 from mmaudio_jax.weights import names
 
-Path = tuple[str, ...]
+KeyPath = tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +43,8 @@ def as_it_is(tensor: np.ndarray) -> np.ndarray:
     return tensor
 
 
-def leaves(tensors: Mapping[str, Any], sources: Mapping[Path, Source], ignored: Iterable[str],
-           message: str) -> Iterator[tuple[Path, np.ndarray]]:
+def leaves(tensors: Mapping[str, Any], sources: Mapping[KeyPath, Source], ignored: Iterable[str],
+           message: str) -> Iterator[tuple[KeyPath, np.ndarray]]:
     """Parameters from official tensors, one by one with their paths, float32 NumPy arrays.
 
     Args:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from mmaudio_jax import media
 from mmaudio_jax import sequence
 from mmaudio_jax.models import bigvgan
 from mmaudio_jax.models import clip
@@ -37,7 +38,6 @@ from mmaudio_jax.weights import synchformer as synchformer_weights
 from mmaudio_jax.weights import tensor_file
 from mmaudio_jax.weights import vae as vae_weights
 
-names_for = files.names_for
 Path = tensor_file.Path
 
 DTYPES = {'float32': np.dtype(np.float32), 'bfloat16': np.dtype(ml_dtypes.bfloat16)}
@@ -45,8 +45,8 @@ _MODELS = {'network': mmaudio, 'vae': vae, 'vocoder': bigvgan, 'clip': clip, 'sy
 _PARTS = {'network': (layers, mmdit), 'clip': (transformer,), 'synchformer': (transformer,)}  # also say how parameters lie
 _MAPPINGS: dict[str, Any] = {'network': mmaudio_weights, 'vae': vae_weights, 'vocoder': bigvgan_weights, 'clip': clip_weights,
                              'synchformer': synchformer_weights}
-_OFFICIAL = {'sync_fusion': 'modulate', 'rope': 'aligned', 'mlp': 'conv', 'convolution': 'auto', 'dtype': 'float32',
-             'remat': 'none'}
+OFFICIAL = {'sync_fusion': 'modulate', 'rope': 'aligned', 'mlp': 'conv', 'convolution': 'auto', 'dtype': 'float32',
+            'remat': 'none'}
 
 
 def load(name: str, *, dtype: str = 'float32', cache: Path | None = None, folder: Path | None = None, offline: bool = False,
@@ -54,7 +54,7 @@ def load(name: str, *, dtype: str = 'float32', cache: Path | None = None, folder
     """Parameters of an official model.
 
     Args:
-      name: 'mmaudio_large_44k_v2', 'vae_44k', 'bigvgan_v2_44k', … : a key of files.BY_NAME; see also `names_for`.
+      name: 'mmaudio_large_44k_v2', 'vae_44k', 'bigvgan_v2_44k', … : a key of files.BY_NAME; see also files.names_for.
       dtype: 'float32' gives read-only arrays mapped from the cache; 'bfloat16' arrays in memory.
       cache: folder for downloads and conversions; None for $MMAUDIO_JAX_CACHE or ~/.cache/mmaudio_jax.
       folder: where official files are looked for first, under their official names; also in its weights/ and ext_weights/.
@@ -139,7 +139,7 @@ def build(name: str) -> Any:
     """
     entry = files.get(name)
     if entry.kind == 'network':
-        return mmaudio.build({'variant': entry.variant, **_OFFICIAL}, sequence.Sequence(entry.variant.split('_')[1], 8.0))
+        return mmaudio.build({'variant': entry.variant, **OFFICIAL}, sequence.Sequence(entry.variant.split('_')[1], 8.0))
     if entry.kind in ('vae', 'vocoder'):
         return _MODELS[entry.kind].build(entry.variant)
     return _MODELS[entry.kind].build(entry.variant, jnp.float32)
@@ -160,11 +160,12 @@ def _convert(entry: files.OfficialFile, source: pathlib.Path, md5: str, target: 
     metadata = {'model': entry.name, 'source': source.name, 'source_md5': md5, 'source_bytes': str(source.stat().st_size),
                 'from_hub': str(download.is_from_hub(source))}
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        with media.explained(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
         tensor_file.write_safetensors(target, finite(), metadata)
-    except OSError as error:
-        raise OSError(f'{target}: the converted weights cannot be written ({error.strerror or error}); choose another folder '
-                      f'with config.weights.cache or ${download.VARIABLE}') from error
+    except media.MediaError as error:
+        raise OSError(f'{target}: the converted weights cannot be written ({error.reason}); choose another folder with '
+                      f'config.weights.cache or ${download.VARIABLE}') from error
 
 
 def _leaves(entry: files.OfficialFile, tensors: Mapping[str, np.ndarray],

@@ -19,7 +19,7 @@ from mmaudio_jax.weights import sources
 PREFIX = 'vfeat_extractor.'
 OTHER_PARTS = ('afeat_extractor.', 'vproj.', 'aproj.', 'transformer.')
 UNUSED = (PREFIX + 'patch_embed.proj.weight', PREFIX + 'patch_embed.proj.bias')
-_BLOCK: dict[sources.Path, str] = {
+_BLOCK: dict[sources.KeyPath, str] = {
     ('norm_time',): 'norm3.',
     ('time', 'qkv'): 'timeattn.qkv.',
     ('time', 'proj'): 'timeattn.proj.',
@@ -30,7 +30,7 @@ _BLOCK: dict[sources.Path, str] = {
     ('fc1',): 'mlp.fc1.',
     ('fc2',): 'mlp.fc2.',
 }
-_SUMMARY: dict[sources.Path, str] = {
+_SUMMARY: dict[sources.KeyPath, str] = {
     ('norm1',): 'norm1.',
     ('qkv',): 'self_attn.in_proj_',
     ('proj',): 'self_attn.out_proj.',
@@ -38,13 +38,13 @@ _SUMMARY: dict[sources.Path, str] = {
     ('fc1',): 'linear1.',
     ('fc2',): 'linear2.',
 }
-_SINGLE: dict[sources.Path, str] = {
+_SINGLE: dict[sources.KeyPath, str] = {
     ('class_token',): 'cls_token',
     ('spatial_positions',): 'pos_embed',
     ('temporal_positions',): 'temp_embed',
     ('summary_token',): 'spatial_attn_agg.cls_token',
 }
-_OUTER: dict[sources.Path, str] = {('patches',): 'patch_embed_3d.proj.', ('norm',): 'norm.'}
+_OUTER: dict[sources.KeyPath, str] = {('patches',): 'patch_embed_3d.proj.', ('norm',): 'norm.'}
 _LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias'}
 
 
@@ -57,24 +57,19 @@ def to_params(tensors: Mapping[str, np.ndarray], model: synchformer.VisualEncode
     return traverse_util.unflatten_dict(dict(leaves(tensors, model)))
 
 
-def leaves(tensors: Mapping[str, np.ndarray], model: synchformer.VisualEncoder) -> Iterator[tuple[sources.Path, np.ndarray]]:
+def leaves(tensors: Mapping[str, np.ndarray], model: synchformer.VisualEncoder) -> Iterator[tuple[sources.KeyPath, np.ndarray]]:
     """The parameters of `to_params` one by one, with their paths; raises before the first."""
     return sources.leaves(tensors, _origins(model), (*OTHER_PARTS, *UNUSED),
                           'the weights do not fit Synchformer; check that the file is synchformer_state_dict.pth')
 
 
-def shapes(model: synchformer.VisualEncoder) -> dict[str, names.Shape]:
-    """Names and shapes of the official tensors that `to_params` needs."""
-    return {name: source.shape for source in _origins(model).values() for name in source.official}
-
-
-def _origins(model: synchformer.VisualEncoder) -> dict[sources.Path, sources.Source]:
+def _origins(model: synchformer.VisualEncoder) -> dict[sources.KeyPath, sources.Source]:
     segment = jax.ShapeDtypeStruct((1, model.frames, model.image_size, model.image_size, 3), jnp.float32)
     found = traverse_util.flatten_dict(jax.eval_shape(model.init, jax.random.key(0), segment)['params'])
     return {path: _source(path, leaf.shape, model) for path, leaf in found.items()}
 
 
-def _source(path: sources.Path, shape: names.Shape, model: synchformer.VisualEncoder) -> sources.Source:
+def _source(path: sources.KeyPath, shape: names.Shape, model: synchformer.VisualEncoder) -> sources.Source:
     if path in _SINGLE:
         official = (1,) * (3 - len(shape)) + shape
         return sources.Source((PREFIX + _SINGLE[path],), official, lambda tensor: tensor.reshape(shape), False)

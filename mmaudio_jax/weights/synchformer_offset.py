@@ -70,9 +70,3 @@ def sound_params(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def head_params(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Published tensors → parameters of OffsetHead. ValueError names every missing, unexpected and misshapen tensor."""
     return tables.to_params(HEAD, synchformer_offset.OffsetHead(), HEAD_INPUTS, tensors)
-
-
-def shapes() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that both need."""
-    return (tables.shapes(SOUND, synchformer_offset.SoundBranch(), SOUND_INPUTS)
-            | tables.shapes(HEAD, synchformer_offset.OffsetHead(), HEAD_INPUTS))

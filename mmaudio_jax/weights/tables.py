@@ -80,12 +80,12 @@ def _parts(name: str) -> list[str]:
     return [name.replace(found.group(), part) for part in found.group(1).split('|')] if found else [name]
 
 
-def _origins(table: Table, model: Any, inputs: tuple) -> dict[sources.Path, sources.Source]:
+def _origins(table: Table, model: Any, inputs: tuple) -> dict[sources.KeyPath, sources.Source]:
     params = jax.eval_shape(model.init, jax.random.key(0), *inputs)['params']
     return {path: _source(table, path, leaf.shape) for path, leaf in traverse_util.flatten_dict(params).items()}
 
 
-def _source(table: Table, path: sources.Path, shape: names.Shape) -> sources.Source:
+def _source(table: Table, path: sources.KeyPath, shape: names.Shape) -> sources.Source:
     full, module, leaf = '/'.join(path), '/'.join(path[:-1]), path[-1]
     if full in table.params:
         name = table.params[full][0]

@@ -19,6 +19,7 @@ import zipfile
 import ml_dtypes
 import numpy as np
 
+from mmaudio_jax import media
 from mmaudio_jax.weights import pickles
 
 Path = str | os.PathLike
@@ -231,37 +232,29 @@ def write_safetensors(path: Path, arrays: Iterable[tuple[str, np.ndarray]], meta
     after them: so that all of the former start at a multiple of 64.
 
     Raises:
-      OSError: no space, no permission; nothing is left behind.
+      media.MediaError: no space, no permission, no such folder; nothing is left behind.
     """
-    path = pathlib.Path(path)
-    partial = path.with_name(f'.{path.name}.{os.getpid()}')
     header: dict[str, Any] = {'__metadata__': metadata}
     position, small = 0, []
-    try:
-        with open(partial, 'wb') as file:
-            file.write(bytes(_HEADER_BYTES))
+    with media.atomic_file(path, synced=True) as beside, open(beside, 'wb') as file:
+        file.write(bytes(_HEADER_BYTES))
 
-            def append(name: str, array: np.ndarray) -> int:
-                array = np.asarray(array, order='C')
-                header[name] = {'dtype': _CODES[array.dtype], 'shape': list(array.shape),
-                                'data_offsets': [position, position + array.nbytes]}
-                file.write(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
-                return position + array.nbytes
+        def append(name: str, array: np.ndarray) -> int:
+            array = np.asarray(array, order='C')
+            header[name] = {'dtype': _CODES[array.dtype], 'shape': list(array.shape),
+                            'data_offsets': [position, position + array.nbytes]}
+            file.write(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+            return position + array.nbytes
 
-            for name, array in arrays:
-                if array.nbytes % _ALIGNMENT:
-                    small.append((name, np.array(array)))
-                else:
-                    position = append(name, array)
-            for name, array in small:
+        for name, array in arrays:
+            if array.nbytes % _ALIGNMENT:
+                small.append((name, np.array(array)))
+            else:
                 position = append(name, array)
-            text = json.dumps(header, separators=(',', ':')).encode()
-            if len(text) > _HEADER_BYTES - 8:
-                raise ValueError(f'{path}: {len(header)} names are too many for the room kept for them')
-            file.seek(0)
-            file.write(struct.pack('<Q', _HEADER_BYTES - 8) + text.ljust(_HEADER_BYTES - 8))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        for name, array in small:
+            position = append(name, array)
+        text = json.dumps(header, separators=(',', ':')).encode()
+        if len(text) > _HEADER_BYTES - 8:
+            raise ValueError(f'{path}: {len(header)} names are too many for the room kept for them')
+        file.seek(0)
+        file.write(struct.pack('<Q', _HEADER_BYTES - 8) + text.ljust(_HEADER_BYTES - 8))

@@ -1,12 +1,11 @@
 """Writes tensors as torch.save does (a zip since PyTorch 1.6), without PyTorch: torch.load(weights_only=True) reads them."""
 from collections.abc import Mapping
-import os
-import pathlib
 import struct
 import zipfile
 
 import numpy as np
 
+from mmaudio_jax import media
 from mmaudio_jax.weights import pickles
 from mmaudio_jax.weights import tensor_file
 
@@ -21,23 +20,17 @@ def write(path: tensor_file.Path, tensors: Mapping[str, np.ndarray], *keys: str)
 
     Raises:
       ValueError: an array of a dtype that torch's files do not have.
-      OSError: no space, no permission; nothing is left behind.
+      media.MediaError: no space, no permission, no such folder; nothing is left behind.
     """
-    path = pathlib.Path(path)
     for name, array in tensors.items():
         if array.dtype not in _STORAGES:
             raise ValueError(f'{path}: {name} is {array.dtype}, which cannot be written')
-    partial = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        with zipfile.ZipFile(partial, 'w') as archive:
-            _member(archive, 'data.pkl', _pickle(tensors, keys))
-            _member(archive, 'byteorder', b'little')
-            for key, array in enumerate(tensors.values()):
-                _member(archive, f'data/{key}', np.asarray(array, order='C').reshape(-1).view(np.uint8))
-            _member(archive, 'version', b'3\n')
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with media.atomic_file(path, synced=True) as beside, zipfile.ZipFile(beside, 'w') as archive:
+        _member(archive, 'data.pkl', _pickle(tensors, keys))
+        _member(archive, 'byteorder', b'little')
+        for key, array in enumerate(tensors.values()):
+            _member(archive, f'data/{key}', np.asarray(array, order='C').reshape(-1).view(np.uint8))
+        _member(archive, 'version', b'3\n')
 
 
 def _member(archive: zipfile.ZipFile, name: str, data: bytes | np.ndarray) -> None:

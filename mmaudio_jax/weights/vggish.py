@@ -22,8 +22,3 @@ INPUTS = (jax.ShapeDtypeStruct((1, 96, 64), jnp.float32),)
 def to_params(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Published tensors by name → parameters of VGGish. ValueError names every missing, unexpected and misshapen tensor."""
     return tables.to_params(TABLE, vggish.VGGish(), INPUTS, tensors)
-
-
-def shapes() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that `to_params` needs."""
-    return tables.shapes(TABLE, vggish.VGGish(), INPUTS)

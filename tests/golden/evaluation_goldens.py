@@ -5,6 +5,7 @@ import math
 import pathlib
 import zlib
 
+import librosa
 import numpy as np
 
 GOLDEN = json.loads((pathlib.Path(__file__).parent / 'evaluation.json').read_text())
@@ -37,6 +38,16 @@ class Filled:
 def fill(shapes: Mapping[str, tuple[int, ...]]) -> dict:
     """Stand-in tensors of those names and shapes."""
     return {name: Filled(name, shape) for name, shape in shapes.items()}
+
+
+def panns_filters() -> np.ndarray:
+    """The mel filters (Slaney's) that the checkpoint of PANNs is expected to hold, float32 [257, 64]."""
+    return librosa.filters.mel(sr=16_000, n_fft=512, n_mels=64, fmin=50.0, fmax=8_000.0).T
+
+
+def clap_filters() -> np.ndarray:
+    """The mel filters (Slaney's) that the checkpoint of LAION-CLAP is expected to hold, float32 [513, 64]."""
+    return librosa.filters.mel(sr=48_000, n_fft=1024, n_mels=64, fmin=50.0, fmax=14_000.0).T
 
 
 def signal(sample_rate_hz: int, seconds: float = 8.0) -> np.ndarray:
