@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 import pathlib
-from typing import Any, Callable, Iterable, Iterator, Sequence
+from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 from data_pipelines import audiocaps
 from data_pipelines import clips as clips_lib
@@ -121,7 +121,8 @@ class _Listing:
                              f'{self._report.summary(with_first=True)}')
         splits = {split: [row for row in rows if row['split'] == split] for split in clips_lib.SPLITS}
         if not splits['validation']:
-            _hold_out(splits, self._made_with['validation_clips'])
+            sources = {entry.file: entry.source or entry.file for entry in kept}
+            _hold_out(splits, sources, self._made_with['validation_clips'])
         for split, table in splits.items():
             if table:
                 clips_lib.write_table(folder / f'{split}.jsonl', table)
@@ -239,14 +240,14 @@ def _text(listed: str) -> str:
     return clips_lib.SURROGATES.sub('\N{REPLACEMENT CHARACTER}', listed)
 
 
-def _hold_out(splits: dict[str, list[dict[str, Any]]], count: int) -> None:
-    """Moves at most `count` training clips, and at most half, to the validation split, in place: all those of a file together,
-    from the files whose first clips have the smallest digests of their ids."""
-    files: dict[Any, list[str]] = {}
+def _hold_out(splits: dict[str, list[dict[str, Any]]], sources: Mapping[Any, Any], count: int) -> None:
+    """Moves at most `count` training clips, and at most half, to the validation split, in place: all those of a source
+    together, from the sources whose first clips have the smallest digests of their ids. `sources` has each file's."""
+    clips: dict[Any, list[str]] = {}
     for row in splits['train']:
-        files.setdefault(row['video'] or row['audio'], []).append(row['id'])
+        clips.setdefault(sources[row['video'] or row['audio']], []).append(row['id'])
     left, chosen = min(count, len(splits['train']) // 2), set[str]()
-    for ids in sorted(files.values(), key=lambda ids: hashlib.sha256(ids[0].encode()).digest()):
+    for ids in sorted(clips.values(), key=lambda ids: hashlib.sha256(ids[0].encode()).digest()):
         if len(ids) <= left:
             chosen.update(ids)
             left -= len(ids)

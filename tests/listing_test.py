@@ -2,6 +2,7 @@
 import concurrent.futures
 import json
 import pathlib
+import re
 import time
 
 import pytest
@@ -437,6 +438,21 @@ def test_windows_of_one_file_are_not_in_two_splits(tmp_path):
     held, trained = ([json.loads(line)['audio'] for line in (tmp_path / 'media' / 'set' / f'{split}.jsonl').open()]
                      for split in ('validation', 'train'))
     assert len(held) == 6 and len(trained) == 18 and not set(held) & set(trained)
+
+
+def test_files_of_one_source_are_not_in_two_splits(tmp_path):
+    lines = ['file,caption,source,start_s']
+    for i in range(8):
+        write_sound(tmp_path / 'source' / f'{i}.wav', 1.2)
+        lines.append(f'{i}.wav,thing,recording {i // 2},0')
+    (tmp_path / 'source' / 'list.csv').write_text('\n'.join(lines) + '\n')
+    config = base.get_config()
+    config.sequence.duration_s, config.extract.workers = 1.0, 1
+    config.clips.update(datasets=(('set', 'folder_csv', str(tmp_path / 'source')),), validation_clips=3)
+    listing.make_tables(config, tmp_path)
+    held = [json.loads(line)['id'] for line in (tmp_path / 'media' / 'set' / 'validation.jsonl').open()]
+    numbers = sorted(int(re.match(r'\d', name)[0]) for name in held)
+    assert len(numbers) == 2 and numbers[0] // 2 == numbers[1] // 2
 
 
 @pytest.mark.parametrize('field, value', [('datasets', ('set', 'folder_csv', 'x')), ('datasets', (('set', 'folder_csv'),)),
