@@ -96,7 +96,7 @@ def measure(program: Any, config, devices: list[Any], text: pathlib.Path | None 
     except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error) or 'hbm' not in str(error):  # other memories are the compiler's own affair
             raise
-        return {**work, 'fits': False, 'memory_bytes': chip.memory_bytes, 'reason': _first_sentences(str(error))}
+        return {**work, 'fits': False, 'memory_bytes': chip.memory_bytes, 'reason': ' '.join(str(error).split())[:300]}
     finished = time.monotonic()
     written = compiled.as_text()
     if text is not None:
@@ -130,10 +130,6 @@ def _memory(stats: Any, chip: chips.Chip) -> dict[str, float]:
             + stats.generated_code_size_in_bytes)
     return {'arguments': stats.argument_size_in_bytes, 'temporaries': stats.temp_size_in_bytes,
             'program': stats.generated_code_size_in_bytes, 'peak': peak, 'memory': chip.memory_bytes}
-
-
-def _first_sentences(message: str) -> str:
-    return ' '.join(message.split())[:300]
 
 
 def table(name: str, result: Mapping[str, Any]) -> str:

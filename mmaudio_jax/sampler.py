@@ -86,7 +86,7 @@ def integrate(velocity: Velocity, initial: jax.Array, settings: SamplerSettings)
     """Solves dx/dt = velocity(x, t) from x(0) = `initial` to x(1) over the steps of the schedule, as one scan.
 
     Euler: x ← x + h v(x, t). Midpoint: x ← x + h v(x + h/2 v(x, t), t + h/2).
-    Heun: x ← x + h/2 (v(x, t) + v(x + h v(x, t), t + h)).
+    Heun: x ← x + h/2 (v(x, t) + v(x + h v(x, t), t + h)). `initial` and the result are float32 `[B, N, C]`.
     """
     times = edges(settings.schedule, settings.num_steps)
 
@@ -109,7 +109,11 @@ def integrate(velocity: Velocity, initial: jax.Array, settings: SamplerSettings)
 
 
 def integrate_adaptive(velocity: Velocity, initial: jax.Array, settings: SamplerSettings) -> jax.Array:
-    """The same by Dormand and Prince's 5(4) pair with step sizes from the error estimate."""
+    """The same by Dormand and Prince's 5(4) pair (1980) with step sizes from the error estimate, one for the whole batch.
+
+    Raises:
+      RuntimeError: no end after DOPRI5_MAX_STEPS steps.
+    """
     import diffrax  # here: it takes a second, and the other solvers do not need it
     solution = diffrax.diffeqsolve(diffrax.ODETerm(lambda t, x, _: velocity(x, jnp.asarray(t, jnp.float32))),
                                    diffrax.Dopri5(), t0=0.0, t1=1.0, dt0=1.0 / settings.num_steps, y0=initial,
