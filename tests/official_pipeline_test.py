@@ -70,8 +70,7 @@ def test_a_part_is_loaded_when_it_is_first_used(loaded, tmp_path, capsys):
     assert len(loaded) == 6
     printed = capsys.readouterr().out
     for stage in ('load (small_16k)', 'load (synchformer_visual)', 'frames (a.mp4)', 'text (1 clips)',
-                  'CLIP (1 videos, 0 images)', 'Synchformer (1 videos)', 'flow (1 sounds of 1.5 s, 2 steps)',
-                  'sound (1 sounds)'):
+                  'CLIP (1 videos, 0 images)', 'Synchformer (1 videos)', 'flow and codec (1 sounds of 1.5 s, 2 steps)'):
         assert f'pipeline: {stage}: ' in printed
 
 
@@ -115,6 +114,7 @@ def test_generate_with_an_official_network(loaded, tmp_path):
     config = base.get_config()
     config.generate.update(pretrained='small_16k', input=str(video), compilation_cache=False)
     config.sampling.num_steps = 2
+    config.sharding.rules = tiny_run.RULES
     assert generate.generate(config, tmp_path / 'run') == 0
     record = json.loads((tmp_path / 'run' / 'generated' / 'a.json').read_text())
     assert record['settings']['weights'] == {'run': 'small_16k', 'step': None, 'digest': f'{NETWORK}-md5', 'codec': None,
