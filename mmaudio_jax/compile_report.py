@@ -23,6 +23,7 @@ import numpy as np
 from mmaudio_jax import chips
 from mmaudio_jax import flops
 from mmaudio_jax import hlo_cost
+from mmaudio_jax import media
 from mmaudio_jax import official_codec
 from mmaudio_jax import official_encoder
 from mmaudio_jax import partitioning
@@ -73,9 +74,10 @@ def report(config, workdir: pathlib.Path | None) -> None:
     if workdir is None:
         return
     path = workdir / 'compile.json'
-    path.write_text(json.dumps({'config': config.name, 'topology': config.compile.topology,
-                                'slices': config.compile.slices, 'mesh': dict(config.mesh), 'method': METHOD,
-                                'programs': results}, indent=1) + '\n')
+    report_of_all = {'config': config.name, 'topology': config.compile.topology, 'slices': config.compile.slices,
+                     'mesh': dict(config.mesh), 'method': METHOD, 'programs': results}
+    with media.atomic_file(path) as beside:
+        beside.write_text(json.dumps(report_of_all, indent=1) + '\n')
     print(f'every figure is in {path}')
 
 
@@ -100,7 +102,8 @@ def measure(program: Any, config, devices: list[Any], text: pathlib.Path | None 
     finished = time.monotonic()
     written = compiled.as_text()
     if text is not None:
-        text.write_text(written)
+        with media.atomic_file(text) as beside:
+            beside.write_text(written)
     shape = chips.torus(devices)
 
     def collective_cycles(collective):

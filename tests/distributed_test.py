@@ -417,10 +417,12 @@ def _fail_alone(folder: str, hosts: dict) -> None:
 def test_a_process_that_fails_alone_ends_at_once(tmp_path, how, code, said):
     (tmp_path / 'how').write_text(how)
     other, (process, output) = start_each(_fail_alone, tmp_path)
-    process.join(30)
-    assert process.exitcode == code, output.read_text()
-    assert re.search(said, output.read_text(), re.MULTILINE)
-    other[0].kill()
+    try:
+        process.join(90)
+        assert process.exitcode == code, output.read_text()
+        assert re.search(said, output.read_text(), re.MULTILINE)
+    finally:
+        other[0].kill()
 
 
 _ALONE = """

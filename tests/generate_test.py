@@ -1,8 +1,6 @@
 """Files in, files out: what is written, skipped, refused, and what happens to the others when one fails."""
 import json
-import resource
 import shutil
-import signal
 
 import av
 import jax
@@ -15,6 +13,7 @@ from mmaudio_jax import generate
 from mmaudio_jax import generate_jobs
 from mmaudio_jax import media
 from mmaudio_jax import pipeline
+from tests import full_disk
 from tests import trained_run
 from tests.media_test import write_video
 
@@ -226,15 +225,9 @@ def test_each_process_does_its_share(workdir, tmp_path, monkeypatch):
 
 
 def test_a_full_disk_is_reported_and_leaves_nothing(workdir, tmp_path, capfd):
-    """A limit on the size of files stands for the disk."""
     config = _config(workdir, input='', prompt='rain', output=str(tmp_path), duration_s=2.0)
-    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
+    with full_disk.after(8192):
         assert generate.generate(config, workdir) == 1
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
     assert '.flac: File too large' in capfd.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ['report.jsonl']
 

@@ -53,7 +53,7 @@ def test_imports_go_one_way(path):
 
 
 def test_import_is_light():
-    code = ('import sys, time; t = time.time(); import mmaudio_jax; assert time.time() - t < 2; '
+    code = ('import sys, mmaudio_jax; '
             'print([m for m in ("jax", "torch", "tensorflow", "matplotlib") if m in sys.modules])')
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert result.stdout.strip() == '[]'

@@ -4,6 +4,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -62,6 +63,19 @@ def numbers(batch) -> list[int]:
 
 def take(iterator, count: int) -> list[list[int]]:
     return [numbers(next(iterator)) for _ in range(count)]
+
+
+def test_balanced_sets_are_read_by_their_weights(tmp_path):
+    write_numbered(tmp_path / 'clips', 0, {'train': 24, 'validation': 8})
+    labels = ['rain'] * 18 + ['bell'] * 6
+    lines = [json.dumps({'id': f'clip-{number:03d}', 'split': 'train', 'label': label}) for number, label in enumerate(labels)]
+    (tmp_path / 'clips' / 'clips.jsonl').write_text('\n'.join(lines) + '\n')
+    config = make_config(mixture=(('clips', 1),), balance=(('clips', 1.0),))
+    counts = np.bincount(np.concatenate(take(input_pipeline.train_iterator(config, tmp_path, make_mesh()), 3)), minlength=24)
+    assert counts.sum() == 24 and counts[:18].sum() == 12 and counts[:18].max() == 1 and (counts[18:] == 2).all()
+    config.input.shares = (('clips', 0.5),)
+    with pytest.raises(ValueError, match="config.input.balance and config.input.shares both name 'clips'"):
+        input_pipeline.train_iterator(config, tmp_path, make_mesh())
 
 
 def test_an_epoch_holds_the_mixture_and_the_next_is_another_order(folder):
@@ -159,6 +173,9 @@ def test_local_rows_are_those_of_the_devices():
     mesh = make_mesh()
     assert input_pipeline._local_rows(partitioning.batch_sharding(mesh), 16) == list(range(16))
     assert input_pipeline._local_rows(partitioning.replicated(mesh), 16) == list(range(16))
+    places = {0: (slice(4, 6),), 1: (slice(0, 2),), 2: (slice(0, 2),)}  # two of these devices hold the same rows
+    some = types.SimpleNamespace(addressable_devices_indices_map=lambda shape: places)
+    assert input_pipeline._local_rows(some, 16) == [0, 1, 4, 5]
 
 
 @pytest.mark.parametrize('field, changes', [('seed', {}), ('batch_size', {'batch_size': 16}),

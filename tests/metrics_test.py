@@ -106,13 +106,18 @@ def test_a_sound_that_is_not_finite_is_refused():
             metrics.detect_onsets(np.full(RATE, value, np.float32), RATE, 0.3, LAG_S)
 
 
-def test_confident_neighbour_survives():
+def test_confident_neighbour_survives(monkeypatch):
     rng = np.random.default_rng(3)
     clicks = np.zeros(2 * RATE, np.float32)
     starts = 8 * metrics.HOP_LENGTH + 2 * metrics.HOP_LENGTH * np.arange(30)  # every 46 ms
     clicks[starts] = rng.uniform(0.3, 1.0, starts.size)
     found = metrics.detect_onsets(clicks, RATE, 0.0, LAG_S)
     assert found.times_s.size > 5 and (np.diff(found.times_s) >= metrics.NMS_WINDOW_S).all()
+    pair = np.zeros(2 * RATE, np.float32)
+    pair[[round(0.98 * RATE), round(1.08 * RATE)]] = 0.5, 1.0
+    monkeypatch.setattr('librosa.onset.onset_detect', lambda **_: np.array([1.00, 1.04]))
+    found = metrics.detect_onsets(pair, RATE, 0.3, 0.0)
+    assert found.times_s.tolist() == [1.04] and found.confidences.tolist() == [1.0]
 
 
 def test_confidence_sees_negative_peaks():

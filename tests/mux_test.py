@@ -1,6 +1,4 @@
 """Videos with new sound: copied bit for bit or encoded anew, in every container; the original's sound; a full disk."""
-import resource
-import signal
 import warnings
 
 import av
@@ -11,6 +9,7 @@ from mmaudio_jax import media
 from mmaudio_jax import mux
 from mmaudio_jax.frames import FrameRequest
 from mmaudio_jax.frames import Frames
+from tests import full_disk
 from tests.media_test import numbers
 from tests.media_test import rotate
 from tests.media_test import SMALL
@@ -237,19 +236,12 @@ def test_mistakes(tmp_path):
 
 @pytest.mark.parametrize('name', ['out.mp4', 'out.mkv', 'out.webm', 'out.wav', 'out.flac'])
 def test_a_full_disk_leaves_nothing_behind(tmp_path, name):
-    """A limit on the size of files stands for the disk: the writes themselves fail."""
     source, sound = write_video(tmp_path / 'in.mp4'), 0.5 * np.random.default_rng(0).normal(size=10 * RATE)
-    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-        with pytest.raises(media.MediaError, match=f'{name}: File too large'):
-            if name.endswith(('wav', 'flac')):
-                media.write_audio(tmp_path / name, sound, RATE)
-            else:
-                with warnings.catch_warnings():
-                    warnings.simplefilter('ignore')
-                    mux.write_video(source, sound, RATE, tmp_path / name)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
+    with full_disk.after(4096), pytest.raises(media.MediaError, match=f'{name}: File too large'):
+        if name.endswith(('wav', 'flac')):
+            media.write_audio(tmp_path / name, sound, RATE)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')
+                mux.write_video(source, sound, RATE, tmp_path / name)
     assert [entry.name for entry in tmp_path.iterdir()] == ['in.mp4']

@@ -1,6 +1,8 @@
 """One example's bytes, the folder of a set, and what is said when they do not fit."""
 import dataclasses
 import json
+import os
+import pathlib
 import pickle
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from mmaudio_jax import media
 from mmaudio_jax import records
 from tests import full_disk
 
+ROOT = pathlib.Path(__file__).parents[1]
 SCHEMA = records.Schema(rate='16k', duration_s=1.0, feature_dtype='float16', encoder='pixels', codec='pca')
 
 
@@ -141,6 +144,12 @@ def test_killed_writer_leaves_no_shard(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_full_disk_leaves_no_shard(tmp_path):
+    with full_disk.after(20_000), pytest.raises(OSError, match='shard: .*is the disk full'):
+        records.write_shard(tmp_path / 'shard', [os.urandom(10_000) for _ in range(8)])
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_full_disk_makes_no_set(folder):
     before = sorted(folder.iterdir())
     (folder / records.METADATA_FILE).unlink()
@@ -152,5 +161,6 @@ def test_a_full_disk_makes_no_set(folder):
 def test_a_record_is_the_same_bytes_in_every_process():
     code = ('import hashlib; from tests import records_test as t; '
             'print(hashlib.sha256(t.SCHEMA.encode(t.make_example(1))).hexdigest())')
-    seen = {subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout for _ in range(4)}
-    assert len(seen) == 1
+    started = [subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, cwd=ROOT) for _ in range(4)]
+    seen = {process.communicate()[0] for process in started}
+    assert len(seen) == 1 and len(seen.pop().strip()) == 64

@@ -119,7 +119,7 @@ def run_with_kills(workdir: pathlib.Path, cache: pathlib.Path, kills: int, **tra
     """Kills the run that often: in the preparation, while it steps, or while it writes; then lets it end. Where each began."""
     rng, began = random.Random(kills), []
     for _ in range(kills):
-        run = tiny_run.Run(workdir, cache, **train_fields)
+        run = tiny_run.Run(workdir, cache, pause_s=0.1, **train_fields)
         run.wait_for('training')
         run.wait_for('\nstep', count=rng.randrange(8))
         time.sleep(rng.random() * rng.choice([0.02, 0.5]))
@@ -137,14 +137,16 @@ def first_step(output: str) -> int | None:
 
 def test_killed_run_ends_like_an_undisturbed_one(tmp_path, records, cache, undisturbed):
     workdir = new_workdir(tmp_path, records, 'run')
-    print('began at', run_with_kills(workdir, cache, KILLS))
+    began = run_with_kills(workdir, cache, KILLS)
+    print('began at', began)
+    assert any(0 < (step or 0) < STEPS for step in began)  # a run was killed on its way
     assert_equal_ends(undisturbed, workdir)
 
 
 @pytest.mark.parametrize('number, code', [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_told_to_stop_it_saves(tmp_path, records, cache, undisturbed, number, code):
     workdir = new_workdir(tmp_path, records, 'run')
-    run = tiny_run.Run(workdir, cache)
+    run = tiny_run.Run(workdir, cache, pause_s=0.1)
     run.wait_for('step 2/')
     os.kill(run.process.pid, number)
     assert 'told to stop: saved step' in run.finish(code)

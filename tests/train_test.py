@@ -1,4 +1,5 @@
 """What the loop writes, says and refuses. That a run resumes exactly is held by resume_test."""
+import contextlib
 import itertools
 import json
 import time
@@ -288,11 +289,12 @@ def test_validation_loss_depends_neither_on_batches_nor_on_the_mesh(workdir, dev
 
 
 def test_log_after_a_resume_has_every_step_once(tmp_path):
-    config = tiny_run.make_config(log_every=2)
-    metrics = {'loss': jnp.float32(1), 'grad_norm': jnp.float32(2), 'learning_rate': jnp.float32(3)}
+    config = tiny_run.make_config(log_every=2, max_skipped=1)
+    metrics = lambda step: {'loss': jnp.float32(np.nan if step == 3 else step), 'grad_norm': jnp.float32(2),
+                            'learning_rate': jnp.float32(3)}
     log = train_log.TrainLog(tmp_path, config, 0)
     for step in range(1, 8):
-        log.add(step, metrics)
+        log.add(step, metrics(step))
     log.write(6, {'validation_loss': 0.5})
     log.close()
     with (tmp_path / 'logs' / 'metrics.jsonl').open('a') as file:
@@ -300,9 +302,31 @@ def test_log_after_a_resume_has_every_step_once(tmp_path):
     log = train_log.TrainLog(tmp_path, config, 5)
     assert not log.has(6, 'validation_loss') and log.has(4, 'loss')
     for step in range(6, 9):
-        log.add(step, metrics)
+        log.add(step, metrics(step))
     log.close()
-    assert [(line['step'], line['steps']) for line in lines(tmp_path)] == [(2, 2), (4, 2), (6, 1), (8, 2)]
+    found = [(line['step'], line['steps'], line['loss'], line['skipped']) for line in lines(tmp_path)]
+    assert found == [(2, 2, 1.5, 0), (4, 2, 4.0, 1), (6, 1, 6.0, 0), (8, 2, 7.5, 0)]  # means of the steps that count
+
+
+def test_a_step_is_sent_before_the_metrics_of_the_last_one_are_read(tmp_path):
+    done = []
+    config = tiny_run.make_config(total_steps=3, validate_every=0)
+    config.ema.snapshot_every = 0
+
+    def step(state, batch):
+        done.append(f'step {batch}')
+        return state, {'loss': types.SimpleNamespace(is_ready=lambda: False)}
+
+    nothing = lambda *_, **__: None
+    log = types.SimpleNamespace(add=lambda number, _: done.append(f'add {number}'), pause=contextlib.nullcontext, say=nothing,
+                                spent=nothing, close_interval=nothing, settle=nothing)
+    checkpointer = types.SimpleNamespace(preempted=lambda number: number == 3, should_save=lambda number: number == 3,
+                                         save=lambda number, *_: done.append(f'save {number}'), wait=nothing, directory='')
+    profile = types.SimpleNamespace(before=nothing, after=nothing)
+    job = types.SimpleNamespace(config=config, workdir=tmp_path, iterator=iter(range(1, 4)), checkpointer=checkpointer, log=log,
+                                step=step, profile=profile)
+    assert train._loop(job, {'param': jnp.zeros(1)}, 0)
+    assert done == ['step 1', 'step 2', 'add 1', 'step 3', 'add 2', 'add 3', 'save 3']
 
 
 @pytest.mark.parametrize('seconds, text', [(0.2, '1 s'), (59, '59 s'), (250, '4 min 10 s'), (11_100, '3 h 05 min'),

@@ -20,6 +20,7 @@ import numpy as np
 
 from mmaudio_jax import media
 from mmaudio_jax import sequence
+from mmaudio_jax.models import anti_aliasing
 from mmaudio_jax.models import bigvgan
 from mmaudio_jax.models import clip
 from mmaudio_jax.models import layers
@@ -33,6 +34,7 @@ from mmaudio_jax.weights import clip as clip_weights
 from mmaudio_jax.weights import download
 from mmaudio_jax.weights import files
 from mmaudio_jax.weights import mmaudio as mmaudio_weights
+from mmaudio_jax.weights import pickles
 from mmaudio_jax.weights import sources
 from mmaudio_jax.weights import synchformer as synchformer_weights
 from mmaudio_jax.weights import tensor_file
@@ -42,7 +44,8 @@ Path = tensor_file.Path
 
 DTYPES = {'float32': np.dtype(np.float32), 'bfloat16': np.dtype(ml_dtypes.bfloat16)}
 _MODELS = {'network': mmaudio, 'vae': vae, 'vocoder': bigvgan, 'clip': clip, 'synchformer': synchformer}
-_PARTS = {'network': (layers, mmdit), 'clip': (transformer,), 'synchformer': (transformer,)}  # also say how parameters lie
+_PARTS = {'network': (layers, mmdit), 'vocoder': (anti_aliasing,), 'clip': (transformer,),
+          'synchformer': (transformer,)}  # also say how parameters lie
 _MAPPINGS: dict[str, Any] = {'network': mmaudio_weights, 'vae': vae_weights, 'vocoder': bigvgan_weights, 'clip': clip_weights,
                              'synchformer': synchformer_weights}
 OFFICIAL = {'sync_fusion': 'modulate', 'rope': 'aligned', 'mlp': 'conv', 'convolution': 'auto', 'dtype': 'float32',
@@ -96,7 +99,7 @@ def converted(name: str, *, cache: Path | None = None, folder: Path | None = Non
     """The converted file of a model, which is made if need be. Arguments and errors are those of `load`."""
     entry = files.get(name)
     root = download.cache_folder(cache)
-    modules = (_MAPPINGS[entry.kind], sources, _MODELS[entry.kind], *_PARTS.get(entry.kind, ()))
+    modules = (tensor_file, pickles, _MAPPINGS[entry.kind], sources, _MODELS[entry.kind], *_PARTS.get(entry.kind, ()))
     code = hashlib.md5(''.join(map(inspect.getsource, modules)).encode())
     suffix = f'{code.hexdigest()[:8]}.safetensors'
 
