@@ -168,6 +168,23 @@ def test_a_full_disk_is_told_and_leaves_no_table(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def is_running(process: int) -> bool:
+    try:
+        return pathlib.Path(f'/proc/{process}/stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z'
+    except OSError:
+        return False
+
+
+def descendants(process: int) -> set[int]:
+    """Numbers of the processes that it and those below it started."""
+    parents = {int(path.parent.name): int(path.read_text().rsplit(')', 1)[1].split()[1])
+               for path in pathlib.Path('/proc').glob('[0-9]*/stat')}
+    found = {process}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {process}
+
+
 @pytest.mark.slow
 def test_a_killed_render_resumes_to_the_same_files(tmp_path):
     impacts.render(config(train_clips=40), tmp_path / 'whole')
@@ -181,9 +198,13 @@ def test_a_killed_render_resumes_to_the_same_files(tmp_path):
     while len(list(killed.rglob('*.mp4'))) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert process.poll() is None and list(killed.rglob('*.mp4')), 'it was to be killed half way'
+    started = descendants(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    time.sleep(1.0)  # its workers end by themselves
+    deadline = time.monotonic() + 20
+    while any(map(is_running, started)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(started) > 1 and not any(map(is_running, started)), 'its workers end by themselves'
     assert not list(killed.rglob('*.jsonl'))
     impacts.render(config(train_clips=40), killed)
     assert snapshot(killed) == snapshot(tmp_path / 'whole')

@@ -109,6 +109,16 @@ def test_truncated_shard_is_named(folder):
         records.load_source(folder, 'train', SCHEMA)
 
 
+def test_a_record_whose_bytes_changed_is_named(folder):
+    path = folder / records.shard_name('bells', 'train', 0, 2)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 4] ^= 255
+    path.write_bytes(content)
+    source = records.load_source(folder, 'train', SCHEMA)
+    with pytest.raises(ValueError, match='00000-of-00002: record [0-2] cannot be read'):
+        [source[index] for index in range(3)]
+
+
 @pytest.mark.parametrize('position, message', [(0, 'record 0 cannot be read'), (1, 'record 1 cannot be read')])
 def test_record_that_does_not_fit_is_named(tmp_path, position, message):
     folder = tmp_path / 'bells'

@@ -79,6 +79,18 @@ def test_decoding_is_part_of_the_program(network):
     assert 'tanh' in text and not any(word in text for word in ('callback', 'infeed', 'outfeed', 'host-transfer'))
 
 
+def test_adaptive_solver_gives_up(monkeypatch):
+    monkeypatch.setattr(sampler, 'DOPRI5_MAX_STEPS', 1)
+    settings = sampler.SamplerSettings(solver='dopri5', num_steps=4, guidance=1.0)
+    with pytest.raises(RuntimeError, match='max_steps'):
+        sampler.integrate_adaptive(lambda x, t: x * (1 + t), jnp.ones((1, 1, 1)), settings)
+
+
+def test_a_solver_that_finds_its_own_steps_takes_no_schedule():
+    with pytest.raises(ValueError, match="sampling.schedule is 'cosine', but 'dopri5' chooses its steps itself"):
+        dataclasses.replace(EULER, solver='dopri5', schedule='cosine')
+
+
 def test_adaptive_solver():
     settings = sampler.SamplerSettings(solver='dopri5', num_steps=4, guidance=1.0)
     result = sampler.integrate_adaptive(lambda x, t: x * (1 + t), jnp.ones((1, 1, 1)), settings)

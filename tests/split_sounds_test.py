@@ -154,6 +154,15 @@ def test_sync_features_of_records_serve_again(tmp_path):
         split_sounds.SyncFeatures(config, tmp_path)
 
 
+def test_two_records_of_one_id_are_refused(trained, tmp_path):
+    config = _config()
+    shutil.copytree(trained / 'ema', tmp_path / 'ema')
+    trained_run.write_codec(tmp_path, config)
+    trained_run.write_split(tmp_path, config, 'the same')
+    with pytest.raises(ValueError, match='records/impacts: two records of its split test have one id; extract it again'):
+        split_sounds.write(config, tmp_path)
+
+
 def test_ids_with_slashes(trained, tmp_path):
     config = _config()
     shutil.copytree(trained / 'ema', tmp_path / 'ema')
