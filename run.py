@@ -13,6 +13,7 @@ from mmaudio_jax import config_checks
 from mmaudio_jax import distributed
 from mmaudio_jax import shorthands
 
+ALONE = {'import', 'export', 'compile'}  # need no other process, and no device of a pod
 MODES = ('impacts', 'extract', 'train', 'evaluate', 'generate', 'ablations', 'import', 'export', 'compile')
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, e.g. configs/impacts.py.', lock_config=True)
@@ -60,7 +61,8 @@ def main(argv: list[str]) -> None:
         pathlib.Path(workdir or '.').mkdir(parents=True, exist_ok=True)
         config_checks.check(_CONFIG.value)
         modes = [_MODE.value] if _MODE.value else _CONFIG.value.stages
-        with distributed.joined(_CONFIG.value.hosts, alone='ablations' in modes):  # whose runs join for themselves
+        alone = 'ablations' in modes or ALONE.issuperset(modes)  # the runs of ablations join for themselves
+        with distributed.joined(_CONFIG.value.hosts, alone):
             code = next(filter(None, (run_mode(mode, _CONFIG.value, workdir) for mode in modes)), 0)  # the first failure
         sys.exit(code)
     except (ValueError, OSError) as error:

@@ -76,7 +76,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.input.batch_size = 512  # over all devices
     c.input.validation_batch_size = 64  # rounded up so that all devices have as many; no loss depends on it
     c.input.validation_examples = 2048
-    c.input.workers = 4  # processes a host that read records; 0 reads in threads
+    c.input.workers = 4  # processes that read records for each process of the run (Slurm: each GPU); 0: threads
     c.input.prefetch = 2  # batches on the device ahead of the step; without worker processes also how many threads read
 
     # Official weights (weights/store.py), wherever they are used. --mode=import brings them, --mode=export writes their form.
@@ -245,8 +245,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.score.allow_unpaired = False  # score what pairs, and count what does not, where it would be an error
     c.score.weights = 'weights/evaluation'  # folder of the networks' published files (embedders.py); nothing is downloaded
     c.score.cache = ''  # folder of embeddings, which hosts share; '' means workdir/embeddings
-    c.score.batch_size = 8  # clips at a time on each host
-    c.score.workers = 2  # threads a host that read clips
+    c.score.batch_size = 8  # clips at a time in each process
+    c.score.workers = 2  # threads of each process that read clips
     c.score.sheets = 8  # spectrograms of that many clips, the reference above every system
 
     # Several runs side by side (ablations.py): --mode=ablations.

@@ -107,7 +107,7 @@ class Extractor:
         schemas = [target.schema for target in plan.targets]
         sequences = [Sequence(schema.rate, schema.duration_s) for schema in schemas]
         load = functools.partial(store.load, **plan.weights)
-        mesh = partitioning.make_mesh({'data': -1}, devices=jax.local_devices())  # processes share nothing
+        mesh = partitioning.make_mesh({}, devices=jax.local_devices())  # processes share nothing
         self._encoder = encoders.make(schemas[0].encoder, sequences[0], load, mesh)
         load = functools.partial(store.load, **{**plan.weights, 'dtype': 'float32'})
         self._codecs = [codec_lib.make(target.schema.codec, sequence, target.codec_path, load, mesh)

@@ -37,7 +37,8 @@ _UNFINISHED = '.orbax-checkpoint-tmp'  # in the name of a folder that Orbax has 
 # for the rounding of its last digits.
 FREE_FIELDS = (
     'name', 'stages', 'data_dir', 'impacts.workers', 'clips', 'extract.batch_size', 'extract.workers', 'extract.rates',
-    'extract.clips_per_shard', 'extract.memmaps', 'extract.max_rejected', 'extract.process_index', 'extract.process_count',
+    'extract.clips_per_shard', 'extract.datasets', 'extract.memmaps', 'extract.max_rejected', 'extract.process_index',
+    'extract.process_count',
     'extract.executor', 'extract.ray_address', 'extract.ray_actors', 'extract.ray_cpus', 'extract.ray_resources',
     'input.validation', 'input.validation_batch_size', 'input.validation_examples', 'input.workers', 'input.prefetch',
     'weights.variants', 'weights.folder', 'weights.cache', 'weights.offline', 'weights.verify', 'weights.export',
@@ -280,7 +281,7 @@ class Checkpointer:
                              f'continuing from step {used}')
             if jax.process_index() == 0:
                 folder = self._directory / str(step)
-                folder.rename(_unused(self._directory / f'{step}.damaged'))
+                folder.rename(unused(self._directory / f'{step}.damaged'))
         if damaged:
             multihost_utils.sync_global_devices('damaged checkpoints renamed')
         self._manager.reload()  # a process may have seen fewer checkpoints when it started
@@ -382,7 +383,8 @@ def first_line(error: BaseException) -> str:
     return f'{type(error).__name__}: {text[0][:200]}' if text else type(error).__name__
 
 
-def _unused(path: pathlib.Path) -> pathlib.Path:
+def unused(path: pathlib.Path) -> pathlib.Path:
+    """The path, with a number behind it when something is there."""
     number, candidate = 1, path
     while candidate.exists():
         number += 1

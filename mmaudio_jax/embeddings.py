@@ -114,7 +114,7 @@ def _fill(embedder: embedders.Embedder, wanted: list[tuple[pathlib.Path, str, So
           pool: concurrent.futures.Executor, failed: dict[str, str]) -> None:
     """Computes and writes the embeddings of `wanted` (place, name, source); clips that cannot be read go to `failed`."""
     params, apply = embedder.load(settings.weights)
-    mesh = partitioning.make_mesh({'data': -1}, devices=jax.local_devices())
+    mesh = partitioning.make_mesh({}, devices=jax.local_devices())
     params = jax.device_put(params, partitioning.replicated(mesh))
     parts = partitioning.batch_shards(mesh)
     size = -(-(min(settings.batch_size, embedder.clips * parts) if embedder.clips else settings.batch_size) // parts) * parts

@@ -60,10 +60,10 @@ def evaluate(config, workdir: pathlib.Path) -> None:
         return
     started = time.monotonic()
     data = pathlib.Path(config.data_dir or workdir)
-    step = snapshots.latest(workdir)
+    step = partitioning.agreed(snapshots.latest(workdir))
     identity = _identity(config, workdir, data, step)
     path = workdir / 'report.json'
-    if _matches(path, identity):
+    if partitioning.agreed(_matches(path, identity)):
         partitioning.say(f'evaluate: {path} is of step {step}, this config and these data, nothing to do')
         return
     params, trained = snapshots.load_params(workdir, config.ema.synthesis_sigma_rel, step)

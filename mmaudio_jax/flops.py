@@ -22,6 +22,8 @@ PEAKS = {
     'TPU v6 lite': 918e12,
     'TPU v6e': 918e12,
     'NVIDIA A100': 312e12,
+    'NVIDIA H100 PCIe': 756e12,
+    'NVIDIA H100 NVL': 835e12,
     'NVIDIA H100': 989e12,
     'NVIDIA H200': 989e12,
 }

@@ -21,9 +21,11 @@ from mmaudio_jax import fingerprints
 from mmaudio_jax import generate_jobs
 from mmaudio_jax import media
 from mmaudio_jax import mux
+from mmaudio_jax import partitioning
 from mmaudio_jax import pipeline
 from mmaudio_jax import plots
 from mmaudio_jax import sampler
+from mmaudio_jax import snapshots
 from mmaudio_jax.generate_jobs import Job
 from mmaudio_jax.request import Request
 from mmaudio_jax.weights import store
@@ -74,7 +76,8 @@ def _load(config, workdir: pathlib.Path) -> pipeline.Pipeline:
               'devices': jax.local_devices(), 'batch_size': config.sampling.batch_size, 'placement': config}
     if options.pretrained:
         return pipeline.Pipeline.from_pretrained(options.pretrained, dtype=config.weights.dtype, **common)
-    return pipeline.Pipeline.from_pretrained(workdir, sigma_rel=config.ema.synthesis_sigma_rel,
+    step = partitioning.agreed(snapshots.latest(workdir))
+    return pipeline.Pipeline.from_pretrained(workdir, sigma_rel=config.ema.synthesis_sigma_rel, step=step,
                                              data_dir=config.data_dir or None, **common)
 
 

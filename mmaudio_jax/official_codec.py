@@ -134,7 +134,8 @@ def waveforms(decoder: vae.VAE, vocoder: bigvgan.BigVGAN, frames_a_call: int, pa
 @functools.partial(jax.jit, static_argnames=('model', 'rate'))
 def latent_distribution(model: vae.VAE, params: Any, rate: str, waveform: jax.Array) -> Any:
     """Waveforms `[B, samples]` → mean and standard deviation, `[B, N, C]` each, by log-mel and the VAE's encoder."""
-    return model.apply({'params': params}, mel.log_mel(waveform, rate), method='encode')
+    with jax.default_matmul_precision('highest'):  # else TPUs round float32 operands to bfloat16, GPUs to TF32
+        return model.apply({'params': params}, mel.log_mel(waveform, rate), method='encode')
 
 
 @functools.partial(jax.jit, static_argnames='model')

@@ -49,7 +49,7 @@ def make_mesh(mesh_config: Mapping[str, int], slice_axis: str = 'data', devices:
 
     Args:
       mesh_config: config.mesh, axis name -> size; one of them may be -1 and takes the remaining devices. An axis that is
-        not named has size 1.
+        not named has size 1; when none is, a batch is split over all devices and nothing else.
       slice_axis: config.sharding.slice_axis, the axis that goes over the slow links when the devices are several slices.
       devices: those of a described topology; None for the real ones.
 
@@ -88,6 +88,7 @@ def fitted(mesh_config: Mapping[str, int], devices: int) -> dict[str, int]:
 
 def _sizes(mesh_config: Mapping[str, int]) -> tuple[dict[str, int], str | None]:
     """The size of every axis, checked; the axis of -1, if there is one."""
+    mesh_config = mesh_config or {'data': -1}
     if not set(AXES).issuperset(mesh_config):
         raise ValueError(f'config.mesh has the axes {", ".join(sorted(mesh_config))}; those that exist are {", ".join(AXES)}')
     sizes = {name: 1 for name in AXES} | dict(mesh_config)
@@ -116,7 +117,7 @@ def _arrange(shape: tuple[int, ...], slice_axis: str, devices: Sequence[Any]) ->
     if slice_axis not in BATCH_AXES:
         raise ValueError(f'config.sharding.slice_axis is {slice_axis!r}; it must be one of {", ".join(BATCH_AXES)}')
     slices = len({getattr(device, 'slice_index', 0) for device in devices})
-    if slices == 1:
+    if slices == 1 or getattr(devices[0], 'platform', '') == 'gpu':  # whose slice_index is that of their host
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     over = tuple(slices if name == slice_axis else 1 for name in AXES)
     within, rest = zip(*(divmod(size, count) for size, count in zip(shape, over)))
@@ -433,11 +434,12 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def agreed(value: bool) -> bool:
-    """Process 0's answer on every process, where files decide that not all processes may see at the same moment."""
+def agreed(value: Any) -> Any:
+    """Process 0's bool, int or array on every process: they may see files at other moments, and round otherwise."""
     if jax.process_count() == 1:
         return value
-    return bool(multihost_utils.broadcast_one_to_all(value))
+    whole = multihost_utils.broadcast_one_to_all(value)
+    return whole if isinstance(value, np.ndarray) else type(value)(whole)
 
 
 def to_host(array: Any) -> np.ndarray:

@@ -117,7 +117,7 @@ class Pipeline:
         self._model: mmaudio.MMAudio | partitioning.OnMesh = parts.model
         self._mesh, places = None, None
         if devices and len(devices) > 1:
-            axes = {'data': -1} if placement is None else partitioning.fitted(placement.mesh, len(devices))
+            axes = {} if placement is None else partitioning.fitted(placement.mesh, len(devices))
             self._mesh = partitioning.make_mesh(axes, devices=list(devices))
             places = partitioning.replicated(self._mesh)
             if placement is not None:

@@ -1,6 +1,7 @@
 """Finds what a Pipeline is made of: an official network by its name or in a folder, or what a training run left."""
 from collections.abc import Callable
 import dataclasses
+import functools
 import os
 import pathlib
 from typing import Any
@@ -50,7 +51,8 @@ def find(source: Path, *, variant: str | None, dtype: str | None, cache: Path | 
         raise ValueError(f'{os.fspath(source)!r} is neither an official network ({", ".join(mmaudio.VARIANTS)}) nor a folder '
                          'with official files or of a training run')
     if (place / 'ema').is_dir():
-        return _trained(place, dtype, _loader(dtype, cache, folder, offline, verify), sigma_rel, step, data_dir)
+        loader = functools.partial(_loader, cache=cache, folder=folder, offline=offline, verify=verify)
+        return _trained(place, dtype, loader, sigma_rel, step, data_dir)
     return _official(_variant_in(place, variant), dtype, _loader(dtype, cache, place, offline, verify))
 
 
@@ -77,8 +79,8 @@ def _official(variant: str, dtype: str | None, load: Callable[[str], Any]) -> Pr
     return Pretrained(variant, config, mmaudio.build(config['model'], sequence), load(f'mmaudio_{variant}'), None, load, None)
 
 
-def _trained(workdir: pathlib.Path, dtype: str | None, load: Callable[[str], Any], sigma_rel: float | None, step: int | None,
-             data_dir: Path | None) -> Pretrained:
+def _trained(workdir: pathlib.Path, dtype: str | None, loader: Callable[[str], Callable[[str], Any]], sigma_rel: float | None,
+             step: int | None, data_dir: Path | None) -> Pretrained:
     step = snapshots.latest(workdir) if step is None else step
     params, config = snapshots.load_params(workdir, sigma_rel, step)
     sequence = Sequence(config['sequence']['rate'], config['sequence']['duration_s'])
@@ -86,6 +88,7 @@ def _trained(workdir: pathlib.Path, dtype: str | None, load: Callable[[str], Any
     data = pathlib.Path(data_dir or config['data_dir'] or workdir)
     codec_path = data / 'records' / 'codec.npz'
     snapshots.check_codec(workdir, step, codec_path)
+    load = loader(dtype or config['weights']['dtype'])  # that which made the run's records
     return Pretrained(config['name'], config, mmaudio.build(model, sequence), params, step, load, codec_path)
 
 

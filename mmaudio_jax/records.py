@@ -5,13 +5,16 @@ so that `tfds.builder_from_directory(folder).as_data_source()` reads it without 
 with which rate, duration, encoder and codec the features were made. Features are stored in two bytes a value.
 """
 import bisect
+import concurrent.futures
 import contextlib
 import dataclasses
+import errno
 import functools
 import itertools
 import json
 import os
 import pathlib
+import resource
 from typing import Any, Iterable, Mapping
 from typing import Sequence as Sequence_
 import uuid
@@ -36,6 +39,9 @@ FLAGS = ('video_exists', 'text_exists')
 METADATA_FILE = 'metadata.json'
 # One record a group, so that a random read decompresses one example; zstd mostly squeezes the text's padding.
 _WRITER_OPTIONS = 'group_size:1,zstd:1'
+_COUNTED_AT_ONCE = 16  # shards, when a set is opened
+_OTHER_FILES = 64  # that a process has open
+_TOO_MANY_FILES = os.strerror(errno.EMFILE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,8 +276,10 @@ class Source:
         self._paths = list(paths)
         self._ends = list(itertools.accumulate(lengths))
         self._schema = schema
-        for path, length in zip(paths, lengths):
-            found = _count(path)
+        _allow_files(paths)
+        with concurrent.futures.ThreadPoolExecutor(_COUNTED_AT_ONCE) as pool:
+            counts = list(pool.map(_count, paths))
+        for path, length, found in zip(paths, lengths, counts):
             if found != length:
                 raise ValueError(f'{path}: holds {found} records, dataset_info.json says {length}; delete the folder and '
                                  'run --mode=extract')
@@ -288,10 +296,22 @@ class Source:
         try:
             return self._schema.parse(self._records[index])
         except (ValueError, RuntimeError) as error:
+            if _TOO_MANY_FILES in str(error):
+                raise ValueError(f'{self._paths[0].parent}: {_TOO_MANY_FILES}; raise the limit (ulimit -n)') from error
             shard = bisect.bisect_right(self._ends, index)
             position = index - (self._ends[shard - 1] if shard else 0)
             raise ValueError(f'{self._paths[shard]}: record {position} cannot be read: {error or "damaged or cut short"}; '
                              'delete the folder and run --mode=extract') from error
+
+
+def _allow_files(paths: Sequence_[pathlib.Path]) -> None:
+    """Lets this process, and those that it starts, have as many files open as the system allows: every shard stays open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard != resource.RLIM_INFINITY and hard < len(paths) + _OTHER_FILES:
+        raise ValueError(f'{paths[0].parent}: {len(paths)} shards are read at once, but a process may have only {hard} files '
+                         'open; raise the limit (ulimit -n), or extract with a larger config.extract.clips_per_shard')
 
 
 def _count(path: pathlib.Path) -> int:

@@ -20,6 +20,7 @@ import zlib
 
 from flax import traverse_util
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 
 from mmaudio_jax import checkpoints
@@ -83,6 +84,9 @@ def save(workdir: pathlib.Path, step: int, averages: Mapping[float, Any], config
             (partial / 'config.json').write_text(json.dumps(plain, indent=1))
             codec = pathlib.Path(plain.get('data_dir') or workdir) / 'records' / 'codec.npz'
             (partial / _CODEC).write_text(json.dumps(fingerprints.of_file(codec)))
+            for path in partial.iterdir():  # on the disk before it counts: nothing writes it again
+                with open(path, 'rb') as file:
+                    os.fsync(file.fileno())
             partial.rename(folder)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -155,7 +159,25 @@ def load_params(workdir: pathlib.Path, sigma_rel: float | None = None, step: int
                                           f'{", ".join(map(str, stored))}')
     config = json.loads((_folder(workdir) / str(step) / 'config.json').read_text())
     sigma_rel = config['ema']['synthesis_sigma_rel'] if sigma_rel is None else sigma_rel
+    gamma = ema.sigma_rel_to_gamma(sigma_rel)
+    stored_whole = [snapshot.params for snapshot in found if (snapshot.step, snapshot.gamma) == (step, gamma)]
+    if stored_whole:  # the others need not be read
+        return jax.tree.map(np.asarray, stored_whole[0]), config
     return ema.synthesize([snapshot for snapshot in found if snapshot.step <= step], sigma_rel, step), config
+
+
+def set_aside_later(workdir: pathlib.Path, step: int) -> None:
+    """Renames what a run that goes on from `step` left of later steps, ema/<n> and samples/<n>: it is made again, and where
+    other devices round otherwise it would be of another trajectory. Every process must call."""
+    if jax.process_index() == 0:
+        later = [folder for parent in (_folder(workdir), pathlib.Path(workdir) / 'samples') for folder in parent.glob('*')
+                 if folder.name.isdigit() and int(folder.name) > step]
+        for folder in sorted(later):
+            stale = checkpoints.unused(folder.with_name(f'{folder.name}.stale'))
+            print(f'training: {folder} is of a later step than {step}: renamed to {stale.name}, and made again', flush=True)
+            folder.rename(stale)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices('later steps set aside')
 
 
 def check_codec(workdir: pathlib.Path, step: int, codec: pathlib.Path) -> None:

@@ -30,6 +30,7 @@ from mmaudio_jax import partitioning
 from mmaudio_jax import pretrained
 from mmaudio_jax import record_sampler
 from mmaudio_jax import records
+from mmaudio_jax import snapshots
 from mmaudio_jax.models import mmaudio
 from mmaudio_jax.models import synchformer_offset
 from mmaudio_jax.sequence import Sequence
@@ -190,8 +191,9 @@ def _wait_for(writing: list[concurrent.futures.Future]) -> None:
 def _network(config, workdir: pathlib.Path, sequence: Sequence) -> pretrained.Pretrained:
     """The network that is scored, if it fits the config."""
     source = config.generate.pretrained or workdir
+    step = None if config.generate.pretrained else partitioning.agreed(snapshots.latest(workdir))
     parts = pretrained.find(source, variant=None, dtype=config.weights.dtype if config.generate.pretrained else None,
-                            **store.places(config.weights), sigma_rel=config.ema.synthesis_sigma_rel, step=None,
+                            **store.places(config.weights), sigma_rel=config.ema.synthesis_sigma_rel, step=step,
                             data_dir=config.data_dir or None)
     if not config.generate.pretrained:
         checkpoints.check_config(parts.config, checkpoints.to_json(config), workdir / 'ema')

@@ -101,12 +101,13 @@ def _run(config, workdir: pathlib.Path, checkpointer: checkpoints.Checkpointer) 
     if restored is None:
         snapshots.check(workdir, config)
         load = store.loader(config.weights, config.weights.dtype)
-        empty_string_feat, = encoders.make(config.extract.encoder, sequence, load).encode_text([''])
+        empty_string_feat = partitioning.agreed(encoders.make(config.extract.encoder, sequence, load).encode_text([''])[0])
         statistics = input_pipeline.latent_statistics(config, records)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, prepared.state)
         state, step = jax.jit(lambda: prepared.init(statistics, empty_string_feat), out_shardings=shardings)(), 0
     else:
         state, step = restored
+    snapshots.set_aside_later(workdir, step)
     log = train_log.TrainLog(workdir, config, step, config.input.batch_size * flops.training(model, sequence))
     log.say(_opening(config, mesh, prepared.state.params, step))
     job = Job(config=config, workdir=workdir, iterator=iterator, checkpointer=checkpointer, log=log,

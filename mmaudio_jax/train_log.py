@@ -251,7 +251,7 @@ class Profile:
         """Writes what there is, or says that none of the steps was run."""
         if self._runs:
             jax.profiler.stop_trace()
-        elif self._steps and not self._ran:
+        elif self._steps and not self._ran and jax.process_index() == 0:
             print(f'training: no profile: none of the steps {self._steps[0]} to {self._steps[1]} '
                   '(config.train.profile_steps) was run', file=sys.stderr, flush=True)
         self._runs = False

@@ -292,6 +292,29 @@ def test_weights_are_synthesised_from_the_snapshots(tmp_path):
         snapshots.load_params(tmp_path, 0.05, 25)
 
 
+def test_a_stored_average_is_read_alone(tmp_path):
+    config = _config()
+    for step in (10, 20):
+        snapshots.save(tmp_path, step, _averages(step), config)
+    path = tmp_path / 'ema' / '10' / 'sigma_rel_0.05.npz'
+    path.write_bytes(path.read_bytes().replace(np.float32(10).tobytes(), np.float32(4).tobytes()))  # damaged
+    for width in (0.05, 0.1):
+        found = snapshots.load_params(tmp_path, width, 20)[0]
+        jax.tree.map(np.testing.assert_array_equal, found, _averages(20)[width])
+    with pytest.raises(checkpoints.CheckpointError, match='10/sigma_rel_0.05.npz: damaged'):
+        snapshots.load_params(tmp_path, 0.08, 20)
+
+
+def test_what_an_abandoned_run_left_of_later_steps_is_set_aside(tmp_path, capsys):
+    for name in ('ema/10', 'ema/20', 'ema/30', 'samples/20', 'samples/30'):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / 'ema' / '30.stale').mkdir()
+    snapshots.set_aside_later(tmp_path, 20)
+    found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob('*/*'))
+    assert found == ['ema/10', 'ema/20', 'ema/30.stale', 'ema/30.stale2', 'samples/20', 'samples/30.stale']
+    assert 'ema/30 is of a later step than 20: renamed to 30.stale2, and made again' in capsys.readouterr().out
+
+
 def test_snapshot_is_whole_or_absent(tmp_path, monkeypatch):
     config = _config()
     snapshots.save(tmp_path, 10, _averages(10), config)

@@ -63,6 +63,19 @@ def test_slices_lie_along_one_axis(axis, shape):
         shape[along] // 2)
 
 
+def test_nodes_of_gpus_are_no_slices():
+    """JAX gives the GPUs of every host a slice of their own: a mesh need not keep within one."""
+    devices = [types.SimpleNamespace(id=i, slice_index=i // 4, process_index=i // 4, platform='gpu', device_kind='NVIDIA H100')
+               for i in range(16)]
+    arranged = partitioning._arrange((2, 8, 1), 'data', devices)
+    assert np.vectorize(lambda device: device.id)(arranged)[..., 0].tolist() == [list(range(8)), list(range(8, 16))]
+
+
+def test_without_axes_the_batch_is_split_over_all():
+    assert dict(partitioning.make_mesh({}).shape) == {'data': jax.device_count(), 'fsdp': 1, 'tensor': 1}
+    assert partitioning.fitted({}, 4) == {'data': 4, 'fsdp': 1, 'tensor': 1}
+
+
 def test_slices_that_do_not_fit_are_refused():
     devices = [types.SimpleNamespace(id=i, slice_index=i // 4, process_index=0, platform='cpu', device_kind='cpu')
                for i in range(8)]

@@ -6,6 +6,7 @@ from configs import base
 from mmaudio_jax import pretrained
 from mmaudio_jax.models import mmaudio
 from mmaudio_jax.weights import store
+from tests import trained_run
 
 OPTIONS = {'variant': None, 'dtype': None, 'cache': None, 'folder': None, 'offline': True, 'verify': True, 'sigma_rel': None,
            'step': None, 'data_dir': None}
@@ -64,6 +65,18 @@ def test_mistakes(source, variant, message, tmp_path):
     with pytest.raises(ValueError, match=message) as error:
         pretrained.find(source or tmp_path, **{**OPTIONS, 'variant': variant})
     assert '\n' not in str(error.value)
+
+
+def test_a_trained_network_has_the_encoders_of_its_records(tmp_path, asked):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        trained_run.use_network(monkeypatch)
+        config = trained_run.make_config()
+        config.weights.dtype = 'bfloat16'
+        trained_run.write_codec(tmp_path, config)
+        trained_run.write_weights(tmp_path, config)
+        for dtype in (None, 'float32'):
+            pretrained.find(tmp_path, **{**OPTIONS, 'dtype': dtype}).load('clip_vit_h_14_378')
+    assert [options['dtype'] for _, options in asked] == ['bfloat16', 'float32']
 
 
 def test_a_dtype_that_weights_cannot_have(tmp_path):

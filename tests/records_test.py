@@ -102,6 +102,20 @@ def test_what_is_missing_is_named(folder, tmp_path):
         records.load_source(folder, 'train', SCHEMA)
 
 
+def test_more_shards_than_files_that_may_be_open_are_refused(folder, monkeypatch):
+    monkeypatch.setattr(records.resource, 'getrlimit', lambda _: (65, 65))
+    with pytest.raises(ValueError, match='bells: 2 shards are read at once, but a process may have only 65 files open; raise'):
+        records.load_source(folder, 'train', SCHEMA)
+    asked = []
+    monkeypatch.setattr(records.resource, 'getrlimit', lambda _: (65, 1000))
+    monkeypatch.setattr(records.resource, 'setrlimit', lambda *limits: asked.append(limits[1]))
+    source = records.load_source(folder, 'train', SCHEMA)
+    assert asked == [(1000, 1000)]
+    monkeypatch.setattr(source._schema.__class__, 'parse', lambda *_: (_ for _ in ()).throw(RuntimeError(os.strerror(24))))
+    with pytest.raises(ValueError, match='bells: Too many open files; raise the limit .ulimit -n.$'):
+        source[0]
+
+
 def test_truncated_shard_is_named(folder):
     path = folder / records.shard_name('bells', 'train', 1, 2)
     path.write_bytes(path.read_bytes()[:60_000])

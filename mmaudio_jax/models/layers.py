@@ -3,6 +3,7 @@
 Letters: B batch, N (M) tokens, D width, H heads, K channels of a head. Source: MMAudio (arXiv 2412.15322), section 3,
 and the released checkpoints. Parameters are float32; norms, softmax, rotations and the time embedding compute in float32.
 """
+import functools
 import math
 from typing import Any
 
@@ -321,5 +322,5 @@ class TimeEmbedding(nn.Module):
         inputs = 256 if self.version == 1 else self.width
         angles = t.astype(jnp.float32)[:, None] * time_frequencies(inputs, self.version)[None]
         embedded = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-        hidden = nn.Dense(self.width, kernel_init=TIME_INIT, name='first')(embedded)
-        return nn.Dense(self.width, kernel_init=TIME_INIT, name='second')(nn.silu(hidden))
+        linear_map = functools.partial(nn.Dense, self.width, kernel_init=TIME_INIT, precision=jax.lax.Precision.HIGHEST)
+        return linear_map(name='second')(nn.silu(linear_map(name='first')(embedded)))

@@ -18,6 +18,7 @@ import urllib.request
 
 from tqdm import tqdm
 
+from mmaudio_jax import media
 from mmaudio_jax.weights import files
 
 Path = str | os.PathLike
@@ -221,13 +222,10 @@ def _remembered(path: pathlib.Path, root: pathlib.Path) -> str:
     blob = path.resolve().name  # the hub's cache names large files by their SHA-256
     if re.fullmatch('[0-9a-f]{64}', blob) and (found := _digest(path, 'sha256')) != blob:
         raise ValueError(f'{path}: has SHA-256 {found}, the hub says {blob}: it is damaged; delete it and try again')
-    try:
+    with contextlib.suppress(OSError, media.MediaError):  # a cache that cannot be written only costs time
         root.mkdir(parents=True, exist_ok=True)
-        partial = root / f'.md5.{os.getpid()}'
-        partial.write_text(json.dumps({**known, key: {'identity': identity, 'md5': md5}}))
-        partial.rename(memory)
-    except OSError:
-        pass  # a cache that cannot be written only costs time
+        with media.atomic_file(memory) as beside:
+            beside.write_text(json.dumps({**known, key: {'identity': identity, 'md5': md5}}))
     return md5
 
 
