@@ -27,7 +27,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mmaudio_jax import distributed
-from mmaudio_jax import partitioning
+from mmaudio_jax import hosts
 
 _DISK_FULL = os.strerror(errno.ENOSPC)
 _LONGEST = 300  # bytes of a reason that goes to the other processes
@@ -272,13 +272,13 @@ class Checkpointer:
 
     def _report_unfinished(self) -> None:
         for folder in sorted(self._directory.glob(f'*{_UNFINISHED}*')):
-            partitioning.say(f'checkpoint {folder.name.split(".")[0]} in {self._directory} was not finished when its run '
-                             'stopped: skipped')
+            hosts.say(f'checkpoint {folder.name.split(".")[0]} in {self._directory} was not finished when its run '
+                      'stopped: skipped')
 
     def _set_aside(self, damaged: list[tuple[int, str]], used: int) -> None:
         for step, reason in damaged:
-            partitioning.say(f'checkpoint {step} in {self._directory} is damaged ({reason}): renamed to {step}.damaged, '
-                             f'continuing from step {used}')
+            hosts.say(f'checkpoint {step} in {self._directory} is damaged ({reason}): renamed to {step}.damaged, '
+                      f'continuing from step {used}')
             if jax.process_index() == 0:
                 folder = self._directory / str(step)
                 folder.rename(unused(self._directory / f'{step}.damaged'))

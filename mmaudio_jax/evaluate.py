@@ -19,10 +19,10 @@ import numpy as np
 from mmaudio_jax import checkpoints
 from mmaudio_jax import codec
 from mmaudio_jax import fingerprints
+from mmaudio_jax import hosts
 from mmaudio_jax import media
 from mmaudio_jax import metrics
 from mmaudio_jax import mux
-from mmaudio_jax import partitioning
 from mmaudio_jax import plots
 from mmaudio_jax import score as score_folders
 from mmaudio_jax import score_inputs
@@ -60,11 +60,11 @@ def evaluate(config, workdir: pathlib.Path) -> None:
         return
     started = time.monotonic()
     data = pathlib.Path(config.data_dir or workdir)
-    step = partitioning.agreed(snapshots.latest(workdir))
+    step = hosts.agreed(snapshots.latest(workdir))
     identity = _identity(config, workdir, data, step)
     path = workdir / 'report.json'
-    if partitioning.agreed(_matches(path, identity)):
-        partitioning.say(f'evaluate: {path} is of step {step}, this config and these data, nothing to do')
+    if hosts.agreed(_matches(path, identity)):
+        hosts.say(f'evaluate: {path} is of step {step}, this config and these data, nothing to do')
         return
     params, trained = snapshots.load_params(workdir, config.ema.synthesis_sigma_rel, step)
     checkpoints.check_config(trained, checkpoints.to_json(config), workdir / 'ema')

@@ -19,9 +19,9 @@ import jax
 
 from mmaudio_jax import fingerprints
 from mmaudio_jax import generate_jobs
+from mmaudio_jax import hosts
 from mmaudio_jax import media
 from mmaudio_jax import mux
-from mmaudio_jax import partitioning
 from mmaudio_jax import pipeline
 from mmaudio_jax import plots
 from mmaudio_jax import sampler
@@ -76,7 +76,7 @@ def _load(config, workdir: pathlib.Path) -> pipeline.Pipeline:
               'devices': jax.local_devices(), 'batch_size': config.sampling.batch_size, 'placement': config}
     if options.pretrained:
         return pipeline.Pipeline.from_pretrained(options.pretrained, dtype=config.weights.dtype, **common)
-    step = partitioning.agreed(snapshots.latest(workdir))
+    step = hosts.agreed(snapshots.latest(workdir))
     return pipeline.Pipeline.from_pretrained(workdir, sigma_rel=config.ema.synthesis_sigma_rel, step=step,
                                              data_dir=config.data_dir or None, **common)
 

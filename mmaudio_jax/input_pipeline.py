@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from mmaudio_jax import balance
+from mmaudio_jax import hosts
 from mmaudio_jax import partitioning
 from mmaudio_jax import records
 
@@ -187,8 +188,8 @@ def _epoch_of(config, records_dir: pathlib.Path, dataset: str, repeats: int) -> 
     labels = balance.read_labels(pathlib.Path(records_dir) / dataset, 'train')
     places = balance.spread(balance.weights(labels, exponent), repeats * len(part))
     counts = np.bincount(places, minlength=len(part))
-    partitioning.say(f'{dataset}: balanced by label with exponent {exponent:g}: of {len(part)} examples '
-                     f'{int((counts == 0).sum())} do not come up in an epoch, the others up to {counts.max()} times')
+    hosts.say(f'{dataset}: balanced by label with exponent {exponent:g}: of {len(part)} examples '
+              f'{int((counts == 0).sum())} do not come up in an epoch, the others up to {counts.max()} times')
     return grain.MapDataset.source(_Chosen(part, places))
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from mmaudio_jax import checkpoints
 from mmaudio_jax import ema
 from mmaudio_jax import fingerprints
-from mmaudio_jax import partitioning
+from mmaudio_jax import hosts
 
 _SIGMA_REL = 'sigma_rel_'  # then its value: the name of a stored average
 _CODEC = 'codec.json'
@@ -66,7 +66,7 @@ def save(workdir: pathlib.Path, step: int, averages: Mapping[float, Any], config
       CheckpointError: the folder could not be written; nothing is left of it.
     """
     folder = _folder(workdir) / str(step)
-    if partitioning.agreed(folder.exists()):
+    if hosts.agreed(folder.exists()):
         return
     partial, writes = folder.with_name(f'.{step}.partial'), jax.process_index() == 0
     try:
@@ -99,7 +99,7 @@ def _on_first_host(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Whole tensors as numpy on process 0, an empty dict on the others, which only send their parts."""
     whole = {}
     for name, tensor in tensors.items():
-        host = partitioning.to_host(tensor)
+        host = hosts.to_host(tensor)
         if jax.process_index() == 0:
             whole[name] = host
     return whole
@@ -107,7 +107,7 @@ def _on_first_host(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 def exists(workdir: pathlib.Path, step: int) -> bool:
     """Whether the averages of that step are stored, as process 0 sees it."""
-    return partitioning.agreed(step in _steps(workdir))
+    return hosts.agreed(step in _steps(workdir))
 
 
 def load_all(workdir: pathlib.Path) -> list[ema.Snapshot]:

@@ -24,6 +24,7 @@ from mmaudio_jax import checkpoints
 from mmaudio_jax import codec
 from mmaudio_jax import encoders
 from mmaudio_jax import fingerprints
+from mmaudio_jax import hosts
 from mmaudio_jax import input_pipeline
 from mmaudio_jax import media
 from mmaudio_jax import partitioning
@@ -112,8 +113,8 @@ def sample(config, model: mmaudio.MMAudio, params: Any, split: Sequence_[record_
     run, done = make_sampler(config, model, params, sequence, mesh, size, decoder), []
     for start in range(0, len(split), size):
         batch = split[start:start + size]
-        done.append(partitioning.to_host(run(batch, start))[:len(batch)])
-        partitioning.say(f'evaluate: sampled {min(start + size, len(split))} of {len(split)} clips')
+        done.append(hosts.to_host(run(batch, start))[:len(batch)])
+        hosts.say(f'evaluate: sampled {min(start + size, len(split))} of {len(split)} clips')
     return np.concatenate(done)
 
 
@@ -153,15 +154,15 @@ def write(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
             waveforms = run(batch, first)
             _wait_for(writing)
             writing = [pool.submit(_write_sound, paths[row], waveform, sequence)
-                       for row, waveform in partitioning.own_rows(waveforms).items() if row < len(batch)]
+                       for row, waveform in hosts.own_rows(waveforms).items() if row < len(batch)]
             made += len(batch)
-            partitioning.say(f'score: made the sounds of {count} clips, {time.monotonic() - started:.0f} s')
+            hosts.say(f'score: made the sounds of {count} clips, {time.monotonic() - started:.0f} s')
         _wait_for(writing)
     _anywhere(False)  # nobody reads before all have written
     if len(found) < count:
         raise ValueError(f'{data / "records" / config.evaluate.dataset}: two records of its split {config.evaluate.split} have '
                          'one id; extract it again (--mode=extract)')
-    partitioning.say(f'score: {folder}: {count} sounds, {made} of them new')
+    hosts.say(f'score: {folder}: {count} sounds, {made} of them new')
     return found
 
 
@@ -191,7 +192,7 @@ def _wait_for(writing: list[concurrent.futures.Future]) -> None:
 def _network(config, workdir: pathlib.Path, sequence: Sequence) -> pretrained.Pretrained:
     """The network that is scored, if it fits the config."""
     source = config.generate.pretrained or workdir
-    step = None if config.generate.pretrained else partitioning.agreed(snapshots.latest(workdir))
+    step = None if config.generate.pretrained else hosts.agreed(snapshots.latest(workdir))
     parts = pretrained.find(source, variant=None, dtype=config.weights.dtype if config.generate.pretrained else None,
                             **store.places(config.weights), sigma_rel=config.ema.synthesis_sigma_rel, step=step,
                             data_dir=config.data_dir or None)

@@ -12,6 +12,7 @@ from mmaudio_jax import config_checks
 from mmaudio_jax import ema
 from mmaudio_jax import encoders
 from mmaudio_jax import flops
+from mmaudio_jax import hosts
 from mmaudio_jax import input_pipeline
 from mmaudio_jax import partitioning
 from mmaudio_jax import snapshots
@@ -62,9 +63,9 @@ def train(config, workdir: pathlib.Path) -> None:
         try:
             checkpointer.check(config)
             done = checkpointer.latest_step() or 0
-            if partitioning.agreed(done >= config.train.total_steps) and snapshots.exists(workdir, done):
-                partitioning.say(f'training: all {done} steps are done (config.train.total_steps), in '
-                                 f'{checkpointer.directory}')
+            if hosts.agreed(done >= config.train.total_steps) and snapshots.exists(workdir, done):
+                hosts.say(f'training: all {done} steps are done (config.train.total_steps), in '
+                          f'{checkpointer.directory}')
                 return
             preempted = _run(config, workdir, checkpointer)
         except jax.errors.JaxRuntimeError:
@@ -101,7 +102,7 @@ def _run(config, workdir: pathlib.Path, checkpointer: checkpoints.Checkpointer) 
     if restored is None:
         snapshots.check(workdir, config)
         load = store.loader(config.weights, config.weights.dtype)
-        empty_string_feat = partitioning.agreed(encoders.make(config.extract.encoder, sequence, load).encode_text([''])[0])
+        empty_string_feat = hosts.agreed(encoders.make(config.extract.encoder, sequence, load).encode_text([''])[0])
         statistics = input_pipeline.latent_statistics(config, records)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, prepared.state)
         state, step = jax.jit(lambda: prepared.init(statistics, empty_string_feat), out_shardings=shardings)(), 0

@@ -23,7 +23,7 @@ import jax
 import tensorboardX
 
 from mmaudio_jax import flops
-from mmaudio_jax import partitioning
+from mmaudio_jax import hosts
 from mmaudio_jax import stages
 
 _DATA_SHARE = 0.02  # of the time of a step: more than this spent waiting for data is said in the progress line
@@ -139,7 +139,7 @@ class TrainLog:
 
     def has(self, step: int, name: str) -> bool:
         """Whether a value of that name is recorded for that step (on process 0, which decides for all)."""
-        return partitioning.agreed((step, name) in self._recorded)
+        return hosts.agreed((step, name) in self._recorded)
 
     def say(self, text: str) -> None:
         """A line that stays on the screen."""

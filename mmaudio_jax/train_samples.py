@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from mmaudio_jax import codec
+from mmaudio_jax import hosts
 from mmaudio_jax import input_pipeline
 from mmaudio_jax import media
 from mmaudio_jax import partitioning
@@ -57,10 +58,10 @@ def make_sample(config, prepared: train_step.OnMesh, mesh: jax.sharding.Mesh, se
 
     def write(step: int, state: train_step.TrainState) -> None:
         folder = workdir / 'samples' / str(step)
-        if partitioning.agreed(folder.exists()):
+        if hosts.agreed(folder.exists()):
             return
         average = gather(_average(state, config.ema.synthesis_sigma_rel))
-        latents = partitioning.to_host(sample(average, examples))[:len(examples)]
+        latents = hosts.to_host(sample(average, examples))[:len(examples)]
         if jax.process_index() == 0:
             truth = record_sampler.filled(examples, ['latent_mean'], len(examples))['latent_mean'].astype(np.float32)
             decoder = decoder_of()  # anew each time: its weights would stay in the device's memory

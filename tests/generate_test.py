@@ -11,8 +11,8 @@ import soundfile
 
 from mmaudio_jax import generate
 from mmaudio_jax import generate_jobs
+from mmaudio_jax import hosts
 from mmaudio_jax import media
-from mmaudio_jax import partitioning
 from mmaudio_jax import pipeline
 from tests import full_disk
 from tests import trained_run
@@ -216,7 +216,7 @@ def test_a_batch_that_fails_is_tried_one_by_one(workdir, tmp_path, capfd, monkey
 def test_each_process_does_its_share(workdir, tmp_path, monkeypatch):
     (tmp_path / 'list.csv').write_text('prompt\na\nb\nc\n')
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
-    monkeypatch.setattr(partitioning, 'agreed', lambda value: value)
+    monkeypatch.setattr(hosts, 'agreed', lambda value: value)
     for process, prompts in ((0, 'ac'), (1, 'b')):
         monkeypatch.setattr(jax, 'process_index', lambda process=process: process)
         config = _config(workdir, input=str(tmp_path / 'list.csv'), output=str(tmp_path / 'out'))

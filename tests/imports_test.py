@@ -14,7 +14,7 @@ ROOMS = [
     {'sequence', 'records', 'balance', 'media', 'mux', 'plots', 'stages'},
     {'mel', 'filterbanks', 'evaluation_media', 'tokenizer', 'tokenizer_roberta'},
     {'models'},
-    {'partitioning', 'calls'},
+    {'partitioning', 'hosts', 'calls'},
     {'official_codec', 'official_encoder', 'encoders', 'codec', 'weights', 'embedders', 'published_caches'},
     {'flow_matching', 'optimizer', 'ema', 'metrics', 'metrics_distribution', 'metrics_onsets_published', 'flops'},
     {'sampler', 'record_sampler', 'fingerprints', 'embeddings', 'score_inputs', 'score_metrics', 'score_tables'},

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from configs import base
+from mmaudio_jax import hosts
 from mmaudio_jax import optimizer
 from mmaudio_jax import partitioning
 from mmaudio_jax import train_step
@@ -167,7 +168,7 @@ def test_batch_is_split_over_the_data_axis():
     mesh = partitioning.make_mesh({'data': -1})
     batch = jax.device_put(np.arange(16.0), partitioning.batch_sharding(mesh))
     assert batch.addressable_shards[0].data.shape == (2,)
-    np.testing.assert_array_equal(partitioning.to_host(batch), np.arange(16.0))
+    np.testing.assert_array_equal(hosts.to_host(batch), np.arange(16.0))
     partitioning.check_batch_size(mesh, 16, 'config.input.batch_size')
     with pytest.raises(ValueError, match='config.input.batch_size is 12.*multiple of 8'):
         partitioning.check_batch_size(mesh, 12, 'config.input.batch_size')

@@ -19,6 +19,7 @@ from mmaudio_jax import partitioning
 from mmaudio_jax import split_sounds
 from mmaudio_jax import train
 from mmaudio_jax import train_log
+from mmaudio_jax.hosts import own_rows
 from mmaudio_jax.sequence import Sequence
 from tests import records_test
 
@@ -178,7 +179,7 @@ def sample(folder: str, hosts: dict) -> None:
             np.save(pathlib.Path(folder) / f'latents_{hosts["count"]}.npy', latents)
         run = split_sounds.make_sampler(config, model, params, sequence, *split_sounds.mesh_and_size(config),
                                         TwiceTheFirstChannel())
-        rows = partitioning.own_rows(run(examples[:4], 0))
+        rows = own_rows(run(examples[:4], 0))
         np.savez(pathlib.Path(folder) / f'rows_{hosts["count"]}_{jax.process_index()}.npz',
                  **{str(row): waveform for row, waveform in rows.items()})
 
