@@ -41,6 +41,7 @@ METADATA_FILE = 'metadata.json'
 _WRITER_OPTIONS = 'group_size:1,zstd:1'
 _COUNTED_AT_ONCE = 16  # shards, when a set is opened
 _OTHER_FILES = 64  # that a process has open
+_MOST_FILES = 2**20  # that are asked for
 _TOO_MANY_FILES = os.strerror(errno.EMFILE)
 
 
@@ -305,10 +306,15 @@ class Source:
 
 
 def _allow_files(paths: Sequence_[pathlib.Path]) -> None:
-    """Lets this process, and those that it starts, have as many files open as the system allows: every shard stays open."""
+    """Lets this process, and those that it starts, have as many files open as the system allows: every shard stays open.
+
+    Raises ValueError when these are too few.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):  # a system that allows less than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     if hard != resource.RLIM_INFINITY and hard < len(paths) + _OTHER_FILES:
         raise ValueError(f'{paths[0].parent}: {len(paths)} shards are read at once, but a process may have only {hard} files '
                          'open; raise the limit (ulimit -n), or extract with a larger config.extract.clips_per_shard')
