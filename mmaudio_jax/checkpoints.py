@@ -38,8 +38,8 @@ _UNFINISHED = '.orbax-checkpoint-tmp'  # in the name of a folder that Orbax has 
 FREE_FIELDS = (
     'name', 'stages', 'data_dir', 'impacts.workers', 'clips', 'extract.batch_size', 'extract.workers', 'extract.rates',
     'extract.clips_per_shard', 'extract.datasets', 'extract.memmaps', 'extract.max_rejected', 'extract.process_index',
-    'extract.process_count',
-    'extract.executor', 'extract.ray_address', 'extract.ray_actors', 'extract.ray_cpus', 'extract.ray_resources',
+    'extract.process_count', 'extract.executor', 'extract.ray_address', 'extract.ray_actors', 'extract.ray_cpus',
+    'extract.ray_resources',
     'input.validation', 'input.validation_batch_size', 'input.validation_examples', 'input.workers', 'input.prefetch',
     'weights.variants', 'weights.folder', 'weights.cache', 'weights.offline', 'weights.verify', 'weights.export',
     'weights.export_format', 'model.convolution', 'model.remat', 'model.scan_layers', 'ema.snapshot_every',

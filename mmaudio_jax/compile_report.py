@@ -199,7 +199,6 @@ def sample(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:
     size = config.compile.clips_per_device * partitioning.batch_shards(mesh)
     sequence = Sequence(**config.sequence)
     model = _model(config, sequence)
-    rules = partitioning.rules_of(config)
     settings = sampler.SamplerSettings.of(config.sampling)
     decoder, vocoder = vae.build(sequence.rate), bigvgan.build(sequence.rate)
     decode = functools.partial(official_codec.waveforms, decoder, vocoder, official_codec.ACCELERATOR_FRAMES_A_CALL)
@@ -214,7 +213,7 @@ def sample(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:
     mel = jax.ShapeDtypeStruct((1, 16, sequence.audio.mel_bins), jnp.float32)
     codec = {'vae': init(decoder, mel), 'vocoder': init(vocoder, mel)}
     whole = jax.tree.map(lambda _: partitioning.replicated(mesh), codec)
-    split = partitioning.state_sharding(mesh, params, rules, config.sharding.whole_params)
+    split = partitioning.state_on_mesh(params, mesh, config)
     evaluations = settings.num_steps * (2 if settings.solver in ('midpoint', 'heun') else 1)
     versions = 2 if settings.guidance > 1 else 1
     work = {'what': f'{size} clips of {sequence.duration_s:g} s over {len(devices)} devices, {settings.solver} '

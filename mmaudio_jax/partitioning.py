@@ -60,7 +60,8 @@ def make_mesh(mesh_config: Mapping[str, int], slice_axis: str = 'data', devices:
     sizes, free = _sizes(mesh_config)
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if free and len(devices) % fixed:
-        raise ValueError(_does_not_divide({name: size for name, size in sizes.items() if size > 1}, len(devices)))
+        raise ValueError(_does_not_divide({name: size for name, size in sizes.items() if size > 1},
+                                          fitted(sizes, len(devices)), len(devices)))
     if free:
         sizes[free] = len(devices) // fixed
     shape = tuple(sizes[name] for name in AXES)
@@ -100,15 +101,12 @@ def _sizes(mesh_config: Mapping[str, int]) -> tuple[dict[str, int], str | None]:
     return sizes, next(iter(free), None)
 
 
-def _does_not_divide(sizes: Mapping[str, int], devices: int) -> str:
+def _does_not_divide(sizes: Mapping[str, int], better: Mapping[str, int], devices: int) -> str:
     """Says that these axes leave no whole number of devices, and sizes that do."""
-    left, flags = devices, []
-    for name, size in sizes.items():
-        flags.append(f'--config.mesh.{name}={math.gcd(size, left)}')
-        left //= math.gcd(size, left)
     given = ' x '.join(f'{name} {size}' for name, size in sizes.items())
+    flags = ' '.join(f'--config.mesh.{name}={better[name]}' for name in sizes)
     return (f'config.mesh: {given} does not divide the {devices} devices, so that the axis of -1 cannot take what is left; set '
-            f'for example {" ".join(flags)}')
+            f'for example {flags}')
 
 
 def _arrange(shape: tuple[int, ...], slice_axis: str, devices: Sequence[Any]) -> np.ndarray:
@@ -154,6 +152,11 @@ def state_sharding(mesh: Mesh, tree: Any, rules: Sequence[tuple[str, tuple]] = R
             spec = _without_fsdp(spec)
         return NamedSharding(mesh, spec)
     return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def state_on_mesh(tree: Any, mesh: Mesh, config) -> Any:
+    """state_sharding with what config.sharding says; errors as rules_of and state_sharding have them."""
+    return state_sharding(mesh, tree, rules_of(config), config.sharding.whole_params)
 
 
 def _first(rules: Sequence[tuple[str, tuple]], name: str) -> tuple | None:
@@ -415,6 +418,11 @@ def abstract(tree: Any, shardings: Any) -> Any:
     """Shapes, dtypes and shardings of a tree without its values: what a restore needs."""
     shape = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
     return jax.tree.map(shape, tree, shardings)
+
+
+def shardings_of(tree: Any) -> Any:
+    """The sharding of every leaf of what `abstract` gives."""
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
 def spread(tree: Any, shardings: Any) -> Any:

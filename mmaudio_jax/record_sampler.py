@@ -17,11 +17,6 @@ FIELDS = ('clip_features', 'sync_features', 'text_features', 'video_exists', 'te
 Example = Mapping[str, Any]
 
 
-def filled(examples: Sequence_[Example], fields: Sequence_[str], size: int) -> dict[str, np.ndarray]:
-    """The fields of the examples as arrays `[size, …]`; the last example fills them up."""
-    return {name: np.stack([np.asarray(examples[min(row, len(examples) - 1)][name]) for row in range(size)]) for name in fields}
-
-
 def with_empty_features(model: mmaudio.MMAudio | partitioning.OnMesh, params: Any,
                         batch: Mapping[str, np.ndarray]) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Conditions of records: what an example does not have is replaced by the learned empty features.
@@ -66,15 +61,17 @@ def make(config, placed: partitioning.OnMesh, mesh: jax.sharding.Mesh, sequence:
     @jax.jit
     def run(params, noise, fields, negative, codec):
         conditions = with_empty_features(placed, params, fields)
-        return run_sampler(params, noise, *conditions, negative, *[codec] * (decode is not None))
+        return run_sampler(params, noise, *conditions, negative, codec)
 
     def sample(params: Any, examples: Sequence_[Example], first: int = 0, negative_text: np.ndarray | None = None,
                codec: Any = None) -> Any:
-        indices = first + np.minimum(np.arange(size), len(examples) - 1)
+        rows = np.minimum(np.arange(size), len(examples) - 1)  # the last example fills the batch up
+        fields = {name: np.stack([np.asarray(examples[row][name]) for row in rows]) for name in FIELDS}
         with jax.ensure_compile_time_eval():  # so that jax.eval_shape may ask what `sample` refuses
-            noise = sampler.noise(config.sampling.seed, indices.tolist(), sequence.latent_length, sequence.latent_channels)
+            noise = sampler.noise(config.sampling.seed, (first + rows).tolist(), sequence.latent_length,
+                                  sequence.latent_channels)
         negative = None if negative_text is None else np.broadcast_to(negative_text, (size, *negative_text.shape))
-        inputs = partitioning.spread((noise, filled(examples, FIELDS, size), negative), sharding)
+        inputs = partitioning.spread((noise, fields, negative), sharding)
         # Ended before another is begun: on CPUs, programs that exchange between processes can block each other.
         return jax.block_until_ready(run(params, *inputs, codec))
     return sample

@@ -180,8 +180,8 @@ def make_sampler(model: MMAudio | partitioning.OnMesh, settings: SamplerSettings
     if mesh is None:
         return jax.jit(sample)
     batch = partitioning.batch_sharding(mesh)
-    places = (None, *[batch] * 5, *[None] * (decode is not None))
-    return _checked(jax.jit(sample, in_shardings=places, out_shardings=batch), partitioning.batch_shards(mesh))
+    placed = jax.jit(sample, in_shardings=(None, *[batch] * 5, None), out_shardings=batch)
+    return _checked(placed, partitioning.batch_shards(mesh))
 
 
 def _flat(pairs: jax.Array) -> jax.Array:
@@ -191,10 +191,10 @@ def _flat(pairs: jax.Array) -> jax.Array:
 
 def _checked(sampler: Callable[..., Any], parts: int) -> Callable[..., Any]:
 
-    def checked(params: Any, initial: jax.Array, *others: Any) -> Any:
+    def checked(params, initial, clip, sync, text, negative_text, codec=None):
         if initial.shape[0] % parts:
             raise ValueError(f'a batch of {initial.shape[0]} cannot be split into {parts} parts: choose a multiple '
                              '(sampling.batch_size), or fill the batch up and cut the result')
-        return sampler(params, initial, *others)
+        return sampler(params, initial, clip, sync, text, negative_text, codec)
 
     return checked

@@ -84,8 +84,7 @@ def make_sampler(config, model: mmaudio.MMAudio, params: Any, sequence: Sequence
     As record_sampler.make has it, with the parameters on `mesh` and config.sampling.negative_prompt.
     """
     placed = partitioning.on_mesh(model, mesh, config)
-    shardings = partitioning.state_sharding(mesh, params, partitioning.rules_of(config), config.sharding.whole_params)
-    params = partitioning.spread(params, shardings)
+    params = partitioning.spread(params, partitioning.state_on_mesh(params, mesh, config))
     weights, decode = (None, None) if decoder is None else decoder.program()
     weights = partitioning.spread(weights, partitioning.replicated(mesh))
     negative = None

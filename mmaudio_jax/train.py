@@ -64,8 +64,7 @@ def train(config, workdir: pathlib.Path) -> None:
             checkpointer.check(config)
             done = checkpointer.latest_step() or 0
             if hosts.agreed(done >= config.train.total_steps) and snapshots.exists(workdir, done):
-                hosts.say(f'training: all {done} steps are done (config.train.total_steps), in '
-                          f'{checkpointer.directory}')
+                hosts.say(f'training: all {done} steps are done (config.train.total_steps), in {checkpointer.directory}')
                 return
             preempted = _run(config, workdir, checkpointer)
         except jax.errors.JaxRuntimeError:
@@ -104,7 +103,7 @@ def _run(config, workdir: pathlib.Path, checkpointer: checkpoints.Checkpointer) 
         load = store.loader(config.weights, config.weights.dtype)
         empty_string_feat = hosts.agreed(encoders.make(config.extract.encoder, sequence, load).encode_text([''])[0])
         statistics = input_pipeline.latent_statistics(config, records)
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, prepared.state)
+        shardings = partitioning.shardings_of(prepared.state)
         state, step = jax.jit(lambda: prepared.init(statistics, empty_string_feat), out_shardings=shardings)(), 0
     else:
         state, step = restored

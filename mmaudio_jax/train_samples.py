@@ -53,8 +53,7 @@ def make_sample(config, prepared: train_step.OnMesh, mesh: jax.sharding.Mesh, se
     size = partitioning.rounded_up(mesh, len(examples), 'config.train.sample_clips')
     sample = record_sampler.make(config, prepared.network, mesh, sequence, size)
     jax.eval_shape(functools.partial(sample, examples=examples), prepared.state.params)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, prepared.state.params)
-    gather = jax.jit(lambda params: params, out_shardings=shardings)
+    gather = jax.jit(lambda params: params, out_shardings=partitioning.shardings_of(prepared.state.params))
 
     def write(step: int, state: train_step.TrainState) -> None:
         folder = workdir / 'samples' / str(step)
@@ -63,7 +62,7 @@ def make_sample(config, prepared: train_step.OnMesh, mesh: jax.sharding.Mesh, se
         average = gather(_average(state, config.ema.synthesis_sigma_rel))
         latents = hosts.to_host(sample(average, examples))[:len(examples)]
         if jax.process_index() == 0:
-            truth = record_sampler.filled(examples, ['latent_mean'], len(examples))['latent_mean'].astype(np.float32)
+            truth = np.stack([np.asarray(example['latent_mean'], np.float32) for example in examples])
             decoder = decoder_of()  # anew each time: its weights would stay in the device's memory
             _write_clips(folder, examples, decoder.decode(latents), decoder.decode(truth), sequence)
     return write

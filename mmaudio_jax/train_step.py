@@ -287,7 +287,7 @@ def on_mesh(config, model, sequence: Sequence, mesh: jax.sharding.Mesh) -> OnMes
     init = functools.partial(init_state, config, model, sequence)
     channels, empty = sequence.latent_channels, np.zeros((model.text_length, model.text_width))
     shapes = jax.eval_shape(lambda: init((np.zeros(channels), np.ones(channels)), empty))
-    shardings = partitioning.state_sharding(mesh, shapes, partitioning.rules_of(config), config.sharding.whole_params)
+    shardings = partitioning.state_on_mesh(shapes, mesh, config)
     network = partitioning.on_mesh(model, mesh, config)
     tx, schedule = optimizer.make(config.optimizer, shapes.params)
     step = jit_train_step(config, network, tx, schedule, mesh, shardings)

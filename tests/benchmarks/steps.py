@@ -61,7 +61,7 @@ def main() -> None:
     prepared = train_step.on_mesh(config, model, sequence, mesh)
     batch = features(config, mesh, flags.batch)
     state = jax.jit(lambda: prepared.init((np.zeros(channels), np.ones(channels)), empty),
-                    out_shardings=jax.tree.map(lambda leaf: leaf.sharding, prepared.state))()
+                    out_shardings=partitioning.shardings_of(prepared.state))()
     if flags.program == 'train':
         function, arguments, again = prepared.step, (state, batch), lambda result: (result[0], batch)
         work = flags.batch * flops.training(model, sequence)
