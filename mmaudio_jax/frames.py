@@ -1,6 +1,7 @@
 """Frames of a video as the encoders take them: which ones, and how they are scaled.
 
-Source of the frame selection and the resizing: MMAudio's released data code (SPEC section 7).
+Source of the frame selection and the resizing: MMAudio's released code for its demonstration, its extraction and its batch
+evaluation (SPEC section 7), and FFmpeg's filter fps, which the latter two use.
 """
 import dataclasses
 from fractions import Fraction
@@ -25,19 +26,24 @@ class FrameRequest:
         then cuts the centre.
       coarse: a frame that is much larger may be averaged down to COARSE times the size first: many times quicker, but not to
         the pixel what the official encoders were given.
-      summed: the times of the samples are sums of 1 / fps in floating point, as in the released demonstration: where a
-        timestamp is exactly k / fps, the frame after it is often taken (183 of 200 samples of a video of 25 fps).
+      rule: which frame is the sample k. 'after': the first one at k / fps or later. 'summed': the same, but the times are sums
+        of 1 / fps in floating point, as in the released demonstration: where a timestamp is exactly k / fps, the frame after
+        it is often taken (183 of 200 samples of a video of 25 fps). 'nearest': the last one before (k + 1/2) / fps, as in the
+        released extraction and batch evaluation.
     """
     fps: float
     height: int
     width: int
     fit: Literal['squash', 'crop']
     coarse: bool = False
-    summed: bool = False
+    rule: Literal['after', 'summed', 'nearest'] = 'after'
 
-    def earliest_times(self, count: int) -> list[Fraction]:
-        """For each of the first samples, the earliest timestamp of a frame that may serve it, seconds after the start."""
-        if not self.summed:
+    def times(self, count: int) -> list[Fraction]:
+        """For each of the first samples, seconds after the start: the first frame at that time or later is the sample, or, by
+        the rule 'nearest', the last one before it."""
+        if self.rule == 'nearest':
+            return [(k + Fraction(1, 2)) / exact(self.fps) for k in range(count)]
+        if self.rule == 'after':
             return [k / exact(self.fps) for k in range(count)]
         sums = itertools.accumulate(itertools.repeat(1 / self.fps, count), initial=0.0)
         # float(timestamp) >= sum: also for a timestamp that is less, but rounds to the sum.
@@ -120,8 +126,9 @@ def sample_frames(frames: Frames, requests: Sequence[FrameRequest], duration_s: 
     """media.read_frames for a video in memory: frame i has the timestamp i / fps; past the end the last frame stands still."""
     results = []
     for request in requests:
-        times = request.earliest_times(int(request.fps * duration_s))
-        places = [min(math.ceil(time * exact(frames.fps)), len(frames.pixels) - 1) for time in times]
+        times = request.times(int(request.fps * duration_s))
+        back = 1 if request.rule == 'nearest' else 0
+        places = [min(max(0, math.ceil(time * exact(frames.fps)) - back), len(frames.pixels) - 1) for time in times]
         fitted = {place: fit_frame(frames.pixels[place], request) for place in set(places)}
         results.append(np.stack([fitted[place] for place in places]))
     return results

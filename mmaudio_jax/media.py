@@ -217,7 +217,7 @@ def read_frames(path: Path, requests: Sequence[FrameRequest], start_s: float, du
                 needed_s: float | None = None, threads: int = 0, strict: bool = False) -> list[np.ndarray]:
     """Reads all requests in one decoding pass; frames are scaled while decoding, so memory does not grow with their size.
 
-    The sample for time k / fps is the first frame at or after it by timestamp, the last one if less than a period is missing.
+    Which frame serves a sample, by timestamp, is the request's rule; the last one does if less than a period is missing.
 
     Args:
       path: any container and codec that PyAV reads.
@@ -238,30 +238,32 @@ def read_frames(path: Path, requests: Sequence[FrameRequest], start_s: float, du
     results = [np.empty((length, request.height, request.width, 3), np.uint8) for request, length in zip(requests, lengths)]
     done = [0] * len(requests)
     periods = [1 / exact(request.fps) for request in requests]
-    times = [request.earliest_times(length) for request, length in zip(requests, lengths)]
+    times = [request.times(length) for request, length in zip(requests, lengths)]
     with opened(path) as container:
         stream = video_stream(container, path)
         start = time_zero(container, path) + exact(start_s)
         if start_s < 0:
             raise MediaError(path, f'start_s {start_s} is negative')
 
-        def take(frame, until: Fraction) -> None:
-            """Fills every sample whose time is at most until."""
-            picture = None
+        def take(before, frame, until: Fraction) -> None:
+            """Fills every sample whose time is at most until, the time of the frame that follows `before`."""
+            pictures: dict[int, Image.Image] = {}
             for i, request in enumerate(requests):
                 first = done[i]
                 while done[i] < lengths[i] and start + times[i][done[i]] <= until:
                     done[i] += 1
                 if done[i] > first:
-                    picture = picture or upright(frame, divisor(requests, frame.width, frame.height), converter)
-                    results[i][first:done[i]] = fit_picture(picture, request)
+                    shown = before if request.rule == 'nearest' else frame
+                    if id(shown) not in pictures:
+                        pictures[id(shown)] = upright(shown, divisor(requests, shown.width, shown.height), converter)
+                    results[i][first:done[i]] = fit_picture(pictures[id(shown)], request)
 
         last, end, converter = None, start, VideoReformatter()
         for time, frame in decode(container, stream, start, threads, divisor(requests, stream.width, stream.height) > 1):
-            last, end = frame, time
             if strict and frame.is_corrupt and time >= start:
                 raise MediaError(path, f'the frame at {float(time - start) + start_s:.3f} s is damaged')
-            take(frame, time)
+            take(last or frame, frame, time)
+            last, end = frame, time
             if done == lengths:
                 return results
         if last is None:
@@ -271,7 +273,7 @@ def read_frames(path: Path, requests: Sequence[FrameRequest], start_s: float, du
         if _missing(requests, done, end - start, needed_s) > 1:
             raise MediaError(path, f'the video ends at {float(end - start) + start_s:.3f} s, {start_s + needed_s:.3f} s '
                              'are needed')
-        take(last, start + max(length * period for length, period in zip(lengths, periods)))
+        take(last, last, start + max(length * period for length, period in zip(lengths, periods)))
     return results
 
 

@@ -91,8 +91,8 @@ class OfficialEncoder:
         """
         self._sequence, self._towers, self._sizes = sequence, towers, sizes
         clip_size, sync_size = clip.VARIANTS[CLIP_VARIANT]['image_size'], synchformer.VARIANTS[SYNC_VARIANT]['image_size']
-        self.frame_requests = (FrameRequest(CLIP_FPS, clip_size, clip_size, 'squash'),
-                               FrameRequest(SYNC_FPS, sync_size, sync_size, 'crop'))
+        self.frame_requests = (FrameRequest(CLIP_FPS, clip_size, clip_size, 'squash', rule='nearest'),
+                               FrameRequest(SYNC_FPS, sync_size, sync_size, 'crop', rule='nearest'))
 
     def encode_video(self, clip_frames: np.ndarray, sync_frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See encoders.Encoder; raises ValueError when the frames are not those that were asked for."""

@@ -113,7 +113,7 @@ class Pipeline:
             raise ValueError(f'batch_size is {self.batch_size}; it must be at least 1')
         self.name, self.config, self.step = parts.name, parts.config, parts.step
         self.codec_path, self._stages = parts.codec_path, stages
-        self._summed = parts.step is None  # an official network is shown the frames that the official code shows it
+        self._is_official = parts.step is None
         self._model: mmaudio.MMAudio | partitioning.OnMesh = parts.model
         self._mesh, places = None, None
         if devices and len(devices) > 1:
@@ -273,7 +273,10 @@ class Pipeline:
         if one.video is None:
             return []
         frame_requests = self.room(one.sequence)[0].frame_requests[1 if one.mask_clip else 0:]
-        wanted = [dataclasses.replace(frame_request, summed=self._summed) for frame_request in frame_requests]
+        if self._is_official:  # is shown the frames that the released demonstration shows it, others those of their records
+            wanted = [dataclasses.replace(frame_request, rule='summed') for frame_request in frame_requests]
+        else:
+            wanted = list(frame_requests)
         with self._stages('frames', 'in memory' if isinstance(one.video, Frames) else one.video.name):
             if isinstance(one.video, Frames):
                 return sample_frames(one.video, wanted, one.sequence.duration_s)

@@ -1,4 +1,5 @@
 """Resizing against the golden; videos in memory: which frames are taken, and what is refused."""
+import dataclasses
 from fractions import Fraction
 
 import numpy as np
@@ -36,6 +37,9 @@ def test_a_video_in_memory_is_sampled_as_a_file():
     assert fine.shape == (25, 4, 4, 3) and coarse.shape == (8, 4, 4, 3)
     assert (fine[:, 0, 0, 0] // 8).tolist() == list(range(25))
     assert (coarse[:, 0, 0, 0] // 8).tolist() == [0, 4, 7, 10, 13, 16, 19, 22]  # the first frame at or after k / 8 s
+    fine, coarse = frames.sample_frames(_numbered(25, 25.0), [dataclasses.replace(one, rule='nearest') for one in requests], 1.0)
+    assert (fine[:, 0, 0, 0] // 8).tolist() == list(range(25))
+    assert (coarse[:, 0, 0, 0] // 8).tolist() == [1, 4, 7, 10, 14, 17, 20, 23]  # the last frame before (k + 1/2) / 8 s
     held, = frames.sample_frames(_numbered(3, 29.97), requests[:1], 0.2)
     assert (held[:, 0, 0, 0] // 8).tolist() == [0, 2, 2, 2, 2]  # past the end the last frame stands still
 
@@ -49,10 +53,10 @@ def test_sums_are_compared_as_the_released_code_does(fps):
         while due < 30 and float(time) >= summed:
             expected.append(number)
             summed, due = summed + 1 / fps, due + 1
-    earliest = FrameRequest(fps, 4, 4, 'crop', summed=True).earliest_times(30)
+    earliest = FrameRequest(fps, 4, 4, 'crop', rule='summed').times(30)
     assert [next(number for number, time in enumerate(frame_times) if time >= first) for first in earliest] == expected
     exact = [next(number for number, time in enumerate(frame_times) if time >= first)
-             for first in FrameRequest(fps, 4, 4, 'crop').earliest_times(30)]
+             for first in FrameRequest(fps, 4, 4, 'crop').times(30)]
     assert (exact == expected) == (fps != 25.0)
 
 

@@ -61,6 +61,33 @@ def test_a_frame_may_serve_several_samples_and_gaps_take_the_next(tmp_path):
         0, 1, 1, 2, 2, 3, 3, 6, 6, 6, 6, 6, 6, 7, 7, 8, 8, 9, 9, 10]
 
 
+def filtered(path, fps):
+    """The frames that FFmpeg's filter fps makes of a video: what the released extraction reads."""
+    taken = []
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        graph = av.filter.Graph()
+        graph.link_nodes(graph.add_buffer(template=stream), graph.add('fps', f'fps={fps}'), graph.add('buffersink')).configure()
+        for frame in [*container.decode(stream), None]:
+            graph.push(frame)
+            while True:
+                try:
+                    taken.append(graph.pull().to_ndarray(format='rgb24'))
+                except (av.error.BlockingIOError, av.error.EOFError):
+                    break
+    return np.stack(taken)
+
+
+@pytest.mark.parametrize('rate', [12, 24, 25, 30, Fraction(30_000, 1001), 60])
+def test_the_nearest_frames_are_those_of_the_filter_of_the_released_extraction(tmp_path, rate):
+    path = write_video(tmp_path / 'a.mp4', frames=int(2 * rate), fps=rate, skip=(5, 6, 11))
+    for fps in (8, 25):
+        ours, = media.read_frames(path, [FrameRequest(float(fps), 48, 64, 'squash', rule='nearest')], 0.0, 1.8)
+        assert numbers(ours) == numbers(filtered(path, fps)[:len(ours)])
+        later, = media.read_frames(path, [FrameRequest(float(fps), 48, 64, 'squash')], 0.0, 1.8)
+        assert numbers(ours) != numbers(later)
+
+
 def test_an_early_end_repeats_the_last_frame_once_only(tmp_path):
     path = write_video(tmp_path / 'a.mp4', frames=24)
     assert numbers(media.read_frames(path, [SMALL], 0.0, 1.0)[0]) == list(range(24)) + [23]

@@ -63,8 +63,8 @@ def random_frames(batch):
 
 def test_requests_are_those_of_the_networks():
     clip_request, sync_request = encoder_of(lambda name: None).frame_requests
-    assert clip_request == FrameRequest(8.0, 20, 20, 'squash')
-    assert sync_request == FrameRequest(25.0, 8, 8, 'crop')
+    assert clip_request == FrameRequest(8.0, 20, 20, 'squash', rule='nearest')
+    assert sync_request == FrameRequest(25.0, 8, 8, 'crop', rule='nearest')
 
 
 def test_features_of_a_batch_are_those_of_its_frames_and_segments(trees):

@@ -136,7 +136,7 @@ def test_frames_of_a_trained_network_are_those_of_its_records(pipe, workdir):
     """The released demonstration's way of counting, which takes other frames, is for the released networks."""
     made = pipe.request(video=workdir / 'a.mp4')
     wanted = pipe.room(made.sequence)[0].frame_requests
-    exact, summed = ([dataclasses.replace(one, summed=flag) for one in wanted] for flag in (False, True))
+    exact, summed = ([dataclasses.replace(one, rule=rule) for one in wanted] for rule in ('after', 'summed'))
     exact, summed = (media.read_frames(workdir / 'a.mp4', requests, 0.0, 1.0) for requests in (exact, summed))
     for stream, expected in zip(pipe.read(made), exact, strict=True):
         np.testing.assert_array_equal(stream, expected)
