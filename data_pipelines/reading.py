@@ -1,8 +1,9 @@
 """How clips are read for extraction: frames and sound of a clip, or why it cannot be used; runs in worker processes.
 
 The rules are those of MMAudio's data code (SPEC section 4): the sound is mono by averaging the channels; in the split train
-its file is scaled to a peak of 0.95; silence and sound that ends too early are rejected; the sound is resampled after it is
-cut out, with some more behind it, so that the resampler sees no edge at the clip's end.
+its file is scaled to a peak of 0.95 and silence is rejected (there files without a sound, here clips); sound that ends too
+early is rejected; it is resampled after it is cut out, with some more behind it, so that the resampler sees no edge at the
+clip's end.
 """
 import collections
 import dataclasses
@@ -109,7 +110,7 @@ def _load(clip: clips_lib.Clip, track, request: Request) -> Loaded:
     own_peak = float(np.abs(there).max(initial=0.0))
     if not np.isfinite(own_peak + peak):
         raise media.MediaError(clip.sound, 'the sound is not finite')
-    if own_peak < SILENT_PEAK:
+    if clip.split == 'train' and own_peak < SILENT_PEAK:
         raise media.MediaError(clip.sound, f'silent (peak {own_peak:.1e})')
     measures = _measures(there[:round(request.duration_s * rate)], rate, end_s)
     if fill == 'repeat' and len(there) < len(sound):

@@ -232,9 +232,9 @@ def test_a_split_without_usable_clips_costs_no_shard_of_the_others(tmp_path):
     folder, partials = tmp_path / 'media' / 'sounds', [tmp_path / part / 'records' / '.sounds.partial' for part in ('', '44k')]
     row = {'id': 'a', 'video': None, 'audio': 'a.wav', 'caption': '', 'split': 'test'}
     (folder / 'test.jsonl').write_text(json.dumps(row))
-    media.write_audio(folder / 'a.wav', np.zeros(20_000), 16_000)
+    media.write_audio(folder / 'a.wav', np.ones(200) / 2, 16_000)
     config = sounds_config(rates=('16k', '44k'))
-    with pytest.raises(ValueError, match='no clip of sounds, split test, can be used; the first: .*a.wav: silent'):
+    with pytest.raises(ValueError, match='no clip of sounds, split test, can be used; the first: .*a.wav: the sound ends'):
         extract.extract(config, tmp_path)
     before = {path: path.stat().st_ino for partial in partials for path in partial.glob('sounds-*')}
     assert sorted(path.name for path in before) == sorted(2 * [f'sounds-train.array_record-0000{i}-of-00002' for i in (0, 1)])

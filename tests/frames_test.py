@@ -37,7 +37,8 @@ def test_a_video_in_memory_is_sampled_as_a_file():
     assert fine.shape == (25, 4, 4, 3) and coarse.shape == (8, 4, 4, 3)
     assert (fine[:, 0, 0, 0] // 8).tolist() == list(range(25))
     assert (coarse[:, 0, 0, 0] // 8).tolist() == [0, 4, 7, 10, 13, 16, 19, 22]  # the first frame at or after k / 8 s
-    fine, coarse = frames.sample_frames(_numbered(25, 25.0), [dataclasses.replace(one, rule='nearest') for one in requests], 1.0)
+    nearest = [dataclasses.replace(request, rule='nearest') for request in requests]
+    fine, coarse = frames.sample_frames(_numbered(25, 25.0), nearest, 1.0)
     assert (fine[:, 0, 0, 0] // 8).tolist() == list(range(25))
     assert (coarse[:, 0, 0, 0] // 8).tolist() == [1, 4, 7, 10, 14, 17, 20, 23]  # the last frame before (k + 1/2) / 8 s
     held, = frames.sample_frames(_numbered(3, 29.97), requests[:1], 0.2)

@@ -61,9 +61,11 @@ def test_unusable_sound_is_rejected_with_the_reason(tmp_path, waveform, message)
     assert result.rejected == message and not result.waveforms
 
 
-def test_a_silent_piece_of_a_sound_is_rejected(tmp_path):
+def test_a_silent_piece_of_a_sound_is_rejected_in_training_alone(tmp_path):
     silent_end = np.concatenate([TONE[:16_000], np.zeros(17_000, np.float32)])
     assert load(tmp_path, silent_end, start_s=1.0).rejected == 'silent (peak 0.0e+00)'
+    kept = load(tmp_path, silent_end, 'test', start_s=1.0)
+    assert kept.rejected is None and not kept.waveforms[0].any() and kept.measures['loudness_db'] == -120
 
 
 @pytest.mark.parametrize('name, reason', [('no.mp4', 'no such file'), ('n' * 300 + '.wav', 'File name too long'),
