@@ -189,7 +189,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.sampling.schedule = 'uniform'
     c.sampling.guidance = 4.5  # w; at 1 or less the conditioned velocity alone
     c.sampling.negative_prompt = ''
-    c.sampling.seed = 42
+    c.sampling.seed = 42  # with the number of an example or the name of an input, of which each has noise of its own
     c.sampling.batch_size = 16  # rounded up so that all devices have as many; no sound depends on it
 
     # Generation (generate.py): --mode=generate.

@@ -3,13 +3,16 @@ import collections
 import csv
 import dataclasses
 import hashlib
+import os
 import pathlib
+import zlib
 
 from mmaudio_jax import media
 from mmaudio_jax.media import VIDEO_SUFFIXES
 
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff')
-COLUMNS = ('video', 'image', 'prompt', 'negative_prompt', 'seed', 'duration_s')
+COLUMNS = ('video', 'image', 'prompt', 'negative_prompt', 'seed', 'duration_s', 'name')
+_ALSO = {'caption': 'prompt'}  # as the published tables call it
 _NAME_LETTERS = 60  # of a prompt, in the name of its results
 
 
@@ -19,6 +22,8 @@ class Job:
 
     Attributes:
       name: of the result's files, without suffix; each job has its own.
+      index: which noise of the seed. 0 for a single input and for a row that has a seed of its own; each other input of a
+        folder or CSV has one that follows from its name, so that no two sounds of a set begin with the same noise.
     """
     name: str
     video: pathlib.Path | None
@@ -27,6 +32,7 @@ class Job:
     negative_prompt: str
     seed: int
     duration_s: float | None
+    index: int = 0
 
     @property
     def source(self) -> str:
@@ -67,8 +73,13 @@ def jobs(options, sampling) -> list[Job]:
     others = [file.name for file in seen if file not in videos]
     if others:
         print(f'generate: passes over {len(others)} in {path} without the name of a video, first {others[0]}', flush=True)
-    return _named_apart([Job(video.stem, video, None, **common) for video in videos],
+    made = _named_apart([Job(video.stem, video, None, **common) for video in videos],
                         [video.name.replace('.', '_') for video in videos])
+    return [_with_own_noise(job) for job in made]
+
+
+def _with_own_noise(job: Job) -> Job:
+    return dataclasses.replace(job, index=zlib.crc32(os.fsencode(job.name)))
 
 
 def _named_apart(made: list[Job], longer: list[str]) -> list[Job]:
@@ -96,12 +107,12 @@ def _name_of(prompt: str) -> str:
 def _from_csv(path: pathlib.Path, common: dict) -> list[Job]:
     """One job a row. An empty cell stands for the config's value; files are looked for beside the CSV.
 
-    Rows whose files have one name get the number of their line behind it.
+    A row without a name is called as its file, or by its prompt; rows of one name get the number of their line behind it.
     """
     try:
         with open(path, encoding='utf-8-sig', newline='') as file:
             reader = csv.reader(file, strict=True)
-            header = [name.strip() for name in next(reader, [])]
+            header = [_ALSO.get(name.strip(), name.strip()) for name in next(reader, [])]
             _check_header(path, header)
             rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except (UnicodeDecodeError, csv.Error) as error:
@@ -113,7 +124,9 @@ def _from_csv(path: pathlib.Path, common: dict) -> list[Job]:
         if len(row) != len(header):
             raise ValueError(f'{path}:{line}: {len(row)} cells, but the header has {len(header)} columns')
         made.append((line, _job(path, line, {name: cell.strip() for name, cell in zip(header, row)}, common)))
-    return _named_apart([job for _, job in made], [f'{job.name}_{line}' for line, job in made])
+    apart = _named_apart([job for _, job in made], [f'{job.name}_{line}' for line, job in made])
+    has_seed = [bool(dict(zip(header, row)).get('seed', '').strip()) for _, row in rows]
+    return [job if seeded else _with_own_noise(job) for job, seeded in zip(apart, has_seed, strict=True)]
 
 
 def _check_header(path: pathlib.Path, header: list[str]) -> None:
@@ -139,8 +152,11 @@ def _job(path: pathlib.Path, line: int, cells: dict[str, str], common: dict) -> 
             fields[name] = None if fields[name] is None else kind(fields[name])
         except ValueError as error:
             raise ValueError(f'{path}:{line}: {name} is {fields[name]!r}, not {what}') from error
-    source = files['video'] or files['image']
+    source, name = files['video'] or files['image'], cells.get('name', '')
     if not source and not fields['prompt']:
         raise ValueError(f'{path}:{line}: neither a video, nor an image, nor a prompt')
-    return Job(source.stem if source else _name_of(fields['prompt']), files['video'], files['image'], fields['prompt'],
-               fields['negative_prompt'], fields['seed'], fields['duration_s'] or None)  # 0 as in config.generate.duration_s
+    if '/' in name or '\\' in name or name.startswith('.'):
+        raise ValueError(f'{path}:{line}: name is {name!r}; it names files, without a folder')
+    name = name or (source.stem if source else _name_of(fields['prompt']))
+    return Job(name, files['video'], files['image'], fields['prompt'], fields['negative_prompt'], fields['seed'],
+               fields['duration_s'] or None)  # 0 as in config.generate.duration_s

@@ -237,7 +237,9 @@ def test_a_full_disk_is_reported_and_leaves_nothing(workdir, tmp_path, capfd):
 @pytest.mark.parametrize('text,message', [
     ('', r'list.csv: is empty; the columns are video, image, prompt, negative_prompt, seed, duration_s'),
     ('video,prompt\n', 'list.csv: has no rows'),
-    ('video,caption\na.mp4,b\n', "list.csv: unknown column 'caption'; the columns are video"),
+    ('video,title\na.mp4,b\n', "list.csv: unknown column 'title'; the columns are video"),
+    ('prompt,caption\na,b\n', "list.csv: the column 'prompt' stands there twice"),
+    ('name,prompt\n../a,b\n', "list.csv:2: name is '../a'; it names files, without a folder"),
     ('video,video\na.mp4,b\n', "list.csv: the column 'video' stands there twice"),
     ('seed\n3\n', 'list.csv: has none of the columns video, image and prompt'),
     ('video,prompt\na.mp4\n', 'list.csv:2: 1 cells, but the header has 2 columns'),
@@ -264,6 +266,29 @@ def test_every_job_has_a_name_of_its_own(workdir, tmp_path):
     config.generate.input = str(tmp_path / 'list.csv')
     names = [job.name for job in generate_jobs.jobs(config.generate, config.sampling)]
     assert names == ['clip_2_', 'clip_3', 'clip_2']
+
+
+def test_a_published_table_of_names_and_captions(workdir, tmp_path):
+    (tmp_path / 'list.csv').write_text('name,caption,seed\n97151,a sewing machine,\n97152,a sewing machine,\n3,rain,5\n')
+    config = _config(workdir, input=str(tmp_path / 'list.csv'))
+    first, second, seeded = generate_jobs.jobs(config.generate, config.sampling)
+    assert (first.name, first.prompt, first.seed) == ('97151', 'a sewing machine', 42) and first.index != second.index
+    assert (seeded.name, seeded.seed, seeded.index) == ('3', 5, 0)
+
+
+def test_the_sounds_of_a_set_begin_with_different_noise(workdir, tmp_path):
+    """Those of a folder and of a CSV, whatever else is in it; a single input has the first noise of its seed."""
+    (tmp_path / 'list.csv').write_text('name,caption\na,rain\nb,rain\n')
+    config = _config(workdir, input=str(tmp_path / 'list.csv'), output=str(tmp_path / 'out'), duration_s=1.0)
+    assert generate.generate(config, workdir) == 0
+    once, other = ((tmp_path / 'out' / name).read_bytes() for name in ('a.flac', 'b.flac'))
+    assert once != other
+    (tmp_path / 'list.csv').write_text('name,caption\nnew,rain\nb,rain\n')
+    config.generate.output = str(tmp_path / 'again')
+    assert generate.generate(config, workdir) == 0
+    assert (tmp_path / 'again' / 'b.flac').read_bytes() == other
+    config = _config(workdir, input='', prompt='rain')
+    assert [job.index for job in generate_jobs.jobs(config.generate, config.sampling)] == [0]
 
 
 def test_hidden_files_are_no_videos(workdir, tmp_path, capfd):
