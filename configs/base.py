@@ -86,6 +86,9 @@ def get_config() -> ml_collections.ConfigDict:
     c.weights.cache = ''  # downloads and conversions; '' for $MMAUDIO_JAX_CACHE, or ~/.cache/mmaudio_jax
     c.weights.offline = False  # never download
     c.weights.verify = True  # a file must have the published MD5; False for weights of your own in the official form
+    # Training begins with these weights and the statistics of latents that they go with, in a new workdir: an official network
+    # ('large_44k_v2'), a folder with official files, or the workdir of another run (its averages). '': as initialised.
+    c.weights.start_from = ''
     c.weights.dtype = 'float32'  # 'float32' or 'bfloat16', as loaded
     c.weights.export = ('network',)  # 'network' is what the workdir trained; else official networks and VAEs, e.g. 'vae_44k'
     c.weights.export_format = 'pth'  # 'pth' or 'safetensors'

@@ -1,4 +1,4 @@
-"""Finds what a Pipeline is made of: an official network by its name or in a folder, or what a training run left."""
+"""Finds trained networks, for a Pipeline or to train on from: official ones by name or in a folder, or what a run left."""
 from collections.abc import Callable
 import dataclasses
 import functools
@@ -16,6 +16,8 @@ from mmaudio_jax.weights import store
 TRAINING_S = 8.0
 SAMPLING = {'solver': 'euler', 'num_steps': 25, 'schedule': 'uniform', 'guidance': 4.5, 'negative_prompt': '', 'seed': 42,
             'batch_size': 16}
+# Fields of the network that change how it is computed, not what.
+_HOW = ('parent', 'name', 'dtype', 'convolution', 'remat', 'scan_layers')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +56,32 @@ def find(source: Path, *, variant: str | None, dtype: str | None, cache: Path | 
         loader = functools.partial(_loader, cache=cache, folder=folder, offline=offline, verify=verify)
         return _trained(place, dtype, loader, sigma_rel, step, data_dir)
     return _official(_variant_in(place, variant), dtype, _loader(dtype, cache, place, offline, verify))
+
+
+def to_train_on(config, model: mmaudio.MMAudio, data: pathlib.Path) -> Any:
+    """The parameters of config.weights.start_from, float32 NumPy arrays, with the latents' statistics that they go with.
+
+    Args:
+      config: of the run that begins with them.
+      model: its network.
+      data: the folder that holds its records.
+
+    Raises:
+      ValueError: nothing there, or a network of other sizes, conditions or latents (names the field); errors of `find`.
+    """
+    source = config.weights.start_from
+    official = source in mmaudio.VARIANTS or not (pathlib.Path(source) / 'ema').is_dir()
+    found = find(source, variant=config.model.variant if official else None, dtype='float32', step=None, data_dir=data,
+                 sigma_rel=config.ema.synthesis_sigma_rel, **store.places(config.weights))
+    fields = [field.name for field in dataclasses.fields(model) if field.name not in _HOW]
+    pairs: dict[str, tuple[Any, Any]] = {'sequence.rate': (found.config['sequence']['rate'], config.sequence.rate)}
+    pairs |= {f'model.{name}': (getattr(found.model, name), getattr(model, name)) for name in fields}
+    pairs |= {f'extract.{name}': (found.config['extract'][name], config.extract[name]) for name in ('encoder', 'codec')}
+    for field, (theirs, ours) in pairs.items():
+        if theirs != ours:
+            raise ValueError(f'config.weights.start_from: {source} was trained with {field} {theirs!r}, and config.{field} is '
+                             f'{ours!r}')
+    return found.params
 
 
 def _loader(dtype: str | None, cache: Path | None, folder: Path | None, offline: bool, verify: bool) -> Callable[[str], Any]:

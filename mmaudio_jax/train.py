@@ -1,5 +1,6 @@
 """The training loop. An exact resume depends on its order: evaluate, save, next batch, step, then log the step before."""
 import dataclasses
+import functools
 import pathlib
 import time
 from typing import Any, Callable
@@ -15,6 +16,7 @@ from mmaudio_jax import flops
 from mmaudio_jax import hosts
 from mmaudio_jax import input_pipeline
 from mmaudio_jax import partitioning
+from mmaudio_jax import pretrained
 from mmaudio_jax import snapshots
 from mmaudio_jax import train_log
 from mmaudio_jax import train_samples
@@ -100,11 +102,7 @@ def _run(config, workdir: pathlib.Path, checkpointer: checkpoints.Checkpointer) 
     restored = checkpointer.restore_latest(prepared.state, iterator, config)
     if restored is None:
         snapshots.check(workdir, config)
-        load = store.loader(config.weights, config.weights.dtype)
-        empty_string_feat = hosts.agreed(encoders.make(config.extract.encoder, sequence, load).encode_text([''])[0])
-        statistics = input_pipeline.latent_statistics(config, records)
-        shardings = partitioning.shardings_of(prepared.state)
-        state, step = jax.jit(lambda: prepared.init(statistics, empty_string_feat), out_shardings=shardings)(), 0
+        state, step = _first_state(config, model, sequence, prepared, records), 0
     else:
         state, step = restored
     snapshots.set_aside_later(workdir, step)
@@ -188,6 +186,21 @@ def _evaluation_is_due(config, step: int, last: bool) -> bool:
 
 def _due(step: int, every: int) -> bool:
     return step > 0 and every > 0 and step % every == 0
+
+
+def _first_state(config, model: mmaudio.MMAudio, sequence: Sequence, prepared: train_step.OnMesh,
+                 records: pathlib.Path) -> train_step.TrainState:
+    """At step 0: the network as it is initialised, or with the weights of config.weights.start_from."""
+    shardings = partitioning.shardings_of(prepared.state)
+    if config.weights.start_from:
+        params = pretrained.to_train_on(config, model, records.parent)
+        place = lambda array, sharding: jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+        placed = jax.tree.map(place, params, shardings.params)
+        return jax.jit(functools.partial(train_step.state_of, config), out_shardings=shardings)(placed)
+    load = store.loader(config.weights, config.weights.dtype)
+    empty_string_feat = hosts.agreed(encoders.make(config.extract.encoder, sequence, load).encode_text([''])[0])
+    statistics = input_pipeline.latent_statistics(config, records)
+    return jax.jit(lambda: prepared.init(statistics, empty_string_feat), out_shardings=shardings)()
 
 
 def _validation(config, model, records: pathlib.Path, mesh: jax.sharding.Mesh) -> Callable[[Any], float]:

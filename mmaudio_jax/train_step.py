@@ -174,6 +174,11 @@ def init_state(config, model, sequence: Sequence, statistics: tuple[np.ndarray, 
             raise ValueError(f'{name} has shape {np.shape(value)}, the network wants {params[name].shape}: do '
                              'sequence.rate and the encoder match those of the records?')
         params[name] = jnp.asarray(value, jnp.float32).reshape(params[name].shape)
+    return state_of(config, params)
+
+
+def state_of(config, params: Any) -> TrainState:
+    """The state at step 0 around given parameters; can be traced."""
     tx, _ = optimizer.make(config.optimizer, params)
     return TrainState(step=jnp.zeros([], jnp.int32),
                       params=params,

@@ -3,8 +3,12 @@ import numpy as np
 import pytest
 
 from configs import base
+from configs import l_44k
+from configs import l_44k_v2
+from configs import s_16k
 from mmaudio_jax import pretrained
 from mmaudio_jax.models import mmaudio
+from mmaudio_jax.sequence import Sequence
 from mmaudio_jax.weights import store
 from tests import trained_run
 
@@ -84,3 +88,16 @@ def test_a_dtype_that_weights_cannot_have(tmp_path):
     for source in ('small_16k', tmp_path):
         with pytest.raises(ValueError, match="dtype 'float8' is not one of float32, bfloat16"):
             pretrained.find(source, **{**OPTIONS, 'dtype': 'float8'})
+
+
+@pytest.mark.parametrize('run', [s_16k, l_44k, l_44k_v2])
+def test_a_run_may_train_an_official_network_on(run, asked):
+    config = run.get_config()
+    config.weights.start_from = config.model.variant
+    model = mmaudio.build(config.model, Sequence(**config.sequence))
+    assert pretrained.to_train_on(config, model, None) == {}
+    assert [name for name, _ in asked] == [f'mmaudio_{config.model.variant}'] and asked[0][1]['dtype'] == 'float32'
+    config.model.rope = 'none'
+    model = mmaudio.build(config.model, Sequence(**config.sequence))
+    with pytest.raises(ValueError, match="was trained with model.rope 'aligned', and config.model.rope is 'none'"):
+        pretrained.to_train_on(config, model, None)

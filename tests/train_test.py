@@ -23,6 +23,7 @@ from mmaudio_jax import train_log
 from mmaudio_jax import train_step
 from mmaudio_jax.sequence import Sequence
 from tests import tiny_run
+from tests import trained_run
 
 
 @pytest.fixture(name='compiled', scope='module', autouse=True)
@@ -339,3 +340,38 @@ def test_progress_line():
     values = {'loss': 0.81234, 'steps_per_s': 6.7, 'examples_per_s': 53.6}
     assert train_log.progress_line(1325, 3000, values) == (
         'step 1 325/3 000  loss 0.8123  6.7 steps/s  53.6 examples/s  4 min 10 s left')
+
+
+def test_training_begins_with_given_weights(workdir, tmp_path_factory, monkeypatch):
+    """The averages of another run, with their statistics; they change no more once there is a checkpoint."""
+    train.train(tiny_run.make_config(total_steps=4), workdir)
+    config, second = tiny_run.make_config(total_steps=2, checkpoint_every=1), tmp_path_factory.mktemp('second')
+    config.weights.start_from, config.data_dir = str(workdir), str(workdir)
+    config.optimizer.learning_rate = 0.0
+    monkeypatch.setattr(input_pipeline, 'latent_statistics', lambda *_: pytest.fail('the statistics are the network\'s own'))
+    train.train(config, second)
+    given, found = (snapshots.load_params(folder)[0] for folder in (workdir, second))
+    jax.tree.map(np.testing.assert_array_equal, given, found)
+    assert np.any(given['latent_mean'])
+    config.train.total_steps = 3
+    monkeypatch.setattr(train.pretrained, 'to_train_on', lambda *_: pytest.fail('there is a checkpoint'))
+    train.train(config, second)
+    config.weights.start_from = ''
+    with pytest.raises(checkpoints.CheckpointError, match='weights.start_from'):
+        train.train(config, second)
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'sequence.rate': '44k', 'model.variant': 'small_44k'}, "with sequence.rate '16k', and config.sequence.rate is '44k'"),
+    ({'extract.codec': 'official'}, "with extract.codec 'pca', and config.extract.codec is 'official'"),
+    ({'weights.start_from': 'nowhere'}, "'nowhere' is neither an official network .* nor a folder"),
+])
+def test_weights_of_another_network_are_refused_by_field(tmp_path, monkeypatch, changes, message):
+    trained_run.use_network(monkeypatch)
+    config = trained_run.make(tmp_path)
+    config.weights.start_from = str(tmp_path)
+    for field, value in changes.items():
+        section, name = field.split('.')
+        config[section][name] = value
+    with pytest.raises(ValueError, match=message):
+        train.pretrained.to_train_on(config, tiny_run.Network(20), tmp_path)
