@@ -3,6 +3,7 @@ Without --mode the stages of config.stages run in order, each skipped when its r
 from collections.abc import Callable
 import io
 import pathlib
+import re
 import sys
 
 from absl import app
@@ -50,6 +51,13 @@ def run_mode(mode: str, config, workdir: pathlib.Path | None) -> int:
     return stage(config, workdir) or 0
 
 
+def _folder(field: str, text: str) -> pathlib.Path:
+    """The folder of a field; ~ is the user's own."""
+    if '://' in text:
+        raise ValueError(f'{field} is {text!r}, an address; a folder is needed that every host sees, such as a mounted bucket')
+    return pathlib.Path(text).expanduser()
+
+
 def main(argv: list[str]) -> None:
     """Dispatches; every error of the user's is one line on stderr and exit code 1."""
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -57,7 +65,9 @@ def main(argv: list[str]) -> None:
     try:
         if len(argv) > 1:
             raise ValueError(f'unexpected argument {argv[1]!r}; flags look like --mode=train')
-        workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else None  # --mode=compile then only prints
+        workdir = _folder('--workdir', _WORKDIR.value) if _WORKDIR.value else None  # --mode=compile then only prints
+        if _CONFIG.value.data_dir:
+            _CONFIG.value.data_dir = str(_folder('config.data_dir', _CONFIG.value.data_dir))
         pathlib.Path(workdir or '.').mkdir(parents=True, exist_ok=True)
         config_checks.check(_CONFIG.value)
         modes = [_MODE.value] if _MODE.value else _CONFIG.value.stages
@@ -83,6 +93,9 @@ def parse_flags(argv: list[str]) -> list[str]:
         for path in [argument.removeprefix('--config=').split(':')[0] for argument in argv if argument.startswith('--config=')]:
             if not pathlib.Path(path).is_file():
                 raise ValueError(f'no config file {path!r}; those that exist are in configs/')
+        fields = [argument for argument in argv if argument.startswith('--config.')]
+        if fields and not any(re.match('--?config(=|$)', argument) for argument in argv):
+            raise ValueError('--config is missing: name the file of the run, such as --config=configs/l_44k_v2.py')
         return flags.FLAGS(argv)
     except (flags.Error, LookupError, AttributeError, ValueError, TypeError) as error:
         unknown = 'the configuration has no field ' if isinstance(error, (KeyError, AttributeError)) else ''

@@ -7,6 +7,7 @@
     DATA_DIR/<rate>/records/         the same for the other rates of config.extract.rates: the data_dir of runs at that rate
 """
 import concurrent.futures
+import contextlib
 import functools
 import json
 import pathlib
@@ -67,7 +68,8 @@ def extract(config, workdir: pathlib.Path) -> None:
     places = _records_folders(config, root)
     folders = {name: root / folder for name, folder in settings.datasets}
     fitted_to = _fit_source(config, folders, places)
-    made_with = {name: {'tables': clips_lib.digests(folder), 'codec_fitted_to': fitted_to} for name, folder in folders.items()}
+    made_with = {name: {'tables': clips_lib.digests(folder), 'codec_fitted_to': fitted_to, **_frame_rule(settings.encoder)}
+                 for name, folder in folders.items()}
     jobs: dict[str, dict[str, pathlib.Path]] = {}  # set → folder by rate
     for name in folders:
         for rate, place in places.items():
@@ -87,6 +89,9 @@ def extract(config, workdir: pathlib.Path) -> None:
             with SetInWork(plan, clips_lib.read_splits(folders[name]), made_with[name], settings.clips_per_shard,
                            settings.max_rejected) as work:
                 work.make(*_place(settings), functools.partial(_make_shards, plan, settings, workers))
+    for rate, place in places.items():
+        if rate != config.sequence.rate:
+            _link_tables(root, place)
     _write_cards('extract', [place / name for place in places.values() for name in folders])
 
 
@@ -100,6 +105,19 @@ def _records_folders(config, root: pathlib.Path) -> dict[str, pathlib.Path]:
 def _schema(config, rate: str) -> records.Schema:
     return records.Schema(rate, config.sequence.duration_s, config.extract.feature_dtype, config.extract.encoder,
                           config.extract.codec)
+
+
+def _link_tables(root: pathlib.Path, place: pathlib.Path) -> None:
+    """The clip tables beside the records of another rate, where evaluation looks for them."""
+    link = place.parent / 'media'
+    if not link.exists() and (root / 'media').is_dir():
+        with contextlib.suppress(OSError):  # a file system without links: evaluation says which table it lacks
+            link.symlink_to('../media')
+
+
+def _frame_rule(encoder: str) -> dict[str, str]:
+    """What sets of the official encoder say of their frames, because early ones hold others."""
+    return {'frames': 'nearest'} if encoder == 'official' else {}
 
 
 def _place(settings) -> tuple[int, int]:

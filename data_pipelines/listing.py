@@ -153,17 +153,19 @@ class _Listing:
                 yield dataclasses.replace(entry, captions=captions or ('',))
 
     def _without_overlap(self, entries: Iterable[layouts.Entry]) -> list[layouts.Entry]:
-        """Leaves out what an id list names, and from training what is in this dataset's own test or validation split."""
+        """Leaves out what an id list names, but for test clips, and from training what is in this dataset's own test or
+        validation split."""
         kept, key = list(entries), BLACKLIST_KEYS.get(self._made_with['layout'], '')
         for path in self._made_with['exclude']:
             names = layouts.read_ids(pathlib.Path(path), key)
             named = [not names.isdisjoint({layouts.source_of(entry.source), layouts.source_of(entry.id)}) for entry in kept]
-            self._report.excluded[path] = [entry.id for entry, gone in zip(kept, named) if gone]
+            trained = [gone and entry.split != 'test' for entry, gone in zip(kept, named)]
+            self._report.excluded[path] = [entry.id for entry, gone in zip(kept, trained) if gone]
             if kept and not any(named):
                 print(f'clips {self._name}: WARNING: {path} EXCLUDES NOTHING: none of its {len(names)} ids, such as '
                       f'{min(names)!r}, is the source or the id of a clip, such as {layouts.source_of(kept[0].source)!r} and '
                       f'{kept[0].id!r}', flush=True)
-            kept = [entry for entry, gone in zip(kept, named) if not gone]
+            kept = [entry for entry, gone in zip(kept, trained) if not gone]
         tested = {entry.source for entry in kept if entry.split != 'train' and entry.source}
         for entry in kept:
             if entry.split == 'train' and entry.source in tested:

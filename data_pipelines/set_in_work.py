@@ -29,7 +29,8 @@ from mmaudio_jax import records
 
 REJECTS_COUNT_FROM = 100  # clips: the share of rejects among fewer says nothing
 CLIPS_FILE = balance.CLIPS_FILE
-DIFFERS = {'tables': 'other clip tables', 'codec_fitted_to': 'a codec that was fitted to other clips (codec_fit_dataset)'}
+DIFFERS = {'tables': 'other clip tables', 'codec_fitted_to': 'a codec that was fitted to other clips (codec_fit_dataset)',
+           'frames': 'other frames of the videos, by an earlier version'}
 REJECTED_FILE, LATENTS_FILE, LOCK_FILE = 'rejected.jsonl', 'latents.json', '.lock'
 
 

@@ -16,6 +16,7 @@ import pathlib
 import signal
 import sys
 import threading
+import time
 from typing import Any
 import warnings
 
@@ -30,6 +31,7 @@ from mmaudio_jax import distributed
 from mmaudio_jax import hosts
 
 _DISK_FULL = os.strerror(errno.ENOSPC)
+_SEEN_WITHIN_S = 20  # a network's file system may show other processes' files that late
 _LONGEST = 300  # bytes of a reason that goes to the other processes
 _UNFINISHED = '.orbax-checkpoint-tmp'  # in the name of a folder that Orbax has not renamed yet
 
@@ -56,7 +58,8 @@ def exclusive(workdir: pathlib.Path) -> Iterator[None]:
     """Holds `workdir` for this run while the block runs; the operating system lets go of it even after kill -9.
 
     Raises:
-      CheckpointError: another process trains there; both would write the same checkpoints.
+      CheckpointError: another process trains there, both would write the same checkpoints; or the processes of this run do not
+        all see the folder, which would show at the first checkpoint.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     with open(workdir / f'.training-{jax.process_index()}', 'w', encoding='utf-8') as file:
@@ -67,7 +70,24 @@ def exclusive(workdir: pathlib.Path) -> Iterator[None]:
                                   '--workdir') from error
         except OSError:
             pass  # a file system without locks
+        _check_shared(workdir)
         yield
+
+
+def _check_shared(workdir: pathlib.Path) -> None:
+    """Raises CheckpointError when the files that the processes have just made there are not all seen by all of them."""
+    if jax.process_count() == 1:
+        return
+    multihost_utils.sync_global_devices('folder held')
+    wanted = [workdir / f'.training-{index}' for index in range(jax.process_count())]
+    until = time.monotonic() + _SEEN_WITHIN_S
+    while not all(path.is_file() for path in wanted) and time.monotonic() < until:
+        time.sleep(0.5)
+    missing = [path.name for path in wanted if not path.is_file()]
+    if any(multihost_utils.process_allgather(np.array(bool(missing)))):
+        who = f'process {jax.process_index()} does not see {", ".join(missing)} there' if missing else 'another does not'
+        raise CheckpointError(f'{workdir}: is not a folder that all processes of the run see ({who}); name one that they '
+                              'share with --workdir')
 
 
 class Preemption:

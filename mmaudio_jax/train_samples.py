@@ -49,7 +49,7 @@ def make_sample(config, prepared: train_step.OnMesh, mesh: jax.sharding.Mesh, se
                                      config.train.sample_clips))
     decoder_of = functools.partial(codec.make, config.extract.codec, sequence, records / 'codec.npz',
                                    store.loader(config.weights))
-    decoder_of()
+    decoder_of().program()  # reads its weights, too
     size = partitioning.rounded_up(mesh, len(examples), 'config.train.sample_clips')
     sample = record_sampler.make(config, prepared.network, mesh, sequence, size)
     jax.eval_shape(functools.partial(sample, examples=examples), prepared.state.params)

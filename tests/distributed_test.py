@@ -364,6 +364,23 @@ def test_all_go_back_to_the_checkpoint_that_all_can_read(tmp_path):
     assert 'continuing from step 1' in told and (tmp_path / 'checkpoints' / '2.damaged').exists()
 
 
+def _hold_a_folder_of_its_own(folder: str, hosts: dict) -> None:
+    """As on hosts whose --workdir is not shared."""
+    own = pathlib.Path(folder) / hosts['index']
+    checkpoints._SEEN_WITHIN_S = 1
+    try:
+        with _joined(hosts), checkpoints.exclusive(own):
+            print('trains')
+    except checkpoints.CheckpointError as error:
+        sys.exit(f'error: {error}')
+
+
+def test_a_folder_that_is_not_shared_is_refused_before_training(tmp_path):
+    for index, (code, told) in enumerate(ends(start_each(_hold_a_folder_of_its_own, tmp_path), 60)):
+        assert code == 1 and 'trains' not in told
+        assert f'{tmp_path / str(index)}: is not a folder that all processes of the run see (process {index} does not' in told
+
+
 def _work_for_long(folder: str, hosts: dict) -> None:
     """The first process works longer than JAX lets the others wait."""
     jax.distributed.initialize = functools.partial(jax.distributed.initialize, shutdown_timeout_seconds=2)

@@ -280,6 +280,7 @@ def test_two_rates_are_made_in_one_pass(tmp_path, monkeypatch):
     config = sounds_config()
     config.sequence.rate = '44k'
     extract.extract(config, alone)
+    assert (tmp_path / '44k' / 'media' / 'sounds' / 'train.jsonl').is_file()  # where its evaluation looks
     ours, expected = contents(tmp_path / '44k' / 'records' / 'sounds'), contents(alone / 'records' / 'sounds')
     assert ours == expected and 'sounds-train.array_record-00001-of-00002' in ours
     assert len(records.load_source(tmp_path / 'records' / 'sounds', 'train', records.schema_of(sounds_config()))) == 5

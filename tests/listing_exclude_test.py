@@ -21,6 +21,18 @@ def test_an_id_list_takes_out_what_a_csv_names(tmp_path, capsys, name, text):
     assert f'2 excluded by {tmp_path / name}' in printed and 'WARNING' not in printed
 
 
+def test_test_clips_are_not_taken_out(tmp_path, capsys):
+    """A published test set stays whole, whatever overlaps other sets."""
+    source = tmp_path / 'source'
+    write(source / 'list.csv', 'file,caption,split\na.wav,a,\nb.wav,b,\nc.wav,c,test\nd.wav,d,val\n')
+    for file in ('a.wav', 'b.wav', 'c.wav', 'd.wav'):
+        write_sound(source / file, 1.2)
+    write(tmp_path / 'ids.txt', 'b\nc\nd\n')
+    tables, report = make(tmp_path, 'folder_csv', exclude=(('set', str(tmp_path / 'ids.txt')),))
+    assert [row['id'] for row in tables['test']] == ['c'] and list(report['excluded'].values()) == [2]
+    assert 'b' not in [row['id'] for rows in tables.values() for row in rows] and 'WARNING' not in capsys.readouterr().out
+
+
 def test_an_id_list_that_takes_nothing_out_is_said_loudly(tmp_path, capsys):
     write_sound(tmp_path / 'source' / 'rain' / 'bell.wav', 1.2)
     write(tmp_path / 'ids.txt', 'bell.wav\n')

@@ -26,6 +26,9 @@ def test_names_that_are_not_utf8_are_printed(tmp_path, monkeypatch):
 @pytest.mark.parametrize('arguments, expected', [
     ((), '--config must have a value'),
     ((BASE,), 'needs --workdir'),
+    (('--workdir=w', '--config.seed=3'), '--config is missing: name the file of the run'),
+    ((BASE, '--workdir=gs://bucket/run'), "--workdir is 'gs://bucket/run', an address; a folder is needed"),
+    ((BASE, '--workdir=w', '--config.data_dir=gs://bucket'), "config.data_dir is 'gs://bucket', an address"),
     (('--config=configs/nothing.py', '--workdir=w'), "no config file 'configs/nothing.py'"),
     ((BASE, '--workdir=w', '--mode=trian'), 'value should be one of'),
     ((BASE, '--workdir=w', '--config.model.hiden_size=3'),
