@@ -246,8 +246,8 @@ class OnMesh:
         does not fit a result.
     """
 
-    def __init__(self, model: nn.Module, mesh: Mesh, rules: Sequence[tuple[str, tuple]] = RULES,
-                 exchange_dtype: str = 'compute', activations: Sequence[tuple[str, tuple]] = ()):
+    def __init__(self, model: nn.Module, mesh: Mesh, rules: Sequence[tuple[str, tuple]], exchange_dtype: str,
+                 activations: Sequence[tuple[str, tuple]]):
         if exchange_dtype not in ('compute', 'float32'):
             raise ValueError(f"config.sharding.exchange_dtype is {exchange_dtype!r}; it must be 'compute' or 'float32'")
         self._model, self._mesh = model, mesh
