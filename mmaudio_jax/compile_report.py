@@ -181,7 +181,7 @@ def train(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:
     mesh = partitioning.make_mesh(config.mesh, config.sharding.slice_axis, devices)
     sequence = Sequence(**config.sequence)
     model = _model(config, sequence)
-    prepared = train_step.on_mesh(config, model, sequence, mesh)
+    prepared = train_step.prepare(config, model, sequence, mesh)
     schema, size = records.schema_of(config), config.input.batch_size
     dtype = records.FEATURE_DTYPES[schema.feature_dtype]
     batch: dict[str, Any] = {name: jax.ShapeDtypeStruct((size, *shape), dtype) for name, shape in schema.shapes.items()}

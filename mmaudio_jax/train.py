@@ -90,7 +90,7 @@ def _run(config, workdir: pathlib.Path, checkpointer: checkpoints.Checkpointer) 
     mesh = partitioning.make_mesh(config.mesh, config.sharding.slice_axis)
     sequence = Sequence(**config.sequence)
     model = mmaudio.build(config.model, sequence)
-    prepared = train_step.on_mesh(config, model, sequence, mesh)
+    prepared = train_step.prepare(config, model, sequence, mesh)
     records = pathlib.Path(config.data_dir or workdir) / 'records'
     iterator = input_pipeline.train_iterator(config, records, mesh)
     # What these refuse they refuse now: the statistics below are a pass over all records.

@@ -262,14 +262,14 @@ def make_train_step(config, model, tx: optax.GradientTransformation,
     return train_step
 
 
-class OnMesh(NamedTuple):
+class Prepared(NamedTuple):
     """A training step ready to be compiled.
 
     Attributes:
       init: (statistics, empty_string_feat) -> TrainState, see init_state.
       state: shapes and shardings of the TrainState.
       network: on the mesh.
-      step: see jit_train_step.
+      step: make_train_step's, jitted; the state that goes in is given up for the one that comes out.
     """
     init: Callable[[tuple[np.ndarray, np.ndarray], np.ndarray], TrainState]
     state: TrainState
@@ -277,7 +277,7 @@ class OnMesh(NamedTuple):
     step: jax.stages.Wrapped
 
 
-def on_mesh(config, model, sequence: Sequence, mesh: jax.sharding.Mesh) -> OnMesh:
+def prepare(config, model, sequence: Sequence, mesh: jax.sharding.Mesh) -> Prepared:
     """The step of a configuration on a mesh; nothing is computed yet.
 
     Raises:
@@ -289,24 +289,11 @@ def on_mesh(config, model, sequence: Sequence, mesh: jax.sharding.Mesh) -> OnMes
     shapes = jax.eval_shape(lambda: init((np.zeros(channels), np.ones(channels)), empty))
     shardings = partitioning.state_on_mesh(shapes, mesh, config)
     network = partitioning.on_mesh(model, mesh, config)
-    tx, schedule = optimizer.make(config.optimizer, shapes.params)
-    step = jit_train_step(config, network, tx, schedule, mesh, shardings)
-    return OnMesh(init, partitioning.abstract(shapes, shardings), network, step)
-
-
-def jit_train_step(config, model, tx: optax.GradientTransformation, schedule: optax.Schedule, mesh: jax.sharding.Mesh,
-                   shardings: TrainState) -> jax.stages.Wrapped:
-    """make_train_step compiled for a mesh; the state that goes in is given up for the one that comes out.
-
-    Args:
-      config, model, tx, schedule: as for make_train_step; of `config`, what compiler_options reads, too.
-      mesh: the batch is split over it.
-      shardings: of the state, from partitioning.state_sharding.
-    """
-    options = compiler_options(config, mesh.devices.flat[0])
-    return jax.jit(make_train_step(config, model, tx, schedule), donate_argnums=0, compiler_options=options,
+    step = jax.jit(make_train_step(config, network, *optimizer.make(config.optimizer, shapes.params)), donate_argnums=0,
                    in_shardings=(shardings, partitioning.batch_sharding(mesh)),
-                   out_shardings=(shardings, partitioning.replicated(mesh)))
+                   out_shardings=(shardings, partitioning.replicated(mesh)),
+                   compiler_options=compiler_options(config, mesh.devices.flat[0]))
+    return Prepared(init, partitioning.abstract(shapes, shardings), network, step)
 
 
 def compiler_options(config, device: Any) -> dict[str, str] | None:
