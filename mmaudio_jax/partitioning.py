@@ -154,7 +154,7 @@ def state_sharding(mesh: Mesh, tree: Any, rules: Sequence[tuple[str, tuple]] = R
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-def state_on_mesh(tree: Any, mesh: Mesh, config) -> Any:
+def state_shardings(mesh: Mesh, tree: Any, config) -> Any:
     """state_sharding with what config.sharding says; errors as rules_of and state_sharding have them."""
     return state_sharding(mesh, tree, rules_of(config), config.sharding.whole_params)
 

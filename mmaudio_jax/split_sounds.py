@@ -84,7 +84,7 @@ def make_sampler(config, model: mmaudio.MMAudio, params: Any, sequence: Sequence
     As record_sampler.make has it, with the parameters on `mesh` and config.sampling.negative_prompt.
     """
     placed = partitioning.on_mesh(model, mesh, config)
-    params = partitioning.spread(params, partitioning.state_on_mesh(params, mesh, config))
+    params = partitioning.spread(params, partitioning.state_shardings(mesh, params, config))
     weights, decode = (None, None) if decoder is None else decoder.program()
     weights = partitioning.spread(weights, partitioning.replicated(mesh))
     negative = None

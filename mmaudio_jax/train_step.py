@@ -287,7 +287,7 @@ def prepare(config, model, sequence: Sequence, mesh: jax.sharding.Mesh) -> Prepa
     init = functools.partial(init_state, config, model, sequence)
     channels, empty = sequence.latent_channels, np.zeros((model.text_length, model.text_width))
     shapes = jax.eval_shape(lambda: init((np.zeros(channels), np.ones(channels)), empty))
-    shardings = partitioning.state_on_mesh(shapes, mesh, config)
+    shardings = partitioning.state_shardings(mesh, shapes, config)
     network = partitioning.on_mesh(model, mesh, config)
     step = jax.jit(make_train_step(config, network, *optimizer.make(config.optimizer, shapes.params)), donate_argnums=0,
                    in_shardings=(shardings, partitioning.batch_sharding(mesh)),
