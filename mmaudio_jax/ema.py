@@ -92,14 +92,14 @@ def update(state: EMAState, params: Any) -> EMAState:
     return EMAState(count=count, averages=tuple(averages), sigma_rels=state.sigma_rels)
 
 
-def synthesize(snapshots: Sequence[tuple[float, int, Any]], target_sigma_rel: float, target_step: int) -> Any:
+def synthesize(snapshots: Sequence[Snapshot], target_sigma_rel: float, target_step: int) -> Any:
     """The average of any width at any stored step: the least-squares combination of all snapshots (EDM2 appendix C).
 
     The coefficients are not normalised, so the entries of mmaudio.FROZEN, which never change, are taken from the newest
     snapshot instead of being scaled by the sum of the coefficients.
 
     Args:
-      snapshots: (gamma, number of updates, params) each, as in `Snapshot`; the trees are alike.
+      snapshots: stored averages; their trees are alike.
       target_sigma_rel: relative width of the wanted average.
       target_step: number of updates that it has seen; one of the stored ones.
 
@@ -109,8 +109,8 @@ def synthesize(snapshots: Sequence[tuple[float, int, Any]], target_sigma_rel: fl
     Raises:
       ValueError: no snapshots, the step is not stored, a snapshot given twice, or a width out of range.
     """
-    gammas = np.array([snapshot[0] for snapshot in snapshots], np.float64)
-    steps = np.array([snapshot[1] for snapshot in snapshots], np.float64)
+    gammas = np.array([snapshot.gamma for snapshot in snapshots], np.float64)
+    steps = np.array([snapshot.step for snapshot in snapshots], np.float64)
     stored = sorted({int(step) for step in steps})
     if target_step not in stored:
         raise ValueError(f'no EMA snapshot of step {target_step} is stored; stored steps: {stored or "none"}. Choose one of '
@@ -128,7 +128,7 @@ def synthesize(snapshots: Sequence[tuple[float, int, Any]], target_sigma_rel: fl
         total = sum(coefficient * np.asarray(leaf, np.float64) for coefficient, leaf in zip(coefficients, leaves, strict=True))
         return np.asarray(total, np.float32)
 
-    trees = [snapshot[2] for snapshot in snapshots]
+    trees = [snapshot.params for snapshot in snapshots]
     return jax.tree_util.tree_map_with_path(combine, trees[0], *trees[1:])
 
 
