@@ -20,9 +20,8 @@ from mmaudio_jax.models import bigvgan
 from mmaudio_jax.models import vae
 from mmaudio_jax.sequence import LATENT_DOWNSAMPLING
 from mmaudio_jax.sequence import Sequence
+from mmaudio_jax.weights import files
 
-VAE_WEIGHTS = {'16k': 'vae_16k', '44k': 'vae_44k'}
-VOCODER_WEIGHTS = {'16k': 'bigvgan_16k', '44k': 'bigvgan_v2_44k'}
 # Mel frames of a call, over the batch. Measured on CPUs: 0.8 GB of temporaries at 44k, 0.4 GB at 16k. For accelerators: eight
 # clips of 8 s at 44k, 4 GB by a TPU's compiler.
 CPU_FRAMES_A_CALL, ACCELERATOR_FRAMES_A_CALL = 2048, 5632
@@ -39,17 +38,17 @@ class Parts:
     @functools.cached_property
     def encoder(self) -> Any:
         """Of the VAE, without the decoder."""
-        return calls.put(_without(self._load(VAE_WEIGHTS[self._rate]), 'decoder'), self.mesh)
+        return calls.put(_without(self._load(files.VAES[self._rate]), 'decoder'), self.mesh)
 
     @functools.cached_property
     def decoder(self) -> Any:
         """Of the VAE, without the encoder."""
-        return calls.put(_without(self._load(VAE_WEIGHTS[self._rate]), 'encoder'), self.mesh)
+        return calls.put(_without(self._load(files.VAES[self._rate]), 'encoder'), self.mesh)
 
     @functools.cached_property
     def vocoder(self) -> Any:
         """Of BigVGAN."""
-        return calls.put(self._load(VOCODER_WEIGHTS[self._rate]), self.mesh)
+        return calls.put(self._load(files.VOCODERS[self._rate]), self.mesh)
 
 
 class OfficialCodec:

@@ -141,7 +141,7 @@ def build(name: str) -> Any:
     """
     entry = files.get(name)
     if entry.kind == 'network':
-        return mmaudio.build({'variant': entry.variant, **OFFICIAL}, sequence.Sequence(entry.variant.split('_')[1], 8.0))
+        return mmaudio.build({'variant': entry.variant, **OFFICIAL}, sequence.Sequence(files.rate_of(entry.variant), 8.0))
     if entry.kind in ('vae', 'vocoder'):
         return _MODELS[entry.kind].build(entry.variant)
     return _MODELS[entry.kind].build(entry.variant, jnp.float32)
