@@ -35,7 +35,7 @@ BOUNDS = {'clip_features': 0.02, 'sync_features': 0.02, 'text_features': 2e-3, '
 
 def load(name: str, **_):
     """In the place of weights.store.load."""
-    return MAPPINGS[name].to_params(official_tensors.full_size(name), store.build(name))
+    return official_tensors.params_of(MAPPINGS[name], official_tensors.full_size(name), store.build(name))
 
 
 def error(found: np.ndarray, expected: np.ndarray) -> float:
