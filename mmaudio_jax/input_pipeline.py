@@ -9,7 +9,7 @@ import itertools
 import json
 import pathlib
 import sys
-from typing import Any, Iterator
+from typing import Any, Iterator, Protocol
 from typing import Sequence as Sequence_
 
 from absl import flags
@@ -134,47 +134,55 @@ class TrainIterator:
         self._host_batches = None
 
 
-class _Part:
-    """Random access to `length` examples of a source, evenly spread; with `text` False none of them has a caption."""
-
-    def __init__(self, source: 'records.Source | _Part', length: int, text: bool):
-        self._source = source
-        self._length = length
-        self._text = text
+class _Examples(Protocol):
+    """Random access to examples."""
 
     def __len__(self) -> int:
-        return self._length
+        ...
 
     def __getitem__(self, index) -> dict[str, Any]:
-        example = self._source[int(index) * len(self._source) // self._length]
-        return example if self._text else {**example, 'text_exists': np.bool_(False)}
+        ...
+
+
+class _WithoutText:
+    """The examples of a source, none of which has a caption."""
+
+    def __init__(self, source: _Examples):
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index) -> dict[str, Any]:
+        return {**self._source[index], 'text_exists': np.bool_(False)}
 
 
 class _Chosen:
-    """Random access to the examples of a part at the given places."""
+    """The examples of a source at the given places."""
 
-    def __init__(self, part: _Part, places: np.ndarray):
-        self._part, self._places = part, places
+    def __init__(self, source: _Examples, places: np.ndarray):
+        self._source, self._places = source, places
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __getitem__(self, index) -> dict[str, Any]:
-        return self._part[self._places[int(index)]]
+        return self._source[self._places[index]]
 
 
-def _load(config, records_dir: pathlib.Path, dataset: str, split: str) -> _Part:
+def _load(config, records_dir: pathlib.Path, dataset: str, split: str) -> _Examples:
     """All examples of a split; those of config.input.without_text have no caption."""
     source = records.load_source(pathlib.Path(records_dir) / dataset, split, records.schema_of(config))
-    return _Part(source, len(source), dataset not in config.input.without_text)
+    return _WithoutText(source) if dataset in config.input.without_text else source
 
 
-def _load_share(config, records_dir: pathlib.Path, dataset: str) -> _Part:
-    """The share of the split 'train' that config.input.shares asks for, at least one example."""
+def _load_share(config, records_dir: pathlib.Path, dataset: str) -> _Examples:
+    """The share of the split 'train' that config.input.shares asks for, evenly spread, at least one example."""
     source, share = _load(config, records_dir, dataset, 'train'), dict(config.input.shares).get(dataset, 1.0)
     if not 0 < share <= 1:
         raise ValueError(f'config.input.shares: {dataset!r} has the share {share}; it must be above 0 and at most 1')
-    return _Part(source, max(1, round(share * len(source))), True)
+    length = max(1, round(share * len(source)))
+    return source if length == len(source) else _Chosen(source, np.arange(length) * len(source) // length)
 
 
 def _epoch_of(config, records_dir: pathlib.Path, dataset: str, repeats: int) -> grain.MapDataset:
@@ -264,11 +272,11 @@ class ValidationBatches:
       count: of the examples. batch_size: rows of a batch; those of the last one after all examples repeat the last example.
     """
 
-    def __init__(self, part: _Part, count: int, batch_size: int, prefetch: int, sharding: jax.sharding.Sharding):
+    def __init__(self, source: _Examples, count: int, batch_size: int, prefetch: int, sharding: jax.sharding.Sharding):
         self.count = count
         self.batch_size = batch_size
         places = np.arange(-(-count // batch_size) * batch_size)
-        self._examples = grain.MapDataset.source(_Chosen(part, np.minimum(places, count - 1)))
+        self._examples = grain.MapDataset.source(_Chosen(source, np.minimum(places, count - 1)))
         self._prefetch = max(1, prefetch)
         self._sharding = sharding
 
