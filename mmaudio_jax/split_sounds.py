@@ -78,14 +78,14 @@ class SyncFeatures(Mapping):
 
 
 def make_sampler(config, model: mmaudio.MMAudio, params: Any, sequence: Sequence, mesh: jax.sharding.Mesh, size: int,
-                 decoder: codec.Codec | None = None) -> Sampler:
-    """(a batch, the number of its first example) → its latents `[size, N, C]` or, with a decoder, waveforms `[size, samples]`.
+                 decoder: codec.Codec) -> Sampler:
+    """(a batch, the number of its first example) → its waveforms `[size, samples]`.
 
     As record_sampler.make has it, with the parameters on `mesh` and config.sampling.negative_prompt.
     """
     placed = partitioning.on_mesh(model, mesh, config)
     params = partitioning.spread(params, partitioning.state_shardings(mesh, params, config))
-    weights, decode = (None, None) if decoder is None else decoder.program()
+    weights, decode = decoder.program()
     weights = partitioning.spread(weights, partitioning.replicated(mesh))
     negative = None
     if config.sampling.negative_prompt:
@@ -94,8 +94,8 @@ def make_sampler(config, model: mmaudio.MMAudio, params: Any, sequence: Sequence
     run = record_sampler.make(config, placed, mesh, sequence, size, decode)
 
     def sample_batch(batch: Sequence_[record_sampler.Example], first: int) -> jax.Array:
-        made = run(params, batch, first, negative, weights)
-        return made if decode is None else made[1]
+        _, waveforms = run(params, batch, first, negative, weights)
+        return waveforms
     return sample_batch
 
 
@@ -106,8 +106,8 @@ def mesh_and_size(config) -> tuple[jax.sharding.Mesh, int]:
 
 
 def sample(config, model: mmaudio.MMAudio, params: Any, split: Sequence_[record_sampler.Example], sequence: Sequence,
-           decoder: codec.Codec | None = None) -> np.ndarray:
-    """Latents or waveforms of all examples, float32 `[len(split), …]` on every process, by `make_sampler`."""
+           decoder: codec.Codec) -> np.ndarray:
+    """Waveforms of all examples, float32 `[len(split), …]` on every process, by `make_sampler`."""
     mesh, size = mesh_and_size(config)
     run, done = make_sampler(config, model, params, sequence, mesh, size, decoder), []
     for start in range(0, len(split), size):
