@@ -124,9 +124,7 @@ def griffin_lim(magnitude: jax.Array, rate: str) -> jax.Array:
 
 def _stacked_frames(waveform: np.ndarray, sequence: Sequence) -> np.ndarray:
     """`[B, samples]` → pairs of log-mel frames, float32 `[B, N, 2 · mels]`."""
-    if waveform.ndim != 2 or waveform.shape[1] != sequence.waveform_length:
-        raise ValueError(f'the codec takes waveforms [B, {sequence.waveform_length}] at {sequence.rate} and '
-                         f'{sequence.duration_s:g} s, not {list(waveform.shape)}')
+    official_codec.check_waveform(waveform, sequence)
     frames = np.asarray(mel.log_mel(waveform, sequence.rate))
     return frames.reshape(len(frames), sequence.latent_length, -1)
 

@@ -68,12 +68,9 @@ class OfficialCodec:
 
     def encode(self, waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See codec.Codec; raises ValueError when the waveform is not `[B, waveform_length]`."""
-        sequence = self._sequence
-        if np.ndim(waveform) != 2 or waveform.shape[1] != sequence.waveform_length:
-            raise ValueError(f'the codec takes waveforms [B, {sequence.waveform_length}] at {sequence.rate} and '
-                             f'{sequence.duration_s:g} s, not {list(np.shape(waveform))}')
-        run = functools.partial(latent_distribution, self._vae, self._parts.encoder, sequence.rate)
-        return self._in_calls(run, np.asarray(waveform, np.float32), sequence.mel_length)
+        check_waveform(waveform, self._sequence)
+        run = functools.partial(latent_distribution, self._vae, self._parts.encoder, self._sequence.rate)
+        return self._in_calls(run, np.asarray(waveform, np.float32), self._sequence.mel_length)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """See codec.Codec."""
@@ -100,6 +97,13 @@ class OfficialCodec:
         mesh = self._parts.mesh
         each = -(-len(clips) // (1 if mesh is None else partitioning.batch_shards(mesh)))
         return calls.in_calls(run, clips, min(each, max(1, self._frames_a_call // frames)), mesh)
+
+
+def check_waveform(waveform: np.ndarray, sequence: Sequence) -> None:
+    """Raises ValueError when the waveform is not `[B, waveform_length]` of the sequence."""
+    if np.ndim(waveform) != 2 or waveform.shape[1] != sequence.waveform_length:
+        raise ValueError(f'the codec takes waveforms [B, {sequence.waveform_length}] at {sequence.rate} and '
+                         f'{sequence.duration_s:g} s, not {list(np.shape(waveform))}')
 
 
 def windows(frames: int, size: int, reach: int) -> list[tuple[int, int, int]]:
