@@ -46,8 +46,8 @@ def sigma_rel_to_gamma(sigma_rel: float) -> float:
       ValueError: sigma_rel is not above 0 and at most 0.2887.
     """
     if not 0 < sigma_rel <= MAX_SIGMA_REL:
-        raise ValueError(f'EMA width sigma_rel {sigma_rel} is not between 0 and {MAX_SIGMA_REL:.4f}; change ema.sigma_rels or '
-                         'ema.synthesis_sigma_rel (0.05 is usual)')
+        raise ValueError(f'EMA width sigma_rel {sigma_rel} is not between 0 and {MAX_SIGMA_REL:.4f}; change '
+                         'config.ema.sigma_rels or config.ema.synthesis_sigma_rel (0.05 is usual)')
     inverse = float(sigma_rel)**-2
     return max(float(np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse]).real.max()), 0.0)
 
@@ -114,7 +114,7 @@ def synthesize(snapshots: Sequence[Snapshot], target_sigma_rel: float, target_st
     stored = sorted({int(step) for step in steps})
     if target_step not in stored:
         raise ValueError(f'no EMA snapshot of step {target_step} is stored; stored steps: {stored or "none"}. Choose one of '
-                         'them, or train on with a smaller ema.snapshot_every')
+                         'them, or train on with a smaller config.ema.snapshot_every')
     if len(set(zip(gammas, steps))) < len(snapshots):
         raise ValueError('the same EMA snapshot (gamma, step) is given twice; remove the copy from the folder ema/')
     matrix = _correlation(steps[:, None], gammas[:, None], steps[None, :], gammas[None, :])

@@ -162,8 +162,8 @@ def init_state(config, model, sequence: Sequence, statistics: tuple[np.ndarray, 
         if not np.isfinite(value).all():
             raise ValueError(f'{name} is not finite: the records or the encoder that it was measured on are damaged')
     if (np.asarray(statistics[1]) <= 0).any():
-        raise ValueError('latent_std has a channel without spread: input.statistics names a record set with too few clips or '
-                         'with constant ones; choose another set or extract more clips')
+        raise ValueError('latent_std has a channel without spread: config.input.statistics names a record set with too few '
+                         'clips or with constant ones; choose another set or extract more clips')
     key = named_key(jax.random.key(config.seed), 'init')
     zeros = lambda length, width: jnp.zeros((1, length, width), jnp.float32)
     params = dict(model.init(key, zeros(sequence.latent_length, model.latent_channels), jnp.zeros(1),
@@ -172,7 +172,7 @@ def init_state(config, model, sequence: Sequence, statistics: tuple[np.ndarray, 
     for name, value in constants.items():
         if np.size(value) != params[name].size or np.shape(value)[-1:] != params[name].shape[-1:]:
             raise ValueError(f'{name} has shape {np.shape(value)}, the network wants {params[name].shape}: do '
-                             'sequence.rate and the encoder match those of the records?')
+                             'config.sequence.rate and the encoder match those of the records?')
         params[name] = jnp.asarray(value, jnp.float32).reshape(params[name].shape)
     tx, _ = optimizer.make(config.optimizer, params)
     return TrainState(step=jnp.zeros([], jnp.int32),
