@@ -317,14 +317,14 @@ def make_validation_step(config, model) -> Callable[[Any, Batch, jax.Array], jax
 
     def draw(index, shape):
         key = jax.random.fold_in(named_key(jax.random.key(config.seed), 'validation'), index)
-        return (jax.random.normal(named_key(key, 'posterior_noise'), shape),
-                jax.random.normal(named_key(key, 'noise'), shape), flow_matching.sample_times(named_key(key, 't'), 1)[0])
+        keep = jnp.zeros([], bool)
+        return Draws(posterior_noise=jax.random.normal(named_key(key, 'posterior_noise'), shape),
+                     noise=jax.random.normal(named_key(key, 'noise'), shape),
+                     t=flow_matching.sample_times(named_key(key, 't'), 1)[0],
+                     drop_clip=keep, drop_sync=keep, drop_text=keep)
 
     def validation_step(params, batch, indices):
-        shape = batch['latent_mean'].shape[1:]
-        posterior_noise, noise, t = jax.vmap(lambda index: draw(index, shape))(indices)
-        keep = jnp.zeros(indices.shape, bool)
-        draws = Draws(posterior_noise=posterior_noise, noise=noise, t=t, drop_clip=keep, drop_sync=keep, drop_text=keep)
+        draws = jax.vmap(lambda index: draw(index, batch['latent_mean'].shape[1:]))(indices)
         return per_example_loss(params, model, config.flow.min_sigma, batch, draws)
 
     return validation_step
