@@ -172,7 +172,7 @@ class _Chosen:
 
 def _load(config, records_dir: pathlib.Path, dataset: str, split: str) -> _Examples:
     """All examples of a split; those of config.input.without_text have no caption."""
-    source = records.load_source(pathlib.Path(records_dir) / dataset, split, records.schema_of(config))
+    source = records.load_source(records_dir / dataset, split, records.schema_of(config))
     return _WithoutText(source) if dataset in config.input.without_text else source
 
 
@@ -193,7 +193,7 @@ def _epoch_of(config, records_dir: pathlib.Path, dataset: str, repeats: int) -> 
         return grain.MapDataset.source(part).repeat(repeats)
     if dataset in dict(config.input.shares):
         raise ValueError(f'config.input.balance and config.input.shares both name {dataset!r}; take one of them')
-    labels = balance.read_labels(pathlib.Path(records_dir) / dataset, 'train')
+    labels = balance.read_labels(records_dir / dataset, 'train')
     places = balance.spread(balance.weights(labels, exponent), repeats * len(part))
     counts = np.bincount(places, minlength=len(part))
     hosts.say(f'{dataset}: balanced by label with exponent {exponent:g}: of {len(part)} examples '
@@ -203,7 +203,7 @@ def _epoch_of(config, records_dir: pathlib.Path, dataset: str, repeats: int) -> 
 
 def _check_codecs(records_dir: pathlib.Path, names: Sequence_[str]) -> None:
     """Raises ValueError for sets whose latents are those of codecs that were fitted to different clips."""
-    fitted = {name: records.read_metadata(pathlib.Path(records_dir) / name)['made_with'].get('codec_fitted_to')
+    fitted = {name: records.read_metadata(records_dir / name)['made_with'].get('codec_fitted_to')
               for name in names}
     for name, source in fitted.items():
         if source != fitted[names[0]]:
@@ -216,6 +216,21 @@ def _digest(folder: pathlib.Path) -> str:
     """Of what decided the contents of a record set: its tables, and the clips that its codec was fitted to."""
     made_with = records.read_metadata(folder)['made_with']
     return hashlib.sha256(json.dumps(made_with, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _check_mixture(input_config) -> None:
+    """Raises ValueError for no sets, repeats that are no number of times, or a field that names sets beside the mixture's."""
+    for _, repeats in input_config.mixture:
+        if not isinstance(repeats, int) or repeats < 1:
+            raise ValueError(f'config.input.mixture: {repeats!r} repeats; they are integers of at least 1')
+    if not input_config.mixture:
+        raise ValueError('config.input.mixture is empty; name at least one record set')
+    named = {'shares': dict(input_config.shares), 'balance': dict(input_config.balance),
+             'without_text': input_config.without_text}
+    for field, names in named.items():
+        unknown = sorted(set(names) - set(dict(input_config.mixture)))
+        if unknown:
+            raise ValueError(f'config.input.{field} names {", ".join(unknown)}, which config.input.mixture does not have')
 
 
 def train_iterator(config, records_dir: pathlib.Path, mesh: jax.sharding.Mesh) -> TrainIterator:
@@ -235,17 +250,8 @@ def train_iterator(config, records_dir: pathlib.Path, mesh: jax.sharding.Mesh) -
       FileNotFoundError: a set that is not there.
       ValueError: a set of another schema or codec, a bad mixture, or fewer examples in an epoch than one batch.
     """
+    _check_mixture(config.input)
     mixture = config.input.mixture
-    for _, repeats in mixture:
-        if not isinstance(repeats, int) or repeats < 1:
-            raise ValueError(f'config.input.mixture: {repeats!r} repeats; they are integers of at least 1')
-    if not mixture:
-        raise ValueError('config.input.mixture is empty; name at least one record set')
-    for field in ('shares', 'balance', 'without_text'):
-        names = config.input[field] if field == 'without_text' else dict(config.input[field])
-        unknown = sorted(set(names) - {name for name, _ in mixture})
-        if unknown:
-            raise ValueError(f'config.input.{field} names {", ".join(unknown)}, which config.input.mixture does not have')
     parts = [_epoch_of(config, records_dir, name, repeats) for name, repeats in mixture]
     _check_codecs(records_dir, [name for name, _ in mixture])
     examples = grain.MapDataset.concatenate(parts)
@@ -350,6 +356,6 @@ def latent_statistics(config, records_dir: pathlib.Path) -> tuple[np.ndarray, np
     std = np.sqrt(np.maximum(sums[1] / count - np.square(mean), 0))
     constant = list(itertools.compress(range(len(std)), std < 1e-8))
     if constant:
-        raise ValueError(f'{pathlib.Path(records_dir) / config.input.statistics}: latent channels {constant} never change, so '
+        raise ValueError(f'{records_dir / config.input.statistics}: latent channels {constant} never change, so '
                          'that they cannot be normalised; is config.input.statistics the right set?')
     return (mean + shift).astype(np.float32), std.astype(np.float32)
