@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence as Sequence_
 import concurrent.futures
+import functools
 import hashlib
 import itertools
 import json
@@ -132,11 +133,16 @@ def write(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
     """
     started, data = time.monotonic(), pathlib.Path(config.data_dir or workdir)
     mesh, size = mesh_and_size(config)
-    sequence = Sequence(config.sequence.rate, config.sequence.duration_s)
+    sequence = Sequence(**config.sequence)
     parts = _network(config, workdir, sequence)
     folder = _folder(config, workdir, data, parts)
     split = examples(config, data)
-    run: Sampler | None = None
+
+    @functools.cache
+    def sampler() -> Sampler:  # made when the first missing sound is
+        decoder = codec.make(parts.config['extract']['codec'], sequence, parts.codec_path, parts.load)
+        return make_sampler(config, parts.model, parts.params, sequence, mesh, size, decoder)
+
     found: dict[str, pathlib.Path] = {}
     count = made = 0
     writing: list[concurrent.futures.Future] = []
@@ -147,10 +153,7 @@ def write(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
             first, count = count, count + len(batch)
             if not _anywhere(not all(path.is_file() for path in paths)):
                 continue
-            if run is None:
-                decoder = codec.make(parts.config['extract']['codec'], sequence, parts.codec_path, parts.load)
-                run = make_sampler(config, parts.model, parts.params, sequence, mesh, size, decoder)
-            waveforms = run(batch, first)
+            waveforms = sampler()(batch, first)
             _wait_for(writing)
             writing = [pool.submit(_write_sound, paths[row], waveform, sequence)
                        for row, waveform in hosts.own_rows(waveforms).items() if row < len(batch)]
