@@ -8,6 +8,7 @@
 """
 import concurrent.futures
 import contextlib
+import dataclasses
 import functools
 import json
 import pathlib
@@ -103,8 +104,7 @@ def _records_folders(config, root: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def _schema(config, rate: str) -> records.Schema:
-    return records.Schema(rate, config.sequence.duration_s, config.extract.feature_dtype, config.extract.encoder,
-                          config.extract.codec)
+    return dataclasses.replace(records.schema_of(config), rate=rate)
 
 
 def _link_tables(root: pathlib.Path, place: pathlib.Path) -> None:
@@ -183,7 +183,7 @@ def _fit_source(config, folders: dict[str, pathlib.Path], places: dict[str, path
 
 def _clip_form(config, rate: str) -> dict[str, Any]:
     """The form of the clips that a codec is fitted to."""
-    return {'rate': rate, 'duration_s': Sequence(rate, config.sequence.duration_s).duration_s}
+    return {'rate': rate, 'duration_s': config.sequence.duration_s}
 
 
 def _fitted(place: pathlib.Path) -> dict[str, Any]:

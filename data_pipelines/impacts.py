@@ -154,19 +154,19 @@ def _check_same_settings(path: pathlib.Path, made_with: dict[str, Any]) -> None:
                          f'{made_with["version"]}; {advice}')
     for field, value in made_with['config'].items():
         if before['config'].get(field) != value:
-            raise ValueError(f'{path.parent} was rendered with impacts.{field} = {before["config"].get(field)!r}, '
+            raise ValueError(f'{path.parent} was rendered with config.impacts.{field} = {before["config"].get(field)!r}, '
                              f'the configuration says {value!r}; {advice}')
 
 
 def _check(settings) -> None:
     """Raises ValueError, naming the field, for settings that cannot be rendered."""
     if settings.duration_s < 1:
-        raise ValueError(f'impacts.duration_s = {settings.duration_s} is too short: at least 1 s')
+        raise ValueError(f'config.impacts.duration_s = {settings.duration_s} is too short: at least 1 s')
     if settings.frame_size < 32 or settings.frame_size % 2:
-        raise ValueError(f'impacts.frame_size = {settings.frame_size} must be even and at least 32')
+        raise ValueError(f'config.impacts.frame_size = {settings.frame_size} must be even and at least 32')
     for field in ('fps', 'workers', 'train_clips'):
         if settings[field] < 1:
-            raise ValueError(f'impacts.{field} = {settings[field]} must be at least 1')
+            raise ValueError(f'config.impacts.{field} = {settings[field]} must be at least 1')
 
 
 def _crashed(job: Job) -> None:

@@ -109,7 +109,7 @@ def import_sets(config, root: pathlib.Path, index: int, count: int) -> list[str]
       OSError: disk full.
     """
     settings = config.extract
-    schema = records.Schema(config.sequence.rate, config.sequence.duration_s, settings.feature_dtype, 'official', 'official')
+    schema = dataclasses.replace(records.schema_of(config), encoder='official', codec='official')
     names = list(dict.fromkeys(name for name, _, _ in settings.memmaps))
     for name in names:
         places = {split: pathlib.Path(folder) for other, split, folder in settings.memmaps if other == name}

@@ -83,10 +83,6 @@ class Plan:
     workers: int
     weights: Mapping[str, Any]
 
-    def notes(self, shard: Shard) -> list[pathlib.Path]:
-        """The files, one a target, that say that a shard is finished."""
-        return [target.note(shard) for target in self.targets]
-
     def shown(self, path: pathlib.Path) -> str:
         """The path as reports name it."""
         return str(path.relative_to(self.root) if path.is_relative_to(self.root) else path)

@@ -124,9 +124,7 @@ def griffin_lim(magnitude: jax.Array, rate: str) -> jax.Array:
 
 def _stacked_frames(waveform: np.ndarray, sequence: Sequence) -> np.ndarray:
     """`[B, samples]` → pairs of log-mel frames, float32 `[B, N, 2 · mels]`."""
-    if waveform.ndim != 2 or waveform.shape[1] != sequence.waveform_length:
-        raise ValueError(f'the codec takes waveforms [B, {sequence.waveform_length}] at {sequence.rate} and '
-                         f'{sequence.duration_s:g} s, not {list(waveform.shape)}')
+    official_codec.check_waveform(waveform, sequence)
     frames = np.asarray(mel.log_mel(waveform, sequence.rate))
     return frames.reshape(len(frames), sequence.latent_length, -1)
 
@@ -188,25 +186,23 @@ def _read(path: pathlib.Path, sequence: Sequence) -> tuple[np.ndarray, np.ndarra
     return stored['mean'], stored['components'], stored['std']
 
 
-def make(name: str, sequence: Sequence, path: pathlib.Path | None = None, load: official_codec.Load | None = None,
+def make(name: str, sequence: Sequence, path: pathlib.Path | None, load: official_codec.Load,
          mesh: Mesh | None = None) -> Codec:
     """The codec of that name.
 
     Args:
       name: config.extract.codec, 'pca' or 'official'.
       sequence: rate and lengths of the clips.
-      path: pca: the file that `fit_pca` wrote.
+      path: pca: the file that `fit_pca` wrote. None where there is none.
       load: official: gives the parameters of an official model, such as 'vae_16k' and 'bigvgan_16k', when they are first
         needed. Codecs made with the same `load` and `mesh` share them.
       mesh: official: splits the clips over its devices; None: the default device.
 
     Raises:
       FileNotFoundError: pca was not fitted.
-      ValueError: an unknown name, a file of another rate, or 'official' without `load`.
+      ValueError: an unknown name, a file of another rate, or 'pca' without a path.
     """
     if name == 'official':
-        if load is None:
-            raise ValueError("config.extract.codec is 'official', which needs the official weights: a function that loads them")
         parts = calls.shared(official_codec.Parts, load, sequence.rate, mesh)  # a clip of another length loads nothing again
         return official_codec.OfficialCodec(sequence, parts)
     if name != 'pca':

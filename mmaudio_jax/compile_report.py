@@ -181,7 +181,7 @@ def train(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:
     mesh = partitioning.make_mesh(config.mesh, config.sharding.slice_axis, devices)
     sequence = Sequence(**config.sequence)
     model = _model(config, sequence)
-    prepared = train_step.on_mesh(config, model, sequence, mesh)
+    prepared = train_step.prepare(config, model, sequence, mesh)
     schema, size = records.schema_of(config), config.input.batch_size
     dtype = records.FEATURE_DTYPES[schema.feature_dtype]
     batch: dict[str, Any] = {name: jax.ShapeDtypeStruct((size, *shape), dtype) for name, shape in schema.shapes.items()}
@@ -213,7 +213,7 @@ def sample(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:
     mel = jax.ShapeDtypeStruct((1, 16, sequence.audio.mel_bins), jnp.float32)
     codec = {'vae': init(decoder, mel), 'vocoder': init(vocoder, mel)}
     whole = jax.tree.map(lambda _: partitioning.replicated(mesh), codec)
-    split = partitioning.state_on_mesh(params, mesh, config)
+    split = partitioning.state_shardings(mesh, params, config)
     evaluations = settings.num_steps * (2 if settings.solver in ('midpoint', 'heun') else 1)
     versions = 2 if settings.guidance > 1 else 1
     work = {'what': f'{size} clips of {sequence.duration_s:g} s over {len(devices)} devices, {settings.solver} '

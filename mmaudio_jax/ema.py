@@ -46,8 +46,8 @@ def sigma_rel_to_gamma(sigma_rel: float) -> float:
       ValueError: sigma_rel is not above 0 and at most 0.2887.
     """
     if not 0 < sigma_rel <= MAX_SIGMA_REL:
-        raise ValueError(f'EMA width sigma_rel {sigma_rel} is not between 0 and {MAX_SIGMA_REL:.4f}; change ema.sigma_rels or '
-                         'ema.synthesis_sigma_rel (0.05 is usual)')
+        raise ValueError(f'EMA width sigma_rel {sigma_rel} is not between 0 and {MAX_SIGMA_REL:.4f}; change '
+                         'config.ema.sigma_rels or config.ema.synthesis_sigma_rel (0.05 is usual)')
     inverse = float(sigma_rel)**-2
     return max(float(np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse]).real.max()), 0.0)
 
@@ -92,14 +92,14 @@ def update(state: EMAState, params: Any) -> EMAState:
     return EMAState(count=count, averages=tuple(averages), sigma_rels=state.sigma_rels)
 
 
-def synthesize(snapshots: Sequence[tuple[float, int, Any]], target_sigma_rel: float, target_step: int) -> Any:
+def synthesize(snapshots: Sequence[Snapshot], target_sigma_rel: float, target_step: int) -> Any:
     """The average of any width at any stored step: the least-squares combination of all snapshots (EDM2 appendix C).
 
     The coefficients are not normalised, so the entries of mmaudio.FROZEN, which never change, are taken from the newest
     snapshot instead of being scaled by the sum of the coefficients.
 
     Args:
-      snapshots: (gamma, number of updates, params) each, as in `Snapshot`; the trees are alike.
+      snapshots: stored averages; their trees are alike.
       target_sigma_rel: relative width of the wanted average.
       target_step: number of updates that it has seen; one of the stored ones.
 
@@ -109,12 +109,12 @@ def synthesize(snapshots: Sequence[tuple[float, int, Any]], target_sigma_rel: fl
     Raises:
       ValueError: no snapshots, the step is not stored, a snapshot given twice, or a width out of range.
     """
-    gammas = np.array([snapshot[0] for snapshot in snapshots], np.float64)
-    steps = np.array([snapshot[1] for snapshot in snapshots], np.float64)
+    gammas = np.array([snapshot.gamma for snapshot in snapshots], np.float64)
+    steps = np.array([snapshot.step for snapshot in snapshots], np.float64)
     stored = sorted({int(step) for step in steps})
     if target_step not in stored:
         raise ValueError(f'no EMA snapshot of step {target_step} is stored; stored steps: {stored or "none"}. Choose one of '
-                         'them, or train on with a smaller ema.snapshot_every')
+                         'them, or train on with a smaller config.ema.snapshot_every')
     if len(set(zip(gammas, steps))) < len(snapshots):
         raise ValueError('the same EMA snapshot (gamma, step) is given twice; remove the copy from the folder ema/')
     matrix = _correlation(steps[:, None], gammas[:, None], steps[None, :], gammas[None, :])
@@ -128,7 +128,7 @@ def synthesize(snapshots: Sequence[tuple[float, int, Any]], target_sigma_rel: fl
         total = sum(coefficient * np.asarray(leaf, np.float64) for coefficient, leaf in zip(coefficients, leaves, strict=True))
         return np.asarray(total, np.float32)
 
-    trees = [snapshot[2] for snapshot in snapshots]
+    trees = [snapshot.params for snapshot in snapshots]
     return jax.tree_util.tree_map_with_path(combine, trees[0], *trees[1:])
 
 

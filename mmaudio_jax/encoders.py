@@ -159,7 +159,7 @@ def _fixed_vector(kind: str, number: int) -> np.ndarray:
     return np.random.Generator(np.random.PCG64(seed)).standard_normal(CLIP_WIDTH, dtype=np.float32)
 
 
-def make(name: str, sequence: Sequence, load: official_encoder.Load | None = None, mesh: Mesh | None = None) -> Encoder:
+def make(name: str, sequence: Sequence, load: official_encoder.Load, mesh: Mesh | None = None) -> Encoder:
     """The encoder of that name.
 
     Args:
@@ -170,11 +170,9 @@ def make(name: str, sequence: Sequence, load: official_encoder.Load | None = Non
       mesh: 'official' only: splits frames, segments and texts over its devices; None: the default device.
 
     Raises:
-      ValueError: an unknown name, or 'official' without `load`.
+      ValueError: an unknown name.
     """
     if name == 'official':
-        if load is None:
-            raise ValueError("config.extract.encoder is 'official', which needs the official weights: pass `load`")
         sizes = official_encoder.CPU_CALLS if jax.default_backend() == 'cpu' else official_encoder.ACCELERATOR_CALLS
         return official_encoder.OfficialEncoder(sequence, official_encoder.shared_towers(load, mesh), sizes)
     if name != 'pixels':

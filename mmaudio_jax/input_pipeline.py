@@ -9,7 +9,7 @@ import itertools
 import json
 import pathlib
 import sys
-from typing import Any, Iterator
+from typing import Any, Iterator, Protocol
 from typing import Sequence as Sequence_
 
 from absl import flags
@@ -134,47 +134,55 @@ class TrainIterator:
         self._host_batches = None
 
 
-class _Part:
-    """Random access to `length` examples of a source, evenly spread; with `text` False none of them has a caption."""
-
-    def __init__(self, source: 'records.Source | _Part', length: int, text: bool):
-        self._source = source
-        self._length = length
-        self._text = text
+class _Examples(Protocol):
+    """Random access to examples."""
 
     def __len__(self) -> int:
-        return self._length
+        ...
 
     def __getitem__(self, index) -> dict[str, Any]:
-        example = self._source[int(index) * len(self._source) // self._length]
-        return example if self._text else {**example, 'text_exists': np.bool_(False)}
+        ...
+
+
+class _WithoutText:
+    """The examples of a source, none of which has a caption."""
+
+    def __init__(self, source: _Examples):
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index) -> dict[str, Any]:
+        return {**self._source[index], 'text_exists': np.bool_(False)}
 
 
 class _Chosen:
-    """Random access to the examples of a part at the given places."""
+    """The examples of a source at the given places."""
 
-    def __init__(self, part: _Part, places: np.ndarray):
-        self._part, self._places = part, places
+    def __init__(self, source: _Examples, places: np.ndarray):
+        self._source, self._places = source, places
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __getitem__(self, index) -> dict[str, Any]:
-        return self._part[self._places[int(index)]]
+        return self._source[self._places[index]]
 
 
-def _load(config, records_dir: pathlib.Path, dataset: str, split: str) -> _Part:
+def _load(config, records_dir: pathlib.Path, dataset: str, split: str) -> _Examples:
     """All examples of a split; those of config.input.without_text have no caption."""
-    source = records.load_source(pathlib.Path(records_dir) / dataset, split, records.schema_of(config))
-    return _Part(source, len(source), dataset not in config.input.without_text)
+    source = records.load_source(records_dir / dataset, split, records.schema_of(config))
+    return _WithoutText(source) if dataset in config.input.without_text else source
 
 
-def _load_share(config, records_dir: pathlib.Path, dataset: str) -> _Part:
-    """The share of the split 'train' that config.input.shares asks for, at least one example."""
+def _load_share(config, records_dir: pathlib.Path, dataset: str) -> _Examples:
+    """The share of the split 'train' that config.input.shares asks for, evenly spread, at least one example."""
     source, share = _load(config, records_dir, dataset, 'train'), dict(config.input.shares).get(dataset, 1.0)
     if not 0 < share <= 1:
         raise ValueError(f'config.input.shares: {dataset!r} has the share {share}; it must be above 0 and at most 1')
-    return _Part(source, max(1, round(share * len(source))), True)
+    length = max(1, round(share * len(source)))
+    return source if length == len(source) else _Chosen(source, np.arange(length) * len(source) // length)
 
 
 def _epoch_of(config, records_dir: pathlib.Path, dataset: str, repeats: int) -> grain.MapDataset:
@@ -185,7 +193,7 @@ def _epoch_of(config, records_dir: pathlib.Path, dataset: str, repeats: int) -> 
         return grain.MapDataset.source(part).repeat(repeats)
     if dataset in dict(config.input.shares):
         raise ValueError(f'config.input.balance and config.input.shares both name {dataset!r}; take one of them')
-    labels = balance.read_labels(pathlib.Path(records_dir) / dataset, 'train')
+    labels = balance.read_labels(records_dir / dataset, 'train')
     places = balance.spread(balance.weights(labels, exponent), repeats * len(part))
     counts = np.bincount(places, minlength=len(part))
     hosts.say(f'{dataset}: balanced by label with exponent {exponent:g}: of {len(part)} examples '
@@ -195,7 +203,7 @@ def _epoch_of(config, records_dir: pathlib.Path, dataset: str, repeats: int) -> 
 
 def _check_codecs(records_dir: pathlib.Path, names: Sequence_[str]) -> None:
     """Raises ValueError for sets whose latents are those of codecs that were fitted to different clips."""
-    fitted = {name: records.read_metadata(pathlib.Path(records_dir) / name)['made_with'].get('codec_fitted_to')
+    fitted = {name: records.read_metadata(records_dir / name)['made_with'].get('codec_fitted_to')
               for name in names}
     for name, source in fitted.items():
         if source != fitted[names[0]]:
@@ -208,6 +216,21 @@ def _digest(folder: pathlib.Path) -> str:
     """Of what decided the contents of a record set: its tables, and the clips that its codec was fitted to."""
     made_with = records.read_metadata(folder)['made_with']
     return hashlib.sha256(json.dumps(made_with, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _check_mixture(input_config) -> None:
+    """Raises ValueError for no sets, repeats that are no number of times, or a field that names sets beside the mixture's."""
+    for _, repeats in input_config.mixture:
+        if not isinstance(repeats, int) or repeats < 1:
+            raise ValueError(f'config.input.mixture: {repeats!r} repeats; they are integers of at least 1')
+    if not input_config.mixture:
+        raise ValueError('config.input.mixture is empty; name at least one record set')
+    named = {'shares': dict(input_config.shares), 'balance': dict(input_config.balance),
+             'without_text': input_config.without_text}
+    for field, names in named.items():
+        unknown = sorted(set(names) - set(dict(input_config.mixture)))
+        if unknown:
+            raise ValueError(f'config.input.{field} names {", ".join(unknown)}, which config.input.mixture does not have')
 
 
 def train_iterator(config, records_dir: pathlib.Path, mesh: jax.sharding.Mesh) -> TrainIterator:
@@ -227,17 +250,8 @@ def train_iterator(config, records_dir: pathlib.Path, mesh: jax.sharding.Mesh) -
       FileNotFoundError: a set that is not there.
       ValueError: a set of another schema or codec, a bad mixture, or fewer examples in an epoch than one batch.
     """
+    _check_mixture(config.input)
     mixture = config.input.mixture
-    for _, repeats in mixture:
-        if not isinstance(repeats, int) or repeats < 1:
-            raise ValueError(f'config.input.mixture: {repeats!r} repeats; they are integers of at least 1')
-    if not mixture:
-        raise ValueError('config.input.mixture is empty; name at least one record set')
-    for field in ('shares', 'balance', 'without_text'):
-        names = config.input[field] if field == 'without_text' else dict(config.input[field])
-        unknown = sorted(set(names) - {name for name, _ in mixture})
-        if unknown:
-            raise ValueError(f'config.input.{field} names {", ".join(unknown)}, which config.input.mixture does not have')
     parts = [_epoch_of(config, records_dir, name, repeats) for name, repeats in mixture]
     _check_codecs(records_dir, [name for name, _ in mixture])
     examples = grain.MapDataset.concatenate(parts)
@@ -264,11 +278,11 @@ class ValidationBatches:
       count: of the examples. batch_size: rows of a batch; those of the last one after all examples repeat the last example.
     """
 
-    def __init__(self, part: _Part, count: int, batch_size: int, prefetch: int, sharding: jax.sharding.Sharding):
+    def __init__(self, source: _Examples, count: int, batch_size: int, prefetch: int, sharding: jax.sharding.Sharding):
         self.count = count
         self.batch_size = batch_size
         places = np.arange(-(-count // batch_size) * batch_size)
-        self._examples = grain.MapDataset.source(_Chosen(part, np.minimum(places, count - 1)))
+        self._examples = grain.MapDataset.source(_Chosen(source, np.minimum(places, count - 1)))
         self._prefetch = max(1, prefetch)
         self._sharding = sharding
 
@@ -342,6 +356,6 @@ def latent_statistics(config, records_dir: pathlib.Path) -> tuple[np.ndarray, np
     std = np.sqrt(np.maximum(sums[1] / count - np.square(mean), 0))
     constant = list(itertools.compress(range(len(std)), std < 1e-8))
     if constant:
-        raise ValueError(f'{pathlib.Path(records_dir) / config.input.statistics}: latent channels {constant} never change, so '
+        raise ValueError(f'{records_dir / config.input.statistics}: latent channels {constant} never change, so '
                          'that they cannot be normalised; is config.input.statistics the right set?')
     return (mean + shift).astype(np.float32), std.astype(np.float32)

@@ -20,9 +20,8 @@ from mmaudio_jax.models import bigvgan
 from mmaudio_jax.models import vae
 from mmaudio_jax.sequence import LATENT_DOWNSAMPLING
 from mmaudio_jax.sequence import Sequence
+from mmaudio_jax.weights import files
 
-VAE_WEIGHTS = {'16k': 'vae_16k', '44k': 'vae_44k'}
-VOCODER_WEIGHTS = {'16k': 'bigvgan_16k', '44k': 'bigvgan_v2_44k'}
 # Mel frames of a call, over the batch. Measured on CPUs: 0.8 GB of temporaries at 44k, 0.4 GB at 16k. For accelerators: eight
 # clips of 8 s at 44k, 4 GB by a TPU's compiler.
 CPU_FRAMES_A_CALL, ACCELERATOR_FRAMES_A_CALL = 2048, 5632
@@ -39,17 +38,17 @@ class Parts:
     @functools.cached_property
     def encoder(self) -> Any:
         """Of the VAE, without the decoder."""
-        return calls.put(_without(self._load(VAE_WEIGHTS[self._rate]), 'decoder'), self.mesh)
+        return calls.put(_without(self._load(files.VAES[self._rate]), 'decoder'), self.mesh)
 
     @functools.cached_property
     def decoder(self) -> Any:
         """Of the VAE, without the encoder."""
-        return calls.put(_without(self._load(VAE_WEIGHTS[self._rate]), 'encoder'), self.mesh)
+        return calls.put(_without(self._load(files.VAES[self._rate]), 'encoder'), self.mesh)
 
     @functools.cached_property
     def vocoder(self) -> Any:
         """Of BigVGAN."""
-        return calls.put(self._load(VOCODER_WEIGHTS[self._rate]), self.mesh)
+        return calls.put(self._load(files.VOCODERS[self._rate]), self.mesh)
 
 
 class OfficialCodec:
@@ -69,12 +68,9 @@ class OfficialCodec:
 
     def encode(self, waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See codec.Codec; raises ValueError when the waveform is not `[B, waveform_length]`."""
-        sequence = self._sequence
-        if np.ndim(waveform) != 2 or waveform.shape[1] != sequence.waveform_length:
-            raise ValueError(f'the codec takes waveforms [B, {sequence.waveform_length}] at {sequence.rate} and '
-                             f'{sequence.duration_s:g} s, not {list(np.shape(waveform))}')
-        run = functools.partial(latent_distribution, self._vae, self._parts.encoder, sequence.rate)
-        return self._in_calls(run, np.asarray(waveform, np.float32), sequence.mel_length)
+        check_waveform(waveform, self._sequence)
+        run = functools.partial(latent_distribution, self._vae, self._parts.encoder, self._sequence.rate)
+        return self._in_calls(run, np.asarray(waveform, np.float32), self._sequence.mel_length)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """See codec.Codec."""
@@ -101,6 +97,13 @@ class OfficialCodec:
         mesh = self._parts.mesh
         each = -(-len(clips) // (1 if mesh is None else partitioning.batch_shards(mesh)))
         return calls.in_calls(run, clips, min(each, max(1, self._frames_a_call // frames)), mesh)
+
+
+def check_waveform(waveform: np.ndarray, sequence: Sequence) -> None:
+    """Raises ValueError when the waveform is not `[B, waveform_length]` of the sequence."""
+    if np.ndim(waveform) != 2 or waveform.shape[1] != sequence.waveform_length:
+        raise ValueError(f'the codec takes waveforms [B, {sequence.waveform_length}] at {sequence.rate} and '
+                         f'{sequence.duration_s:g} s, not {list(np.shape(waveform))}')
 
 
 def windows(frames: int, size: int, reach: int) -> list[tuple[int, int, int]]:

@@ -28,9 +28,9 @@ from mmaudio_jax.sequence import SYNC_SEGMENT_STRIDE
 from mmaudio_jax.sequence import SYNC_TOKENS_PER_SEGMENT
 from mmaudio_jax.sequence import SYNC_WIDTH
 from mmaudio_jax.sequence import TEXT_LENGTH
+from mmaudio_jax.weights import files
 
-CLIP_VARIANT, CLIP_WEIGHTS = 'vit_h_14_378', 'clip_vit_h_14_378'
-SYNC_VARIANT, SYNC_WEIGHTS = 'visual', 'synchformer_visual'
+CLIP_VARIANT, SYNC_VARIANT = (files.BY_NAME[name].variant for name in (files.CLIP, files.SYNCHFORMER))
 
 Load = Callable[[str], Any]  # name of an official model → its parameters
 Arrays = Sequence_[np.ndarray] | np.ndarray  # equally shaped, one after the other
@@ -60,17 +60,17 @@ class Towers:
     @functools.cached_property
     def image(self) -> Any:
         """Of CLIP's image tower."""
-        return calls.put({'image': self._load(CLIP_WEIGHTS)['image']}, self.mesh)
+        return calls.put({'image': self._load(files.CLIP)['image']}, self.mesh)
 
     @functools.cached_property
     def text(self) -> Any:
         """Of CLIP's text tower."""
-        return calls.put({'text': self._load(CLIP_WEIGHTS)['text']}, self.mesh)
+        return calls.put({'text': self._load(files.CLIP)['text']}, self.mesh)
 
     @functools.cached_property
     def sync(self) -> Any:
         """Of Synchformer's visual encoder."""
-        return calls.put(self._load(SYNC_WEIGHTS), self.mesh)
+        return calls.put(self._load(files.SYNCHFORMER), self.mesh)
 
 
 shared_towers = functools.partial(calls.shared, Towers)  # a clip of another length loads nothing again

@@ -43,11 +43,11 @@ def make_schedule(config) -> optax.Schedule:
       ValueError: an unknown schedule, or a field that it cannot work with.
     """
     if config.schedule not in SCHEDULES:
-        raise ValueError(f'optimizer.schedule is {config.schedule!r}: choose one of {", ".join(SCHEDULES)}')
+        raise ValueError(f'config.optimizer.schedule is {config.schedule!r}: choose one of {", ".join(SCHEDULES)}')
     if config.warmup_steps < 0:
-        raise ValueError(f'optimizer.warmup_steps is {config.warmup_steps}: set 0 for none, or a positive number')
+        raise ValueError(f'config.optimizer.warmup_steps is {config.warmup_steps}: set 0 for none, or a positive number')
     if config.schedule == 'polynomial' and config.polynomial_steps <= 0:
-        raise ValueError(f'optimizer.polynomial_steps is {config.polynomial_steps}: set the steps until the rate is 0')
+        raise ValueError(f'config.optimizer.polynomial_steps is {config.polynomial_steps}: set the steps until the rate is 0')
 
     def schedule(step):
         since = jnp.maximum(step - config.warmup_steps, 0)
@@ -84,9 +84,9 @@ def make(config, params: Mapping[str, Any]) -> tuple[optax.GradientTransformatio
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if leaf.dtype != jnp.float32:
             raise ValueError(f'parameter {jax.tree_util.keystr(path)} is {leaf.dtype}: parameters and their moments are '
-                             'float32, whatever model.dtype is; convert it before training')
+                             'float32, whatever config.model.dtype is; convert it before training')
     if config.first_moment_dtype not in MOMENT_DTYPES:
-        raise ValueError(f'optimizer.first_moment_dtype is {config.first_moment_dtype!r}: choose one of '
+        raise ValueError(f'config.optimizer.first_moment_dtype is {config.first_moment_dtype!r}: choose one of '
                          f'{", ".join(MOMENT_DTYPES)}')
     schedule = make_schedule(config)
     trained = optax.chain(_clipped_adam(config), optax.add_decayed_weights(config.weight_decay),

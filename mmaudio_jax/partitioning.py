@@ -58,11 +58,10 @@ def make_mesh(mesh_config: Mapping[str, int], slice_axis: str = 'data', devices:
     """
     devices = jax.devices() if devices is None else devices
     sizes, free = _sizes(mesh_config)
-    fixed = math.prod(size for size in sizes.values() if size != -1)
-    if free and len(devices) % fixed:
-        raise ValueError(_does_not_divide({name: size for name, size in sizes.items() if size > 1},
-                                          fitted(sizes, len(devices)), len(devices)))
     if free:
+        fixed = math.prod(size for size in sizes.values() if size != -1)
+        if len(devices) % fixed:
+            raise ValueError(_does_not_divide(sizes, len(devices)))
         sizes[free] = len(devices) // fixed
     shape = tuple(sizes[name] for name in AXES)
     if math.prod(shape) != len(devices):
@@ -101,10 +100,11 @@ def _sizes(mesh_config: Mapping[str, int]) -> tuple[dict[str, int], str | None]:
     return sizes, next(iter(free), None)
 
 
-def _does_not_divide(sizes: Mapping[str, int], better: Mapping[str, int], devices: int) -> str:
+def _does_not_divide(sizes: Mapping[str, int], devices: int) -> str:
     """Says that these axes leave no whole number of devices, and sizes that do."""
-    given = ' x '.join(f'{name} {size}' for name, size in sizes.items())
-    flags = ' '.join(f'--config.mesh.{name}={better[name]}' for name in sizes)
+    split, better = [name for name, size in sizes.items() if size > 1], fitted(sizes, devices)
+    given = ' x '.join(f'{name} {sizes[name]}' for name in split)
+    flags = ' '.join(f'--config.mesh.{name}={better[name]}' for name in split)
     return (f'config.mesh: {given} does not divide the {devices} devices, so that the axis of -1 cannot take what is left; set '
             f'for example {flags}')
 
@@ -154,7 +154,7 @@ def state_sharding(mesh: Mesh, tree: Any, rules: Sequence[tuple[str, tuple]] = R
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-def state_on_mesh(tree: Any, mesh: Mesh, config) -> Any:
+def state_shardings(mesh: Mesh, tree: Any, config) -> Any:
     """state_sharding with what config.sharding says; errors as rules_of and state_sharding have them."""
     return state_sharding(mesh, tree, rules_of(config), config.sharding.whole_params)
 
@@ -184,8 +184,7 @@ def _several(axes: Any) -> tuple[str, ...]:
 
 
 def _without_fsdp(spec: PartitionSpec) -> PartitionSpec:
-    kept = (tuple(axis for axis in _several(axes) if axis != 'fsdp') for axes in spec)
-    return PartitionSpec(*(axes if len(axes) > 1 else axes[0] if axes else None for axes in kept))
+    return PartitionSpec(*(tuple(axis for axis in _several(axes) if axis != 'fsdp') for axes in spec))
 
 
 def rules_of(config) -> tuple[tuple[str, tuple], ...]:
@@ -246,8 +245,8 @@ class OnMesh:
         does not fit a result.
     """
 
-    def __init__(self, model: nn.Module, mesh: Mesh, rules: Sequence[tuple[str, tuple]] = RULES,
-                 exchange_dtype: str = 'compute', activations: Sequence[tuple[str, tuple]] = ()):
+    def __init__(self, model: nn.Module, mesh: Mesh, rules: Sequence[tuple[str, tuple]], exchange_dtype: str,
+                 activations: Sequence[tuple[str, tuple]]):
         if exchange_dtype not in ('compute', 'float32'):
             raise ValueError(f"config.sharding.exchange_dtype is {exchange_dtype!r}; it must be 'compute' or 'float32'")
         self._model, self._mesh = model, mesh
@@ -262,11 +261,11 @@ class OnMesh:
 
     def apply(self, variables: Mapping[str, Any], *args, **kwargs) -> Any:
         """The module's apply."""
-        split = state_sharding(self._mesh, variables['params'], self._rules)
-        whole = jax.tree.map(lambda s: NamedSharding(self._mesh, _without_fsdp(s.spec)), split)
-        dtypes = jax.tree_util.tree_map_with_path(self._dtype, variables['params'])
-        boxes = jax.tree.map(_Placed, variables['params'], whole, split, dtypes)
-        self._check_activations(variables['params'])
+        params = variables['params']
+        self._check_activations(params)
+        kept = state_sharding(self._mesh, params, self._rules)
+        used = jax.tree.map(lambda sharding: sharding.update(spec=_without_fsdp(sharding.spec)), kept)
+        boxes = jax.tree.map(_Placed, params, used, kept, jax.tree_util.tree_map_with_path(self._dtype, params))
         with nn.intercept_methods(self._place_results):
             return self._model.apply({**variables, 'params': boxes}, *args, **kwargs)
 

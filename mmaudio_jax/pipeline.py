@@ -122,7 +122,7 @@ class Pipeline:
             places = partitioning.replicated(self._mesh)
             if placement is not None:
                 self._model = partitioning.on_mesh(parts.model, self._mesh, placement)
-                places = partitioning.state_on_mesh(parts.params, self._mesh, placement)
+                places = partitioning.state_shardings(self._mesh, parts.params, placement)
         self._params = jax.device_put(parts.params, places)
         self._programs: dict[tuple[sampler.SamplerSettings, Sequence], Any] = {}
         self._rooms: dict[Sequence, tuple[encoders.Encoder, codec.Codec]] = {}

@@ -10,6 +10,7 @@ from mmaudio_jax import snapshots
 from mmaudio_jax.media import Path
 from mmaudio_jax.models import mmaudio
 from mmaudio_jax.sequence import Sequence
+from mmaudio_jax.weights import files
 from mmaudio_jax.weights import store
 
 # How the official networks are sampled; configs/base.py has the same (tests/pretrained_test.py).
@@ -96,7 +97,7 @@ def _loader(dtype: str | None, cache: Path | None, folder: Path | None, offline:
 
 
 def _official(variant: str, dtype: str | None, load: Callable[[str], Any]) -> Pretrained:
-    sequence = Sequence(variant.split('_')[1], TRAINING_S)
+    sequence = Sequence(files.rate_of(variant), TRAINING_S)
     config: dict[str, Any] = {
         'name': variant,
         'sequence': {'rate': sequence.rate, 'duration_s': sequence.duration_s},

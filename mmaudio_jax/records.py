@@ -249,6 +249,7 @@ def read_metadata(folder: pathlib.Path) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: no such folder, or a folder that is not a set.
+      ValueError: the file is not JSON.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f'{folder}: no such record set; make it with --mode=extract, or correct config.input')

@@ -95,10 +95,6 @@ def resample_for_evaluation(waveform: np.ndarray, from_hz: int, to_hz: int) -> n
 
 def _filtered(waveform: np.ndarray, kernel: np.ndarray, up: int, down: int) -> np.ndarray:
     """Raises the rate by up, filters, lowers it by down, without delay; zeros beyond the ends."""
-    from scipy.signal import upfirdn  # here: it takes most of a second, which importing the Pipeline and decoding do without
-    length = -(-len(waveform) * up // down)
-    half = len(kernel) // 2
-    lead = -(-half // down)  # whole output samples before the first one
-    kernel = np.concatenate([np.zeros(lead * down - half), kernel])
-    result = upfirdn(kernel, np.asarray(waveform, np.float64), up, down)[lead:lead + length]
-    return np.pad(result, (0, length - len(result))).astype(np.float32)
+    from scipy.signal import resample_poly  # here: it takes most of a second, which the Pipeline and decoding do without
+    result = resample_poly(np.asarray(waveform, np.float64), up, down, window=kernel / up)  # which it multiplies by up
+    return result.astype(np.float32)

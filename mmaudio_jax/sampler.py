@@ -51,15 +51,16 @@ class SamplerSettings:
 
     def __post_init__(self):
         if self.solver not in SOLVERS:
-            raise ValueError(f'sampling.solver {self.solver!r} is not one of {", ".join(SOLVERS)}')
+            raise ValueError(f'config.sampling.solver {self.solver!r} is not one of {", ".join(SOLVERS)}')
         if self.schedule not in SCHEDULES:
-            raise ValueError(f'sampling.schedule {self.schedule!r} is not one of {", ".join(SCHEDULES)}')
+            raise ValueError(f'config.sampling.schedule {self.schedule!r} is not one of {", ".join(SCHEDULES)}')
         if self.solver == 'dopri5' and self.schedule != 'uniform':
-            raise ValueError(f"sampling.schedule is {self.schedule!r}, but 'dopri5' chooses its steps itself; set 'uniform'")
+            raise ValueError(f"config.sampling.schedule is {self.schedule!r}, but 'dopri5' chooses its steps itself; set "
+                             "'uniform'")
         if not isinstance(self.num_steps, (int, np.integer)) or self.num_steps < 1:
-            raise ValueError(f'sampling.num_steps is {self.num_steps!r}; it must be a whole number of at least 1')
+            raise ValueError(f'config.sampling.num_steps is {self.num_steps!r}; it must be a whole number of at least 1')
         if not isinstance(self.guidance, (int, float, np.number)) or not np.isfinite(self.guidance):
-            raise ValueError(f'sampling.guidance is {self.guidance!r}; it must be a number')
+            raise ValueError(f'config.sampling.guidance is {self.guidance!r}; it must be a number')
 
 
 def noise(seed: int, indices: Sequence[int], latent_length: int, latent_channels: int) -> jax.Array:
@@ -194,7 +195,7 @@ def _checked(sampler: Callable[..., Any], parts: int) -> Callable[..., Any]:
     def checked(params, initial, clip, sync, text, negative_text, codec=None):
         if initial.shape[0] % parts:
             raise ValueError(f'a batch of {initial.shape[0]} cannot be split into {parts} parts: choose a multiple '
-                             '(sampling.batch_size), or fill the batch up and cut the result')
+                             '(config.sampling.batch_size), or fill the batch up and cut the result')
         return sampler(params, initial, clip, sync, text, negative_text, codec)
 
     return checked

@@ -148,8 +148,8 @@ def load_params(workdir: pathlib.Path, sigma_rel: float | None = None, step: int
       (params as a tree of float32 numpy arrays, the config of that run as a plain dict).
 
     Raises:
-      CheckpointError: there is no snapshot.
-      ValueError: the step is not stored, or sigma_rel is out of range.
+      CheckpointError: there is no snapshot, none of that step, or one is damaged.
+      ValueError: sigma_rel is out of range.
     """
     found = load_all(workdir)
     step = found[-1].step if step is None else step

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence as Sequence_
 import concurrent.futures
+import functools
 import hashlib
 import itertools
 import json
@@ -78,14 +79,14 @@ class SyncFeatures(Mapping):
 
 
 def make_sampler(config, model: mmaudio.MMAudio, params: Any, sequence: Sequence, mesh: jax.sharding.Mesh, size: int,
-                 decoder: codec.Codec | None = None) -> Sampler:
-    """(a batch, the number of its first example) → its latents `[size, N, C]` or, with a decoder, waveforms `[size, samples]`.
+                 decoder: codec.Codec) -> Sampler:
+    """(a batch, the number of its first example) → its waveforms `[size, samples]`.
 
     As record_sampler.make has it, with the parameters on `mesh` and config.sampling.negative_prompt.
     """
     placed = partitioning.on_mesh(model, mesh, config)
-    params = partitioning.spread(params, partitioning.state_on_mesh(params, mesh, config))
-    weights, decode = (None, None) if decoder is None else decoder.program()
+    params = partitioning.spread(params, partitioning.state_shardings(mesh, params, config))
+    weights, decode = decoder.program()
     weights = partitioning.spread(weights, partitioning.replicated(mesh))
     negative = None
     if config.sampling.negative_prompt:
@@ -94,8 +95,8 @@ def make_sampler(config, model: mmaudio.MMAudio, params: Any, sequence: Sequence
     run = record_sampler.make(config, placed, mesh, sequence, size, decode)
 
     def sample_batch(batch: Sequence_[record_sampler.Example], first: int) -> jax.Array:
-        made = run(params, batch, first, negative, weights)
-        return made if decode is None else made[1]
+        _, waveforms = run(params, batch, first, negative, weights)
+        return waveforms
     return sample_batch
 
 
@@ -106,8 +107,8 @@ def mesh_and_size(config) -> tuple[jax.sharding.Mesh, int]:
 
 
 def sample(config, model: mmaudio.MMAudio, params: Any, split: Sequence_[record_sampler.Example], sequence: Sequence,
-           decoder: codec.Codec | None = None) -> np.ndarray:
-    """Latents or waveforms of all examples, float32 `[len(split), …]` on every process, by `make_sampler`."""
+           decoder: codec.Codec) -> np.ndarray:
+    """Waveforms of all examples, float32 `[len(split), …]` on every process, by `make_sampler`."""
     mesh, size = mesh_and_size(config)
     run, done = make_sampler(config, model, params, sequence, mesh, size, decoder), []
     for start in range(0, len(split), size):
@@ -132,11 +133,16 @@ def write(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
     """
     started, data = time.monotonic(), pathlib.Path(config.data_dir or workdir)
     mesh, size = mesh_and_size(config)
-    sequence = Sequence(config.sequence.rate, config.sequence.duration_s)
+    sequence = Sequence(**config.sequence)
     parts = _network(config, workdir, sequence)
     folder = _folder(config, workdir, data, parts)
     split = examples(config, data)
-    run: Sampler | None = None
+
+    @functools.cache
+    def sampler() -> Sampler:  # made when the first missing sound is
+        decoder = codec.make(parts.config['extract']['codec'], sequence, parts.codec_path, parts.load)
+        return make_sampler(config, parts.model, parts.params, sequence, mesh, size, decoder)
+
     found: dict[str, pathlib.Path] = {}
     count = made = 0
     writing: list[concurrent.futures.Future] = []
@@ -147,10 +153,7 @@ def write(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
             first, count = count, count + len(batch)
             if not _anywhere(not all(path.is_file() for path in paths)):
                 continue
-            if run is None:
-                decoder = codec.make(parts.config['extract']['codec'], sequence, parts.codec_path, parts.load)
-                run = make_sampler(config, parts.model, parts.params, sequence, mesh, size, decoder)
-            waveforms = run(batch, first)
+            waveforms = sampler()(batch, first)
             _wait_for(writing)
             writing = [pool.submit(_write_sound, paths[row], waveform, sequence)
                        for row, waveform in hosts.own_rows(waveforms).items() if row < len(batch)]

@@ -92,7 +92,7 @@ def _run(config, workdir: pathlib.Path, checkpointer: checkpoints.Checkpointer) 
     mesh = partitioning.make_mesh(config.mesh, config.sharding.slice_axis)
     sequence = Sequence(**config.sequence)
     model = mmaudio.build(config.model, sequence)
-    prepared = train_step.on_mesh(config, model, sequence, mesh)
+    prepared = train_step.prepare(config, model, sequence, mesh)
     records = pathlib.Path(config.data_dir or workdir) / 'records'
     iterator = input_pipeline.train_iterator(config, records, mesh)
     # What these refuse they refuse now: the statistics below are a pass over all records.
@@ -188,7 +188,7 @@ def _due(step: int, every: int) -> bool:
     return step > 0 and every > 0 and step % every == 0
 
 
-def _first_state(config, model: mmaudio.MMAudio, sequence: Sequence, prepared: train_step.OnMesh,
+def _first_state(config, model: mmaudio.MMAudio, sequence: Sequence, prepared: train_step.Prepared,
                  records: pathlib.Path) -> train_step.TrainState:
     """At step 0: the network as it is initialised, or with the weights of config.weights.start_from."""
     shardings = partitioning.shardings_of(prepared.state)

@@ -51,10 +51,10 @@ class TrainLog:
       workdir: of the run.
       config: name, train.total_steps, train.log_every and input.batch_size are read.
       step: finished steps of the state that the run starts from; later lines of an earlier run are removed.
-      step_flops: model operations of one step over all devices (flops.training); 0: not told.
+      step_flops: model operations of one step over all devices (flops.training).
     """
 
-    def __init__(self, workdir: pathlib.Path, config: Any, step: int, step_flops: float = 0.0):
+    def __init__(self, workdir: pathlib.Path, config: Any, step: int, step_flops: float):
         self._total, self._log_every = config.train.total_steps, config.train.log_every
         self._batch_size, self._step_flops = config.input.batch_size, step_flops
         self._max_skipped = config.train.max_skipped
@@ -207,11 +207,10 @@ class _Timed:
         speed = self.steps / self.total_s
         values = {'steps_per_s': speed, 'examples_per_s': speed * batch_size, 'data_s': self.data_s / self.steps,
                   'data_wait_s': self.wait_s / self.steps, 'data_wait_longest_s': self.wait_longest_s,
-                  'dispatch_s': self.dispatch_s / self.steps, 'device_s': self.device_s / self.steps}
+                  'dispatch_s': self.dispatch_s / self.steps, 'device_s': self.device_s / self.steps,
+                  'model_tflops_per_s': step_flops * speed / 1e12}
         peak = flops.peak(jax.devices()[0].device_kind)
-        if step_flops:
-            values['model_tflops_per_s'] = step_flops * speed / 1e12
-        if step_flops and peak:
+        if peak:
             values['utilisation'] = step_flops * speed / (peak * jax.device_count())
         return values
 

@@ -23,8 +23,8 @@ from mmaudio_jax.sequence import Sequence
 from mmaudio_jax.weights import store
 
 
-def make_sample(config, prepared: train_step.OnMesh, mesh: jax.sharding.Mesh, sequence: Sequence, records: pathlib.Path,
-                workdir: pathlib.Path) -> Callable[[int, train_step.TrainState], None]:
+def make_sample(config, prepared: train_step.Prepared, mesh: jax.sharding.Mesh, sequence: Sequence,
+                records: pathlib.Path, workdir: pathlib.Path) -> Callable[[int, train_step.TrainState], None]:
     """fn(step, state) that writes workdir/samples/<step>: a FLAC file and a PNG for each clip.
 
     The clips are the first config.train.sample_clips of config.input.validation's split 'validation'. The weights are the

@@ -162,8 +162,8 @@ def init_state(config, model, sequence: Sequence, statistics: tuple[np.ndarray, 
         if not np.isfinite(value).all():
             raise ValueError(f'{name} is not finite: the records or the encoder that it was measured on are damaged')
     if (np.asarray(statistics[1]) <= 0).any():
-        raise ValueError('latent_std has a channel without spread: input.statistics names a record set with too few clips or '
-                         'with constant ones; choose another set or extract more clips')
+        raise ValueError('latent_std has a channel without spread: config.input.statistics names a record set with too few '
+                         'clips or with constant ones; choose another set or extract more clips')
     key = named_key(jax.random.key(config.seed), 'init')
     zeros = lambda length, width: jnp.zeros((1, length, width), jnp.float32)
     params = dict(model.init(key, zeros(sequence.latent_length, model.latent_channels), jnp.zeros(1),
@@ -172,7 +172,7 @@ def init_state(config, model, sequence: Sequence, statistics: tuple[np.ndarray, 
     for name, value in constants.items():
         if np.size(value) != params[name].size or np.shape(value)[-1:] != params[name].shape[-1:]:
             raise ValueError(f'{name} has shape {np.shape(value)}, the network wants {params[name].shape}: do '
-                             'sequence.rate and the encoder match those of the records?')
+                             'config.sequence.rate and the encoder match those of the records?')
         params[name] = jnp.asarray(value, jnp.float32).reshape(params[name].shape)
     return state_of(config, params)
 
@@ -267,14 +267,14 @@ def make_train_step(config, model, tx: optax.GradientTransformation,
     return train_step
 
 
-class OnMesh(NamedTuple):
+class Prepared(NamedTuple):
     """A training step ready to be compiled.
 
     Attributes:
       init: (statistics, empty_string_feat) -> TrainState, see init_state.
       state: shapes and shardings of the TrainState.
       network: on the mesh.
-      step: see jit_train_step.
+      step: make_train_step's, jitted; the state that goes in is given up for the one that comes out.
     """
     init: Callable[[tuple[np.ndarray, np.ndarray], np.ndarray], TrainState]
     state: TrainState
@@ -282,7 +282,7 @@ class OnMesh(NamedTuple):
     step: jax.stages.Wrapped
 
 
-def on_mesh(config, model, sequence: Sequence, mesh: jax.sharding.Mesh) -> OnMesh:
+def prepare(config, model, sequence: Sequence, mesh: jax.sharding.Mesh) -> Prepared:
     """The step of a configuration on a mesh; nothing is computed yet.
 
     Raises:
@@ -292,26 +292,13 @@ def on_mesh(config, model, sequence: Sequence, mesh: jax.sharding.Mesh) -> OnMes
     init = functools.partial(init_state, config, model, sequence)
     channels, empty = sequence.latent_channels, np.zeros((model.text_length, model.text_width))
     shapes = jax.eval_shape(lambda: init((np.zeros(channels), np.ones(channels)), empty))
-    shardings = partitioning.state_on_mesh(shapes, mesh, config)
+    shardings = partitioning.state_shardings(mesh, shapes, config)
     network = partitioning.on_mesh(model, mesh, config)
-    tx, schedule = optimizer.make(config.optimizer, shapes.params)
-    step = jit_train_step(config, network, tx, schedule, mesh, shardings)
-    return OnMesh(init, partitioning.abstract(shapes, shardings), network, step)
-
-
-def jit_train_step(config, model, tx: optax.GradientTransformation, schedule: optax.Schedule, mesh: jax.sharding.Mesh,
-                   shardings: TrainState) -> jax.stages.Wrapped:
-    """make_train_step compiled for a mesh; the state that goes in is given up for the one that comes out.
-
-    Args:
-      config, model, tx, schedule: as for make_train_step; of `config`, what compiler_options reads, too.
-      mesh: the batch is split over it.
-      shardings: of the state, from partitioning.state_sharding.
-    """
-    options = compiler_options(config, mesh.devices.flat[0])
-    return jax.jit(make_train_step(config, model, tx, schedule), donate_argnums=0, compiler_options=options,
+    step = jax.jit(make_train_step(config, network, *optimizer.make(config.optimizer, shapes.params)), donate_argnums=0,
                    in_shardings=(shardings, partitioning.batch_sharding(mesh)),
-                   out_shardings=(shardings, partitioning.replicated(mesh)))
+                   out_shardings=(shardings, partitioning.replicated(mesh)),
+                   compiler_options=compiler_options(config, mesh.devices.flat[0]))
+    return Prepared(init, partitioning.abstract(shapes, shardings), network, step)
 
 
 def compiler_options(config, device: Any) -> dict[str, str] | None:
@@ -335,14 +322,14 @@ def make_validation_step(config, model) -> Callable[[Any, Batch, jax.Array], jax
 
     def draw(index, shape):
         key = jax.random.fold_in(named_key(jax.random.key(config.seed), 'validation'), index)
-        return (jax.random.normal(named_key(key, 'posterior_noise'), shape),
-                jax.random.normal(named_key(key, 'noise'), shape), flow_matching.sample_times(named_key(key, 't'), 1)[0])
+        keep = jnp.zeros([], bool)
+        return Draws(posterior_noise=jax.random.normal(named_key(key, 'posterior_noise'), shape),
+                     noise=jax.random.normal(named_key(key, 'noise'), shape),
+                     t=flow_matching.sample_times(named_key(key, 't'), 1)[0],
+                     drop_clip=keep, drop_sync=keep, drop_text=keep)
 
     def validation_step(params, batch, indices):
-        shape = batch['latent_mean'].shape[1:]
-        posterior_noise, noise, t = jax.vmap(lambda index: draw(index, shape))(indices)
-        keep = jnp.zeros(indices.shape, bool)
-        draws = Draws(posterior_noise=posterior_noise, noise=noise, t=t, drop_clip=keep, drop_sync=keep, drop_text=keep)
+        draws = jax.vmap(lambda index: draw(index, batch['latent_mean'].shape[1:]))(indices)
         return per_example_loss(params, model, config.flow.min_sigma, batch, draws)
 
     return validation_step

@@ -7,6 +7,7 @@ from mmaudio_jax.models import anti_aliasing
 from mmaudio_jax.models import bigvgan
 from mmaudio_jax.models import folded
 from mmaudio_jax.weights import bigvgan as bigvgan_weights
+from tests import official_tensors
 from tests.conftest import GOLDEN
 from tests.conftest import take_form_of_tpus
 from tests.golden import synthetic_weights
@@ -132,7 +133,7 @@ def test_folded_forms_are_the_plain_ones(steps, width):
 
 def error_against_golden(rate, checkpoint):
     model = bigvgan.build(rate)
-    params = bigvgan_weights.to_params(synthetic_weights.state_dict(checkpoint), model)
+    params = official_tensors.params_of(bigvgan_weights, synthetic_weights.state_dict(checkpoint), model)
     mel = synthetic_weights.example_input('vocoder_mel', (1, model.mel_bins, 24), scale=0.5).swapaxes(1, 2)
     audio = jax.jit(lambda p, x: model.apply({'params': p}, x))(params, mel)
     expected = np.load(GOLDEN / f'vocoder_{rate}.npz')['audio'][:, 0]

@@ -32,7 +32,7 @@ def tensors():
 
 @pytest.fixture(scope='module')
 def params(tensors):
-    return clip_weights.to_params(tensors, TINY)
+    return official_tensors.params_of(clip_weights, tensors, TINY)
 
 
 def norm(tensors, name, x):
@@ -114,7 +114,7 @@ def test_unknown_variant_names_the_known_ones():
 @pytest.mark.slow
 def test_golden():
     model = clip.build('vit_h_14_378', jnp.float32)
-    params = clip_weights.to_params(official_tensors.full_size('clip_vit_h_14_378'), model)
+    params = official_tensors.params_of(clip_weights, official_tensors.full_size('clip_vit_h_14_378'), model)
     golden = np.load(GOLDEN / 'clip_vit_h_14_378.npz')
     image = synthetic_weights.example_input('clip_image', (2, 3, 384, 384)).transpose(0, 2, 3, 1)
     inputs = {'image': image, 'text': golden['tokens'][:3].astype(np.int32)}

@@ -6,6 +6,7 @@ from mmaudio_jax import codec
 from mmaudio_jax import media
 from mmaudio_jax import mel
 from mmaudio_jax.sequence import Sequence
+from mmaudio_jax.weights import store
 from tests import full_disk
 
 ONSETS_S = (0.31, 0.92, 1.57)
@@ -29,7 +30,7 @@ def fixture_fitted(request, tmp_path_factory):
     sequence = Sequence(request.param, 2.0)
     waveforms = np.stack([strikes(sequence, seed) for seed in range(12)])
     codec.fit_pca(iter([waveforms[:5], waveforms[5:]]), sequence, tmp_path / 'codec.npz')
-    return sequence, waveforms, codec.make('pca', sequence, tmp_path / 'codec.npz')
+    return sequence, waveforms, codec.make('pca', sequence, tmp_path / 'codec.npz', store.load)
 
 
 def test_round_trip_keeps_spectrum_and_onsets(fitted):
@@ -91,24 +92,24 @@ def test_processes_of_one_number_do_not_disturb_each_other(tmp_path, monkeypatch
     fit()
     with full_disk.after(1000), pytest.raises(media.MediaError, match='codec.npz: File too large'):
         fit()
-    codec.make('pca', sequence, tmp_path / 'codec.npz')
+    codec.make('pca', sequence, tmp_path / 'codec.npz', store.load)
     assert [path.name for path in tmp_path.iterdir()] == ['codec.npz']
 
 
 def test_errors_name_the_file_and_the_field(tmp_path):
     sequence = Sequence('16k', 2.0)
     with pytest.raises(FileNotFoundError, match='codec.npz: the fitted pca codec is missing'):
-        codec.make('pca', sequence, tmp_path / 'codec.npz')
+        codec.make('pca', sequence, tmp_path / 'codec.npz', store.load)
     (tmp_path / 'codec.npz').write_bytes(b'PK\x03\x04 half a file')
     with pytest.raises(ValueError, match='codec.npz: not a fitted pca codec'):
-        codec.make('pca', sequence, tmp_path / 'codec.npz')
+        codec.make('pca', sequence, tmp_path / 'codec.npz', store.load)
     codec.fit_pca([strikes(sequence, 0)[None]], sequence, tmp_path / 'codec.npz')
     with pytest.raises(ValueError, match="codec.npz: rate is '16k', not '44k'"):
-        codec.make('pca', Sequence('44k', 2.0), tmp_path / 'codec.npz')
+        codec.make('pca', Sequence('44k', 2.0), tmp_path / 'codec.npz', store.load)
     with pytest.raises(ValueError, match=r'takes waveforms \[B, 32256\]'):
-        codec.make('pca', sequence, tmp_path / 'codec.npz').encode(np.zeros((1, 32000), np.float32))
+        codec.make('pca', sequence, tmp_path / 'codec.npz', store.load).encode(np.zeros((1, 32000), np.float32))
     with pytest.raises(ValueError, match='config.extract.codec is .mp3.; it must be one of official, pca'):
-        codec.make('mp3', sequence)
+        codec.make('mp3', sequence, None, store.load)
     with pytest.raises(ValueError, match='0 frames are too few'):
         codec.fit_pca([], sequence, tmp_path / 'other.npz')
     assert sorted(path.name for path in tmp_path.iterdir()) == ['codec.npz']

@@ -97,7 +97,7 @@ def test_without_a_workdir_it_only_prints(monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize('program, section, name, value, message', [
     ('train', 'train', 'microbatches', 0, 'config.train.microbatches is 0, which does not divide config.input.batch_size 8'),
     ('train', 'train', 'microbatches', 3, 'config.train.microbatches is 3'),
-    ('train', 'model', 'dtype', 'floaty', 'model.dtype is .floaty.; it must be one of'),
+    ('train', 'model', 'dtype', 'floaty', 'config.model.dtype is .floaty.; it must be one of'),
     ('sampler', 'compile', 'clips_per_device', 0, 'config.compile.clips_per_device is 0; it must be at least 1'),
 ])
 def test_fields_that_cannot_be_compiled_are_named(program, section, name, value, message):

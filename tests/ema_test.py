@@ -83,14 +83,14 @@ def test_synthesis_of_a_stored_profile_is_that_snapshot():
 
 def test_frozen_entries_are_not_scaled():
     trees = [{'w': np.full(2, 1.0, np.float32), 'latent_std': np.full(2, 1.0, np.float32)} for _ in SIGMA_RELS]
-    snapshots = [(ema.sigma_rel_to_gamma(s), 10, tree) for s, tree in zip(SIGMA_RELS, trees)]
+    snapshots = [ema.Snapshot(ema.sigma_rel_to_gamma(s), 10, tree) for s, tree in zip(SIGMA_RELS, trees)]
     result = ema.synthesize(snapshots, 0.2, 10)
     assert abs(result['w'][0] - 1) > 0.01
     np.testing.assert_array_equal(result['latent_std'], [1, 1])
 
 
 def test_bad_snapshots():
-    snapshot = (7.0, 10, {'w': np.zeros(1)})
+    snapshot = ema.Snapshot(7.0, 10, {'w': np.zeros(1)})
     with pytest.raises(ValueError, match='step 5.*stored steps: .10.'):
         ema.synthesize([snapshot], 0.05, 5)
     with pytest.raises(ValueError, match='none'):

@@ -4,6 +4,7 @@ import pytest
 
 from mmaudio_jax import encoders
 from mmaudio_jax.sequence import Sequence
+from mmaudio_jax.weights import store
 
 SEQUENCE = Sequence('16k', 2.0)
 
@@ -21,7 +22,7 @@ def draw(time_s: np.ndarray, size: int, path, background: np.ndarray) -> np.ndar
 
 def encode(path, seed: int = 0):
     """(clip [V, 1024], sync [S, 768]) of a moving disc before a still background."""
-    encoder = encoders.make('pixels', SEQUENCE)
+    encoder = encoders.make('pixels', SEQUENCE, store.load)
     rng = np.random.default_rng(seed)
     streams = []
     for request in encoder.frame_requests:
@@ -35,7 +36,7 @@ def encode(path, seed: int = 0):
 @pytest.mark.parametrize('duration_s', [2.0, 4.0, 5.3, 8.0])
 def test_shapes_are_those_of_the_sequence(duration_s):
     sequence = Sequence('44k', duration_s)
-    encoder = encoders.make('pixels', sequence)
+    encoder = encoders.make('pixels', sequence, store.load)
     rng = np.random.default_rng(0)
     frames = [rng.integers(0, 256, (2, int(r.fps * duration_s), r.height, r.width, 3), np.uint8)
               for r in encoder.frame_requests]
@@ -113,14 +114,15 @@ def test_impacts_are_found_by_a_linear_probe():
 
 
 def test_text_features_depend_on_the_text_alone():
-    encoder = encoders.make('pixels', SEQUENCE)
+    encoder = encoders.make('pixels', SEQUENCE, store.load)
     empty, rod, bell = encoder.encode_text(['', 'A metal  rod', 'a metal bell'])
     assert empty.shape == (77, 1024) and empty.dtype == np.float32
     assert (np.abs(empty).sum(axis=1) > 0).tolist() == [True] * 2 + [False] * 75  # start and end mark
     np.testing.assert_array_equal(rod[:3], bell[:3])
     assert np.abs(rod[3] - bell[3]).mean() > 0.5
     assert 0.9 < rod[:5].std() < 1.1
-    np.testing.assert_array_equal(encoders.make('pixels', Sequence('44k', 8.0)).encode_text(['a metal rod'])[0], rod)
+    other = encoders.make('pixels', Sequence('44k', 8.0), store.load)
+    np.testing.assert_array_equal(other.encode_text(['a metal rod'])[0], rod)
     np.testing.assert_allclose(empty[0, :3], EMPTY_START, atol=1e-6)  # the same in every session and version
 
 
@@ -129,7 +131,7 @@ EMPTY_START = (-0.995992, 1.373766, -0.315718)
 
 def test_errors_name_the_field():
     with pytest.raises(ValueError, match="config.extract.encoder is 'clip'; it must be one of official, pixels"):
-        encoders.make('clip', SEQUENCE)
+        encoders.make('clip', SEQUENCE, store.load)
     with pytest.raises(ValueError, match=r'frames are uint8 \[2, 49, 32, 32, 3\], not uint8 \[B, 50, 32, 32, 3\]'):
-        encoder = encoders.make('pixels', SEQUENCE)
+        encoder = encoders.make('pixels', SEQUENCE, store.load)
         encoder.encode_video(np.zeros((2, 16, 32, 32, 3), np.uint8), np.zeros((2, 49, 32, 32, 3), np.uint8))

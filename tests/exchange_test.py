@@ -15,6 +15,7 @@ from mmaudio_jax.weights import store
 from mmaudio_jax.weights import tensor_file
 from mmaudio_jax.weights import torch_writer
 from tests import full_disk
+from tests import official_tensors
 from tests import trained_run
 from tests.golden import synthetic_weights
 from tests.run_test import run
@@ -79,7 +80,7 @@ def test_export_of_a_trained_network(tmp_path):
         config.weights.export_format = export_format
         exchange.export_weights(config, tmp_path)
         found = tensor_file.read(tmp_path / 'export' / f'mmaudio_small_16k.{export_format}').tensors()
-        assert_equal(mmaudio_weights.to_params(found, model), params)
+        assert_equal(official_tensors.params_of(mmaudio_weights, found, model), params)
 
 
 def test_export_takes_the_average_that_is_asked_for(tmp_path, monkeypatch):

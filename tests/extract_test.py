@@ -24,6 +24,7 @@ from mmaudio_jax import media
 from mmaudio_jax import partitioning
 from mmaudio_jax import records
 from mmaudio_jax.sequence import Sequence
+from mmaudio_jax.weights import store
 
 ROOT = pathlib.Path(__file__).parents[1]
 SEQUENCE = Sequence('16k', 1.0)
@@ -87,8 +88,8 @@ def test_records_are_in_the_order_of_the_table(workdir):
 
 def test_features_are_those_of_each_clip_alone(workdir):
     """Batches, padding and rejected neighbours change nothing."""
-    encoder = encoders.make('pixels', SEQUENCE)
-    pca = codec.make('pca', SEQUENCE, workdir / 'records' / 'codec.npz')
+    encoder = encoders.make('pixels', SEQUENCE, store.load)
+    pca = codec.make('pca', SEQUENCE, workdir / 'records' / 'codec.npz', store.load)
     request = reading.Request(encoder.frame_requests, 1.0, ((16_000, SEQUENCE.waveform_length),))
     table = {clip.id: clip for clip in clips.read_table(workdir / 'media' / 'clips' / 'train.jsonl')}
     for example in load(workdir, 'clips', 'train'):

@@ -143,9 +143,9 @@ def test_render_then_nothing_then_what_is_missing(tmp_path, capsys):
     impacts.render(config(), tmp_path)
     assert '2 to render' in capsys.readouterr().out and snapshot(tmp_path) == before
 
-    with pytest.raises(ValueError, match=r'was rendered with impacts.frame_size = 32, the configuration says 64'):
+    with pytest.raises(ValueError, match=r'was rendered with config.impacts.frame_size = 32, the configuration says 64'):
         impacts.render(config(frame_size=64), tmp_path)
-    with pytest.raises(ValueError, match='impacts.frame_size = 33 must be even'):
+    with pytest.raises(ValueError, match='config.impacts.frame_size = 33 must be even'):
         impacts.render(config(frame_size=33), tmp_path)
 
 

@@ -12,6 +12,7 @@ from mmaudio_jax.models import layers
 from mmaudio_jax.models import mmaudio
 from mmaudio_jax.sequence import Sequence
 from mmaudio_jax.weights import mmaudio as weights
+from tests import official_tensors
 from tests.conftest import GOLDEN
 from tests.conftest import QUICK
 from tests.golden import synthetic_weights
@@ -41,7 +42,8 @@ def error(result, expected) -> float:
 @functools.lru_cache(maxsize=1)
 def params_of(variant: str):
     """The synthetic weights, through the importer."""
-    return jax.device_put(weights.to_params(synthetic_weights.state_dict(f'mmaudio_{variant}'), build(variant)))
+    tensors = synthetic_weights.state_dict(f'mmaudio_{variant}')
+    return jax.device_put(official_tensors.params_of(weights, tensors, build(variant)))
 
 
 @pytest.mark.parametrize('name, convolution', [*PARITY, LARGE])

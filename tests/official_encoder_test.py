@@ -166,8 +166,3 @@ def test_wrong_frames_are_named(trees):
         encoder.encode_video(clip_frames, sync_frames[:, 1:])
     with pytest.raises(ValueError, match=r'frames are float32 \[2, 10, 20, 20, 3\]'):
         encoder.encode_video(clip_frames.astype(np.float32), sync_frames)
-
-
-def test_weights_are_needed():
-    with pytest.raises(ValueError, match="config.extract.encoder is 'official', which needs the official weights"):
-        encoders.make('official', SEQUENCE)

@@ -1,7 +1,10 @@
 """Synthetic official tensors that are made when they are read, so that a full-size file never stands in memory twice."""
+from collections.abc import Mapping
 import dataclasses
 import re
+from typing import Any
 
+from flax import traverse_util
 import numpy as np
 
 from tests.golden import synthetic_weights
@@ -20,6 +23,11 @@ class Tensor:
 def full_size(checkpoint: str) -> dict[str, Tensor]:
     """All tensors of a manifest."""
     return {name: Tensor(name, shape) for name, shape in synthetic_weights.load_manifest(checkpoint).items()}
+
+
+def params_of(mapping: Any, tensors: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    """The parameters that a module of weights/ makes of all tensors of a file."""
+    return traverse_util.unflatten_dict(dict(mapping.leaves(tensors, model)))
 
 
 def tiny(checkpoint: str, sizes: dict[int, int], depths: dict[str, int]) -> dict[str, np.ndarray]:

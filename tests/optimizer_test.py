@@ -66,7 +66,7 @@ def test_first_moment_in_bfloat16_is_computed_with_in_float32():
     deviation = np.sqrt(0.95 * 0.05 * 0.3**2 / (1 - 0.95**2))
     expected = -0.9 * kept / (1 - 0.9**2) / (deviation + 1e-6)
     np.testing.assert_allclose(updates['kernel'], np.full(4, expected), rtol=1e-5)
-    with pytest.raises(ValueError, match="optimizer.first_moment_dtype is 'float16'"):
+    with pytest.raises(ValueError, match="config.optimizer.first_moment_dtype is 'float16'"):
         optimizer.make(section(first_moment_dtype='float16'), params)
 
 

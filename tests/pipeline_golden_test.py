@@ -33,7 +33,7 @@ class Loader:
         if self._text is not None and name == 'clip_vit_h_14_378':
             text, self._text = self._text, None
             return text
-        params = MAPPINGS[name].to_params(official_tensors.full_size(name), store.build(name))
+        params = official_tensors.params_of(MAPPINGS[name], official_tensors.full_size(name), store.build(name))
         if name == 'clip_vit_h_14_378':
             self._text = {'text': params.pop('text')}
         return params

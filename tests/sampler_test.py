@@ -87,7 +87,7 @@ def test_adaptive_solver_gives_up(monkeypatch):
 
 
 def test_a_solver_that_finds_its_own_steps_takes_no_schedule():
-    with pytest.raises(ValueError, match="sampling.schedule is 'cosine', but 'dopri5' chooses its steps itself"):
+    with pytest.raises(ValueError, match="config.sampling.schedule is 'cosine', but 'dopri5' chooses its steps itself"):
         dataclasses.replace(EULER, solver='dopri5', schedule='cosine')
 
 
@@ -166,9 +166,9 @@ def test_mesh_gives_the_same(network, solver):
 @pytest.mark.parametrize('field, value, message', [('solver', 'rk4', 'sampling.solver'),
                                                    ('schedule', 'linear', 'sampling.schedule'),
                                                    ('num_steps', 0, 'sampling.num_steps'),
-                                                   ('num_steps', 2.5, 'sampling.num_steps is 2.5; it must be a whole'),
+                                                   ('num_steps', 2.5, 'config.sampling.num_steps is 2.5; it must be a whole'),
                                                    ('guidance', float('nan'), 'sampling.guidance is nan'),
-                                                   ('guidance', '4', 'sampling.guidance is .4.; it must be a number')])
+                                                   ('guidance', '4', 'config.sampling.guidance is .4.; it must be a number')])
 def test_settings_are_checked(field, value, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(EULER, **{field: value})

@@ -150,6 +150,13 @@ def read_epoch(folder: str, hosts: dict) -> None:
         (pathlib.Path(folder) / f'epoch_{hosts["index"]}.json').write_text(json.dumps(seen))
 
 
+class AsItIs:
+    """In place of a codec: the latents are the sound."""
+
+    def program(self):
+        return (), lambda parameters, latents: latents
+
+
 class TwiceTheFirstChannel:
     """In place of a codec."""
 
@@ -174,7 +181,7 @@ def sample(folder: str, hosts: dict) -> None:
         shapes = (sequence.latent_length, sequence.latent_channels), (), (8, 1024), (8, 768), (77, 1024)
         init = jax.jit(lambda: model.init(jax.random.key(0), *(jnp.zeros((1, *shape)) for shape in shapes))['params'])
         params = {**jax.tree.map(np.asarray, init()), 'latent_std': np.ones((1, 1, sequence.latent_channels), np.float32)}
-        latents = split_sounds.sample(config, model, params, examples, sequence)
+        latents = split_sounds.sample(config, model, params, examples, sequence, AsItIs())
         if jax.process_index() == 0:
             np.save(pathlib.Path(folder) / f'latents_{hosts["count"]}.npy', latents)
         run = split_sounds.make_sampler(config, model, params, sequence, *split_sounds.mesh_and_size(config),

@@ -14,6 +14,7 @@ from mmaudio_jax import train_step
 from mmaudio_jax.models import mmaudio
 from mmaudio_jax.sequence import Sequence
 from mmaudio_jax.weights import mmaudio as weights
+from tests import official_tensors
 from tests.conftest import GOLDEN
 from tests.golden import synthetic_weights
 
@@ -133,7 +134,7 @@ def equations(jaxpr):
 def test_precision_of_a_step_in_bfloat16():
     """Products are bfloat16 but for the time embedding's; softmax, norms, loss, gradients and the update are float32."""
     config, model = base.get_config(), golden_model().clone(dtype=jnp.bfloat16)
-    params = jax.eval_shape(lambda: weights.to_params(synthetic_weights.state_dict('train_tiny'), model))
+    params = jax.eval_shape(lambda: official_tensors.params_of(weights, synthetic_weights.state_dict('train_tiny'), model))
     tx, schedule = optimizer.make(config.optimizer, params)
     make = lambda params: train_step.TrainState(jnp.int32(0), params, tx.init(params), ema.init(params, (0.05,)))
     step = lambda state, *inputs: train_step.step_with_draws(state, model, tx, schedule, 0.0, *inputs)
@@ -162,7 +163,7 @@ def test_golden_training_run():
     config = base.get_config()
     config.optimizer.update({'learning_rate': 1e-3, 'warmup_steps': 4, 'schedule_steps': (8, 10), 'weight_decay': 1e-2,
                              'eps': 1e-8})
-    params = jax.tree.map(jnp.asarray, weights.to_params(synthetic_weights.state_dict('train_tiny'), model))
+    params = jax.tree.map(jnp.asarray, official_tensors.params_of(weights, synthetic_weights.state_dict('train_tiny'), model))
     tx, schedule = optimizer.make(config.optimizer, params)
     state = train_step.TrainState(jnp.int32(0), params, tx.init(params), ema.init(params, config.ema.sigma_rels))
 

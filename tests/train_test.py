@@ -293,14 +293,14 @@ def test_log_after_a_resume_has_every_step_once(tmp_path):
     config = tiny_run.make_config(log_every=2, max_skipped=1)
     metrics = lambda step: {'loss': jnp.float32(np.nan if step == 3 else step), 'grad_norm': jnp.float32(2),
                             'learning_rate': jnp.float32(3)}
-    log = train_log.TrainLog(tmp_path, config, 0)
+    log = train_log.TrainLog(tmp_path, config, 0, 1e9)
     for step in range(1, 8):
         log.add(step, metrics(step))
     log.write(6, {'validation_loss': 0.5})
     log.close()
     with (tmp_path / 'logs' / 'metrics.jsonl').open('a') as file:
         file.write('{"step": 8, "lo')  # killed while it wrote
-    log = train_log.TrainLog(tmp_path, config, 5)
+    log = train_log.TrainLog(tmp_path, config, 5, 1e9)
     assert not log.has(6, 'validation_loss') and log.has(4, 'loss')
     for step in range(6, 9):
         log.add(step, metrics(step))

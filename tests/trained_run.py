@@ -15,6 +15,7 @@ from mmaudio_jax import records
 from mmaudio_jax import snapshots
 from mmaudio_jax.models import mmaudio
 from mmaudio_jax.sequence import Sequence
+from mmaudio_jax.weights import store
 from tests import tiny_run
 
 DURATION_S = 1.0
@@ -77,7 +78,8 @@ def write_split(workdir: pathlib.Path, config, ids: str = 'clip_{}') -> None:
     sequence = _sequence(config)
     folder, set_folder = workdir / 'media' / 'impacts', workdir / 'records' / 'impacts'
     set_folder.mkdir(parents=True)
-    encoder, coder = encoders.make('pixels', sequence), codec.make('pca', sequence, workdir / 'records' / 'codec.npz')
+    encoder = encoders.make('pixels', sequence, store.load)
+    coder = codec.make('pca', sequence, workdir / 'records' / 'codec.npz', store.load)
     rows, examples = [], []
     for index in range(CLIPS):
         row = {'id': ids.format(index), 'video': f'test/clip_{index}.mp4', 'audio': None, 'caption': f'clip number {index}',

@@ -5,6 +5,7 @@ import pytest
 
 from mmaudio_jax.models import vae
 from mmaudio_jax.weights import vae as vae_weights
+from tests import official_tensors
 from tests.conftest import GOLDEN
 from tests.conftest import QUICK
 from tests.golden import synthetic_weights
@@ -80,7 +81,7 @@ def test_unknown_rate_names_the_known_ones():
 @pytest.mark.parametrize('rate', ['16k', '44k'])
 def test_golden(rate):
     model, golden = vae.build(rate), np.load(GOLDEN / f'vae_{rate}.npz')
-    params = vae_weights.to_params(synthetic_weights.state_dict(f'vae_{rate}'), model)
+    params = official_tensors.params_of(vae_weights, synthetic_weights.state_dict(f'vae_{rate}'), model)
     mel = synthetic_weights.example_input('mel', (2, model.mel_bins, 64)).swapaxes(1, 2)
     latents = synthetic_weights.example_input('z', (2, model.latent_channels, 32)).swapaxes(1, 2)
     mean, std = jax.jit(lambda p, x: model.apply({'params': p}, x, method='encode'))(params, mel)

@@ -3,6 +3,7 @@ import pytest
 
 from mmaudio_jax.models import bigvgan
 from mmaudio_jax.weights import bigvgan as bigvgan_weights
+from tests import official_tensors
 from tests.golden import synthetic_weights
 
 TINY = bigvgan.BigVGAN(mel_bins=6, width=64, rates=(4, 4, 2, 2, 2, 2), tanh=True)
@@ -22,7 +23,7 @@ def weight(tensors, module):
 
 
 def test_weight_norm_is_multiplied_out(tensors):
-    params = bigvgan_weights.to_params(tensors, TINY)
+    params = official_tensors.params_of(bigvgan_weights, tensors, TINY)
     np.testing.assert_allclose(params['conv_pre']['kernel'], weight(tensors, 'conv_pre').transpose(2, 1, 0), atol=1e-6)
     taps = weight(tensors, 'ups.1.0')  # (D, out, 8 taps), rate 4
     kernel = params['ups_1']['kernel'].reshape(2, 32, 4, 16)
@@ -31,7 +32,7 @@ def test_weight_norm_is_multiplied_out(tensors):
 
 
 def test_layers_of_a_block_are_in_order(tensors):
-    block = bigvgan_weights.to_params(tensors, TINY)['resblocks_4']
+    block = official_tensors.params_of(bigvgan_weights, tensors, TINY)['resblocks_4']
     for layer, conv in enumerate(('convs1.0', 'convs2.0', 'convs1.1', 'convs2.1', 'convs1.2', 'convs2.2')):
         np.testing.assert_allclose(block['kernel'][layer], weight(tensors, f'resblocks.4.{conv}').transpose(2, 1, 0), atol=1e-6)
         activation = f'resblocks.4.activations.{layer}'
@@ -49,7 +50,7 @@ def test_newer_names_of_weight_norm(tensors):
             name = name.replace(old, f'parametrizations.weight.{new}')
         newer[name] = tensor
     assert newer.keys() != tensors.keys()
-    ours, expected = (bigvgan_weights.to_params(t, TINY) for t in (newer, tensors))
+    ours, expected = (official_tensors.params_of(bigvgan_weights, t, TINY) for t in (newer, tensors))
     np.testing.assert_array_equal(ours['resblocks_0']['kernel'], expected['resblocks_0']['kernel'])
 
 
@@ -58,7 +59,7 @@ def test_every_wrong_tensor_is_named(tensors):
     tensors['stray'] = np.zeros(3)
     tensors['ups.0.0.weight_v'] = np.zeros((64, 32, 7))
     with pytest.raises(ValueError) as error:
-        bigvgan_weights.to_params(tensors, TINY)
+        official_tensors.params_of(bigvgan_weights, tensors, TINY)
     for text in ('3 tensors', 'missing: conv_post.bias (1,)', 'unexpected: stray (3,)',
                  'wrong shape: ups.0.0.weight_v is (64, 32, 7), must be (64, 32, 8)'):
         assert text in str(error.value)

@@ -15,7 +15,7 @@ def tensors():
 
 
 def test_layouts(tensors):
-    params = clip_weights.to_params(tensors, TINY)
+    params = official_tensors.params_of(clip_weights, tensors, TINY)
     image, text = params['image'], params['text']
     patch = tensors['visual.conv1.weight']
     assert image['patches']['kernel'][(4 * 6 + 5) * 3 + 1, 7] == patch[7, 1, 4, 5]
@@ -33,16 +33,17 @@ def test_layouts(tensors):
 
 def test_parameters_are_new_contiguous_float32(tensors):
     half = {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
-    params = clip_weights.to_params(half, TINY)
+    params = official_tensors.params_of(clip_weights, half, TINY)
     for leaf in (params['image']['patches']['kernel'], params['text']['tokens'], params['image']['blocks']['qkv']['kernel']):
         assert leaf.dtype == np.float32 and leaf.flags.c_contiguous
-    assert not np.shares_memory(clip_weights.to_params(tensors, TINY)['text']['tokens'], tensors['token_embedding.weight'])
+    tokens = official_tensors.params_of(clip_weights, tensors, TINY)['text']['tokens']
+    assert not np.shares_memory(tokens, tensors['token_embedding.weight'])
 
 
 def test_every_tensor_is_used_once_or_ignored_by_name(tensors):
     for name in clip_weights.UNUSED:
         del tensors[name]
-    params = clip_weights.to_params(tensors, TINY)
+    params = official_tensors.params_of(clip_weights, tensors, TINY)
     count = sum(leaf.size for leaf in _leaves(params))
     assert count == sum(tensor.size for tensor in tensors.values())
 
@@ -58,7 +59,7 @@ def test_every_wrong_tensor_is_named(tensors):
     tensors['text_projection.weight'] = np.zeros(3)
     tensors['ln_final.weight'] = np.zeros(7)
     with pytest.raises(ValueError) as error:
-        clip_weights.to_params(tensors, TINY)
+        official_tensors.params_of(clip_weights, tensors, TINY)
     for text in ('do not fit this CLIP', '4 tensors', 'missing: visual.transformer.resblocks.1.attn.in_proj_bias (24,)',
                  'unexpected: visual.transformer.resblocks.3.ln_1.bias (8,)', 'unexpected: text_projection.weight (3,)',
                  'wrong shape: ln_final.weight is (7,), must be (6,)'):

@@ -6,6 +6,7 @@ import pytest
 from mmaudio_jax.models import mmaudio
 from mmaudio_jax.sequence import Sequence
 from mmaudio_jax.weights import mmaudio as weights
+from tests import official_tensors
 from tests.golden import synthetic_weights
 
 FIELDS = {'sync_fusion': 'modulate', 'rope': 'aligned', 'mlp': 'conv', 'dtype': 'float32', 'convolution': 'matmul',
@@ -32,7 +33,7 @@ def test_names_and_shapes_are_the_manifests(variant):
 
 def test_there_and_back_is_exact(tiny):
     model, tensors = tiny
-    back = weights.from_params(weights.to_params(tensors, model), model)
+    back = weights.from_params(official_tensors.params_of(weights, tensors, model), model)
     assert back.keys() == tensors.keys()
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(back[name], tensor, err_msg=name)
@@ -41,7 +42,7 @@ def test_there_and_back_is_exact(tiny):
 def test_constants_of_the_files_are_ignored(tiny):
     model, tensors = tiny
     constants = {'latent_rot': np.zeros(3), 'clip_rot': np.zeros(3), 't_embed.freqs': np.zeros(3)}
-    with_them, without = weights.to_params({**tensors, **constants}, model), weights.to_params(tensors, model)
+    with_them, without = (official_tensors.params_of(weights, found, model) for found in ({**tensors, **constants}, tensors))
     jax.tree.map(np.testing.assert_array_equal, with_them, without)
 
 
@@ -50,7 +51,7 @@ def test_every_problem_is_listed(tiny):
     broken = {**tensors, 'stray': np.zeros(2), 'latent_mean': np.zeros((1, 1, 3), np.float32)}
     del broken['t_embed.mlp.0.bias']
     with pytest.raises(ValueError) as caught:
-        weights.to_params(broken, model)
+        official_tensors.params_of(weights, broken, model)
     message = str(caught.value)
     assert 'missing: t_embed.mlp.0.bias' in message
     assert 'unexpected: stray' in message
@@ -59,7 +60,7 @@ def test_every_problem_is_listed(tiny):
 
 def test_parameters_of_another_network_are_refused(tiny):
     model, tensors = tiny
-    params = weights.to_params(tensors, model)
+    params = official_tensors.params_of(weights, tensors, model)
     params['more'] = np.zeros(1)
     with pytest.raises(ValueError, match='unexpected: more'):
         weights.from_params(params, model)

@@ -24,6 +24,7 @@ from mmaudio_jax.weights import store
 from mmaudio_jax.weights import tensor_file
 from mmaudio_jax.weights import torch_writer
 from mmaudio_jax.weights import vae as vae_weights
+from tests import official_tensors
 from tests.golden import synthetic_weights
 
 NAME = 'vae_16k'
@@ -68,7 +69,7 @@ def assert_equal(params, expected):
 
 def test_parameters_are_those_of_the_mapping(folder, tensors, tmp_path):
     params = load(folder.parent, tmp_path)
-    assert_equal(params, vae_weights.to_params(tensors, vae.build('16k')))
+    assert_equal(params, official_tensors.params_of(vae_weights, tensors, vae.build('16k')))
     assert all(leaf.dtype == np.float32 and not leaf.flags.owndata for leaf in jax.tree.leaves(params))
 
 
@@ -132,7 +133,7 @@ def test_safetensors_and_the_generator_of_a_vocoder(tmp_path, monkeypatch):
     torch_writer.write(tmp_path / 'best_netG.pt', {name.replace('weight_g', 'parametrizations.weight.original0').replace(
         'weight_v', 'parametrizations.weight.original1'): tensor for name, tensor in tensors.items()}, 'generator')
     arguments = {'folder': tmp_path, 'cache': tmp_path / 'cache', 'offline': True, 'verify': False}
-    assert_equal(store.load('bigvgan_16k', **arguments), mapping.to_params(tensors, model))
+    assert_equal(store.load('bigvgan_16k', **arguments), official_tensors.params_of(mapping, tensors, model))
     torch_writer.write(tmp_path / 'best_netG.pt', tensors)  # not below 'generator'
     with pytest.raises(ValueError, match="best_netG.pt: holds no 'generator'"):
         store.load('bigvgan_16k', **arguments)
@@ -146,7 +147,7 @@ def test_a_network_with_constants(tmp_path, monkeypatch):
     constants = {name: np.zeros(3, np.float32) for name in mmaudio_weights.CONSTANTS}
     tensor_file.write_safetensors(tmp_path / 'mmaudio_small_16k.pth', {**constants, **tensors}.items(), {})  # content counts
     arguments = {'folder': tmp_path, 'cache': tmp_path / 'cache', 'offline': True, 'verify': False}
-    assert_equal(store.load('mmaudio_small_16k', **arguments), mmaudio_weights.to_params(tensors, model))
+    assert_equal(store.load('mmaudio_small_16k', **arguments), official_tensors.params_of(mmaudio_weights, tensors, model))
 
 
 @pytest.mark.parametrize('change, message', [

@@ -3,6 +3,7 @@ import pytest
 
 from mmaudio_jax.models import vae
 from mmaudio_jax.weights import vae as vae_weights
+from tests import official_tensors
 from tests.golden import synthetic_weights
 
 TINY = vae.VAE(mel_bins=6, latent_channels=3, width=8)
@@ -17,14 +18,14 @@ def tensors():
 
 
 def test_kernels_are_normalised_per_output_channel(tensors):
-    kernel = vae_weights.to_params(tensors, TINY)['decoder']['up_0']['block_1']['conv2']['kernel']
+    kernel = official_tensors.params_of(vae_weights, tensors, TINY)['decoder']['up_0']['block_1']['conv2']['kernel']
     official = tensors['decoder.up.0.block.1.conv2.weight'].astype(np.float64)
     rms = np.sqrt((official**2).mean((1, 2), keepdims=True))
     np.testing.assert_allclose(kernel, (official / (1e-4 + rms) / np.sqrt(8 * 3)).transpose(2, 1, 0), atol=1e-6)
 
 
 def test_attention_channels_are_de_interleaved(tensors):
-    kernel = vae_weights.to_params(tensors, TINY)['encoder']['mid']['attn_1']['qkv']['kernel']
+    kernel = official_tensors.params_of(vae_weights, tensors, TINY)['encoder']['mid']['attn_1']['qkv']['kernel']
     official = tensors['encoder.mid.attn_1.qkv.weight']
     # Official channel c · 3 + j is ours j · 32 + c; normalised channels point the same way.
     for j, c in ((0, 0), (1, 5), (2, 31)):
@@ -34,12 +35,12 @@ def test_attention_channels_are_de_interleaved(tensors):
 
 def test_export_and_import_are_inverse(tensors):
     tensors['decoder.conv_in.weight'] = 1e-3 * tensors['decoder.conv_in.weight']  # small enough for the 1e-4 to act
-    params = vae_weights.to_params(tensors, TINY)
+    params = official_tensors.params_of(vae_weights, tensors, TINY)
     exported = vae_weights.from_params(params, TINY)
     assert exported.keys() == tensors.keys()
     for name, tensor in tensors.items():
         np.testing.assert_allclose(exported[name], tensor, rtol=5e-3, err_msg=name)  # float32 keeps the magnitude to 1e-3
-    again = vae_weights.to_params(exported, TINY)
+    again = official_tensors.params_of(vae_weights, exported, TINY)
     for path in (('decoder', 'conv_in', 'kernel'), ('encoder', 'mid', 'attn_1', 'qkv', 'kernel')):
         first, second = params, again
         for key in path:
@@ -48,7 +49,7 @@ def test_export_and_import_are_inverse(tensors):
 
 
 def test_kernels_that_no_file_gives_are_not_exported(tensors):
-    params = vae_weights.to_params(tensors, TINY)
+    params = official_tensors.params_of(vae_weights, tensors, TINY)
     params['decoder']['conv_in']['kernel'] = 2 * params['decoder']['conv_in']['kernel']
     with pytest.raises(ValueError, match='decoder/conv_in/kernel.*only imported VAEs'):
         vae_weights.from_params(params, TINY)
@@ -59,7 +60,7 @@ def test_every_wrong_tensor_is_named(tensors):
     tensors['encoder.stray'] = np.zeros(3)
     tensors['data_mean'] = np.zeros((1, 5, 1))
     with pytest.raises(ValueError) as error:
-        vae_weights.to_params(tensors, TINY)
+        official_tensors.params_of(vae_weights, tensors, TINY)
     for text in ('3 tensors', 'missing: encoder.conv_in.weight (8, 6, 3)', 'unexpected: encoder.stray (3,)',
                  'wrong shape: data_mean is (1, 5, 1), must be (1, 6, 1)'):
         assert text in str(error.value)

@@ -13,6 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 import numpy as np
 
+from mmaudio_jax.models import folded
 from mmaudio_jax.models import winograd
 
 LAYER_NORM_EPS = 1e-5
@@ -52,7 +53,7 @@ def conv1d(inputs: jax.Array, kernel: jax.Array, convolution: str) -> jax.Array:
     if taps == 1:
         return inputs @ kernel[0]
     if convolution == 'xla':
-        return _convolve(inputs, kernel)
+        return folded.conv(inputs, kernel)
     if convolution == 'xla_taps':
         return _convolve_by_taps(inputs, kernel)
     if convolution == 'winograd' and inputs.dtype == jnp.float32 and winograd.pays(kernel):
@@ -65,24 +66,19 @@ def conv1d(inputs: jax.Array, kernel: jax.Array, convolution: str) -> jax.Array:
     return sum(others, first)
 
 
-def _convolve(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
-    padding = [(kernel.shape[0] // 2, kernel.shape[0] // 2)]
-    return jax.lax.conv_general_dilated(inputs, kernel, (1,), padding, dimension_numbers=('NHC', 'HIO', 'NHC'))
-
-
 @jax.custom_vjp
 def _convolve_by_taps(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`_convolve`, with a product for each tap in the kernel's gradient."""
-    return _convolve(inputs, kernel)
+    """`folded.conv`, with a product for each tap in the kernel's gradient."""
+    return folded.conv(inputs, kernel)
 
 
 def _by_taps_forward(inputs, kernel):
-    return _convolve(inputs, kernel), (inputs, kernel)
+    return folded.conv(inputs, kernel), (inputs, kernel)
 
 
 def _by_taps_backward(residuals, cotangent):
     inputs, kernel = residuals
-    _, pull = jax.vjp(lambda inputs: _convolve(inputs, kernel), inputs)
+    _, pull = jax.vjp(lambda inputs: folded.conv(inputs, kernel), inputs)
     shifted = [_shift(inputs, offset) for offset in _offsets(len(kernel))]
     return *pull(cotangent), jnp.stack([jnp.einsum('BNI,BNO->IO', tokens, cotangent) for tokens in shifted])
 
@@ -97,7 +93,7 @@ def _offsets(taps: int) -> range:
 
 def _shift(tokens: jax.Array, offset: int) -> jax.Array:
     """tokens[:, n + offset] at place n, zeros beyond the ends: `[B, N, D]`."""
-    return jax.lax.pad(tokens, jnp.zeros((), tokens.dtype), ((0, 0, 0), (-offset, offset, 0), (0, 0, 0)))
+    return winograd.pad(tokens, -offset, tokens.shape[1])
 
 
 class Conv(nn.Module):

@@ -176,13 +176,13 @@ class MMAudio(nn.Module):
     def _check(self):
         for field, choices in _CHOICES.items():
             if getattr(self, field) not in choices:
-                raise ValueError(f'model.{field} is {getattr(self, field)!r}; it must be one of {choices}')
+                raise ValueError(f'config.model.{field} is {getattr(self, field)!r}; it must be one of {choices}')
         if self.hidden_size % (2 * self.num_heads):
-            raise ValueError(f'model.hidden_size {self.hidden_size} must be a multiple of twice model.num_heads '
+            raise ValueError(f'config.model.hidden_size {self.hidden_size} must be a multiple of twice config.model.num_heads '
                              f'{self.num_heads}: every head has an even number of channels')
         if self.joint_blocks < 1 or self.fused_blocks < 0:
-            raise ValueError(f'model.joint_blocks {self.joint_blocks} must be at least 1 (the block that reads the conditions) '
-                             f'and model.fused_blocks {self.fused_blocks} at least 0')
+            raise ValueError(f'config.model.joint_blocks {self.joint_blocks} must be at least 1 (the block that reads the '
+                             f'conditions) and config.model.fused_blocks {self.fused_blocks} at least 0')
 
     def preprocess_conditions(self, clip: jax.Array, sync: jax.Array, text: jax.Array, latent_length: int) -> Conditions:
         """Features `[B, V, 1024]`, `[B, S, 768]`, `[B, T, 1024]` to Conditions for `latent_length` = N latents.
@@ -266,15 +266,15 @@ def build(model_config: Mapping[str, Any], sequence: seq.Sequence) -> MMAudio:
     fields = dict(model_config)
     variant = fields.pop('variant')
     if variant not in VARIANTS:
-        raise ValueError(f'model.variant {variant!r} is not one of {", ".join(VARIANTS)}')
+        raise ValueError(f'config.model.variant {variant!r} is not one of {", ".join(VARIANTS)}')
     channels = VARIANTS[variant]['latent_channels']
     if channels != sequence.latent_channels:
         fitting = [name for name, sizes in VARIANTS.items() if sizes['latent_channels'] == sequence.latent_channels]
-        raise ValueError(f'model.variant {variant!r} has {channels} latent channels, but sequence.rate {sequence.rate!r} has '
-                         f'{sequence.latent_channels}: set config.sequence.rate and use records of that rate, or choose one of '
-                         f'{", ".join(fitting)}')
+        raise ValueError(f'config.model.variant {variant!r} has {channels} latent channels, but config.sequence.rate '
+                         f'{sequence.rate!r} has {sequence.latent_channels}: set config.sequence.rate and use records of that '
+                         f'rate, or choose one of {", ".join(fitting)}')
     if fields['dtype'] not in DTYPES:
-        raise ValueError(f'model.dtype is {fields["dtype"]!r}; it must be one of {DTYPES}')
+        raise ValueError(f'config.model.dtype is {fields["dtype"]!r}; it must be one of {DTYPES}')
     chosen = VARIANTS[variant] | {name: value for name, value in fields.items() if value is not None}
     if chosen['convolution'] == 'auto':
         chosen['convolution'] = _convolution(jnp.dtype(chosen['dtype']))

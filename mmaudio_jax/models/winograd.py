@@ -66,16 +66,16 @@ def _backward(offset, residual, gradient):
     inputs, kernel = residual
     batch, length, width = inputs.shape
     tiles = -(-length // RESULTS)
-    padded = _pad(gradient, 0, tiles * RESULTS).reshape(batch, tiles, RESULTS, -1)
+    padded = pad(gradient, 0, tiles * RESULTS).reshape(batch, tiles, RESULTS, -1)
     gradients = [_combine(column, [padded[:, :, place] for place in range(RESULTS)]) for column in OUTPUTS.T]
     of_kernels = [jnp.tensordot(part, of_results, ((0, 1), (0, 1)))
                   for part, of_results in zip(_transformed(inputs, offset), gradients)]
     products = [of_results @ weights.T for of_results, weights in zip(gradients, _kernels(kernel, gradient))]
     places = [_combine(column, products) for column in INPUTS.T]
-    sums = [_pad(place, 0, tiles + 1) for place in places[:RESULTS]]
+    sums = [pad(place, 0, tiles + 1) for place in places[:RESULTS]]
     for index, place in enumerate(places[RESULTS:]):  # the first inputs of the next tile
-        sums[index] += _pad(place, 1, tiles + 1)
-    of_inputs = _pad(jnp.stack(sums, axis=2).reshape(batch, -1, width), offset - TAPS // 2, length)
+        sums[index] += pad(place, 1, tiles + 1)
+    of_inputs = pad(jnp.stack(sums, axis=2).reshape(batch, -1, width), offset - TAPS // 2, length)
     return of_inputs, jnp.stack([_combine(column, of_kernels) for column in KERNELS.T])
 
 
@@ -86,12 +86,12 @@ def _transformed(inputs: jax.Array, offset: int) -> list[jax.Array]:
     """B d of every tile: six arrays `[B, tiles, I]`."""
     batch, length, width = inputs.shape
     tiles = -(-length // RESULTS)
-    padded = _pad(inputs, TAPS // 2 - offset, (tiles + 1) * RESULTS).reshape(batch, tiles + 1, RESULTS, width)
+    padded = pad(inputs, TAPS // 2 - offset, (tiles + 1) * RESULTS).reshape(batch, tiles + 1, RESULTS, width)
     places = [padded[:, place // RESULTS:tiles + place // RESULTS, place % RESULTS] for place in range(RESULTS + TAPS - 1)]
     return [_combine(row, places) for row in INPUTS]
 
 
-def _pad(tokens: jax.Array, before: int, length: int) -> jax.Array:
+def pad(tokens: jax.Array, before: int, length: int) -> jax.Array:
     """`[B, N, D]` to `[B, length, D]`: `before` zeros, or that many tokens less, and zeros or fewer tokens at the end."""
     after = length - before - tokens.shape[1]
     return jax.lax.pad(tokens, jnp.zeros((), tokens.dtype), ((0, 0, 0), (before, after, 0), (0, 0, 0)))

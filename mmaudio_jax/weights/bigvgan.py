@@ -6,9 +6,7 @@ convolutions' taps are put into the order of their phases: all once, here.
 from collections.abc import Iterator
 from collections.abc import Mapping
 import re
-from typing import Any
 
-from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,21 +19,16 @@ _PARAMETRIZED = {'parametrizations.weight.original0': 'weight_g', 'parametrizati
 _LEAVES = {'up': 'upsample.filter', 'down': 'downsample.lowpass.filter', 'frequency': 'act.alpha', 'amplitude': 'act.beta'}
 
 
-def to_params(tensors: Mapping[str, np.ndarray], model: bigvgan.BigVGAN) -> dict[str, Any]:
-    """Official tensors by name → parameters of `model`, float32 NumPy arrays.
+def leaves(tensors: Mapping[str, np.ndarray], model: bigvgan.BigVGAN) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
+    """Official tensors by name → parameters of `model` one by one with their paths, float32 NumPy arrays.
 
     Weight norm may be stored as weight_g and weight_v or as parametrizations.weight.original0 and original1.
 
     Raises:
-      ValueError: names every missing, unexpected and misshapen tensor.
+      ValueError: before the first: names every missing, unexpected and misshapen tensor.
     """
-    return traverse_util.unflatten_dict(dict(leaves(tensors, model)))
-
-
-def leaves(tensors: Mapping[str, np.ndarray], model: bigvgan.BigVGAN) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
-    """The parameters of `to_params` one by one, with their paths; raises before the first."""
     tensors = {_old_name(name): tensor for name, tensor in tensors.items()}
-    shapes = _abstract(model)
+    shapes = names.parameter_shapes(model, jax.ShapeDtypeStruct((1, 4, model.mel_bins), jnp.float32))
     expected = {name: shape for path, leaf in shapes.items() for name, shape in _official(path, leaf).items()}
     names.check(expected, {name: tuple(np.shape(tensor)) for name, tensor in tensors.items()},
                 'the weights do not fit this vocoder; best_netG.pt is the 16k one, bigvgan_generator.pt the 44k one')
@@ -47,13 +40,6 @@ def _old_name(name: str) -> str:
     for new, old in _PARAMETRIZED.items():
         name = name.replace(new, old)
     return name
-
-
-def _abstract(model: bigvgan.BigVGAN) -> dict[tuple[str, ...], names.Shape]:
-    """Path → shape of every parameter of `model`."""
-    mel = jax.ShapeDtypeStruct((1, 4, model.mel_bins), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), mel)
-    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(variables['params']).items()}
 
 
 def _modules(path: tuple[str, ...]) -> list[tuple[str, str]]:

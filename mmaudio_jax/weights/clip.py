@@ -4,9 +4,7 @@
 """
 from collections.abc import Iterator
 from collections.abc import Mapping
-from typing import Any
 
-from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,21 +37,15 @@ _LEAVES = {
 }
 
 
-def to_params(tensors: Mapping[str, np.ndarray], model: clip.CLIP) -> dict[str, Any]:
-    """Official tensors by name → parameters of `model`, float32 NumPy arrays.
+def leaves(tensors: Mapping[str, np.ndarray], model: clip.CLIP) -> Iterator[tuple[sources.KeyPath, np.ndarray]]:
+    """Official tensors by name → parameters of `model` one by one with their paths, float32 NumPy arrays.
 
     Raises:
-      ValueError: names every missing, unexpected and misshapen tensor.
+      ValueError: before the first: names every missing, unexpected and misshapen tensor.
     """
-    return traverse_util.unflatten_dict(dict(leaves(tensors, model)))
-
-
-def leaves(tensors: Mapping[str, np.ndarray], model: clip.CLIP) -> Iterator[tuple[sources.KeyPath, np.ndarray]]:
-    """The parameters of `to_params` one by one, with their paths; raises before the first."""
     inputs = (jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), jnp.float32),
               jax.ShapeDtypeStruct((1, model.text_length), jnp.int32))
-    shapes = traverse_util.flatten_dict(jax.eval_shape(model.init, jax.random.key(0), *inputs)['params'])
-    origins = {path: _source(path, leaf.shape, model) for path, leaf in shapes.items()}
+    origins = {path: _source(path, shape, model) for path, shape in names.parameter_shapes(model, *inputs).items()}
     return sources.leaves(tensors, origins, UNUSED,
                           'the weights do not fit this CLIP; check that the file is DFN5B ViT-H/14 at 384 pixels')
 

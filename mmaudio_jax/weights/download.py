@@ -19,9 +19,8 @@ import urllib.request
 from tqdm import tqdm
 
 from mmaudio_jax import media
+from mmaudio_jax.media import Path
 from mmaudio_jax.weights import files
-
-Path = str | os.PathLike
 
 VARIABLE = 'MMAUDIO_JAX_CACHE'
 _DEFAULT = '~/.cache/mmaudio_jax'

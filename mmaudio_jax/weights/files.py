@@ -7,6 +7,8 @@ _RELEASE = 'https://github.com/hkchengrex/MMAudio/releases/download/v0.1/'
 _NETWORKS_REPO = 'hkchengrex/MMAudio'
 CLIP = 'clip_vit_h_14_378'
 SYNCHFORMER = 'synchformer_visual'
+VAES = {'16k': 'vae_16k', '44k': 'vae_44k'}  # by rate
+VOCODERS = {'16k': 'bigvgan_16k', '44k': 'bigvgan_v2_44k'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +54,10 @@ _FILES = (
     _network('medium_44k', '5a56b6665e45a1e65ada534defa903d0'),
     _network('large_44k', 'fed96c325a6785b85ce75ae1aafd2673'),
     _network('large_44k_v2', '01ad4464f049b2d7efdaa4c1a59b8dfe'),
-    OfficialFile('vae_16k', 'vae', '16k', 'v1-16.pth', '69f56803f59a549a1a507c93859fd4d7'),
-    OfficialFile('vae_44k', 'vae', '44k', 'v1-44.pth', 'fab020275fa44c6589820ce025191600'),
-    OfficialFile('bigvgan_16k', 'vocoder', '16k', 'best_netG.pt', 'eeaf372a38a9c31c362120aba2dde292', keys=('generator',)),
-    OfficialFile('bigvgan_v2_44k', 'vocoder', '44k', 'bigvgan_generator.pt', repo='nvidia/bigvgan_v2_44khz_128band_512x',
+    OfficialFile(VAES['16k'], 'vae', '16k', 'v1-16.pth', '69f56803f59a549a1a507c93859fd4d7'),
+    OfficialFile(VAES['44k'], 'vae', '44k', 'v1-44.pth', 'fab020275fa44c6589820ce025191600'),
+    OfficialFile(VOCODERS['16k'], 'vocoder', '16k', 'best_netG.pt', 'eeaf372a38a9c31c362120aba2dde292', keys=('generator',)),
+    OfficialFile(VOCODERS['44k'], 'vocoder', '44k', 'bigvgan_generator.pt', repo='nvidia/bigvgan_v2_44khz_128band_512x',
                  keys=('generator',)),
     OfficialFile(SYNCHFORMER, 'synchformer', 'visual', 'synchformer_state_dict.pth', '5b2f5594b0730f70e41e549b7c94390c'),
     OfficialFile(CLIP, 'clip', 'vit_h_14_378', 'open_clip_pytorch_model.bin', repo='apple/DFN5B-CLIP-ViT-H-14-384',
@@ -83,6 +85,10 @@ def names_for(variant: str) -> tuple[str, ...]:
     """
     if variant not in mmaudio.VARIANTS:
         raise ValueError(f'{variant!r} is no official network; those that are: {", ".join(mmaudio.VARIANTS)}')
-    rate = variant.split('_')[1]
-    vocoder = {'16k': 'bigvgan_16k', '44k': 'bigvgan_v2_44k'}[rate]
-    return f'mmaudio_{variant}', f'vae_{rate}', vocoder, CLIP, SYNCHFORMER
+    rate = rate_of(variant)
+    return f'mmaudio_{variant}', VAES[rate], VOCODERS[rate], CLIP, SYNCHFORMER
+
+
+def rate_of(variant: str) -> str:
+    """'44k' of 'large_44k_v2'."""
+    return variant.split('_')[1]

@@ -40,17 +40,12 @@ _NAMES = (
 )
 
 
-def to_params(tensors: Mapping[str, np.ndarray], model: mmaudio.MMAudio) -> dict[str, Any]:
-    """Official tensors by name → parameters of `model`, float32 NumPy arrays.
+def leaves(tensors: Mapping[str, np.ndarray], model: mmaudio.MMAudio) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
+    """Official tensors by name → parameters of `model` one by one with their paths, float32 NumPy arrays.
 
     Raises:
-      ValueError: names every missing, unexpected and misshapen tensor.
+      ValueError: before the first: names every missing, unexpected and misshapen tensor.
     """
-    return traverse_util.unflatten_dict(dict(leaves(tensors, model)))
-
-
-def leaves(tensors: Mapping[str, np.ndarray], model: mmaudio.MMAudio) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
-    """The parameters of `to_params` one by one, with their paths; raises before the first."""
     found = {name: tuple(array.shape) for name, array in tensors.items() if name not in CONSTANTS}
     names.check(shapes(model), found, 'the weights do not fit this network; check the model variant and its fields')
     for path, shape in _abstract(model).items():
@@ -85,8 +80,7 @@ def _abstract(model: mmaudio.MMAudio) -> dict[tuple[str, ...], tuple[int, ...]]:
     """Path → shape of every parameter of `model`."""
     features = ((1, 8, model.clip_width), (1, 8, model.sync_width), (1, model.text_length, model.text_width))
     inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 8, model.latent_channels), (1,), *features)]
-    variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
-    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(variables['params']).items()}
+    return names.parameter_shapes(model, *inputs)
 
 
 def _official_name(path: tuple[str, ...], model: mmaudio.MMAudio) -> str:

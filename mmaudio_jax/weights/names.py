@@ -1,7 +1,17 @@
-"""The strict comparison of tensor names and shapes that importers share."""
+"""What importers share: the shapes of our parameters, and the strict comparison of tensor names and shapes."""
 from collections.abc import Mapping
+from typing import Any
+
+from flax import traverse_util
+import jax
 
 Shape = tuple[int, ...]
+
+
+def parameter_shapes(model: Any, *inputs: jax.ShapeDtypeStruct) -> dict[tuple[str, ...], Shape]:
+    """Path → shape of every parameter of `model`, a Flax module that can be initialised with such inputs."""
+    params = jax.eval_shape(model.init, jax.random.key(0), *inputs)['params']
+    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(params).items()}
 
 
 def check(expected: Mapping[str, Shape], found: Mapping[str, Shape], message: str) -> None:

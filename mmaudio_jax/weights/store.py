@@ -20,6 +20,7 @@ import numpy as np
 
 from mmaudio_jax import media
 from mmaudio_jax import sequence
+from mmaudio_jax.media import Path
 from mmaudio_jax.models import anti_aliasing
 from mmaudio_jax.models import bigvgan
 from mmaudio_jax.models import clip
@@ -39,8 +40,6 @@ from mmaudio_jax.weights import sources
 from mmaudio_jax.weights import synchformer as synchformer_weights
 from mmaudio_jax.weights import tensor_file
 from mmaudio_jax.weights import vae as vae_weights
-
-Path = tensor_file.Path
 
 DTYPES = {'float32': np.dtype(np.float32), 'bfloat16': np.dtype(ml_dtypes.bfloat16)}
 _MODELS = {'network': mmaudio, 'vae': vae, 'vocoder': bigvgan, 'clip': clip, 'synchformer': synchformer}
@@ -142,7 +141,7 @@ def build(name: str) -> Any:
     """
     entry = files.get(name)
     if entry.kind == 'network':
-        return mmaudio.build({'variant': entry.variant, **OFFICIAL}, sequence.Sequence(entry.variant.split('_')[1], 8.0))
+        return mmaudio.build({'variant': entry.variant, **OFFICIAL}, sequence.Sequence(files.rate_of(entry.variant), 8.0))
     if entry.kind in ('vae', 'vocoder'):
         return _MODELS[entry.kind].build(entry.variant)
     return _MODELS[entry.kind].build(entry.variant, jnp.float32)

@@ -65,8 +65,7 @@ def leaves(tensors: Mapping[str, np.ndarray], model: synchformer.VisualEncoder) 
 
 def _origins(model: synchformer.VisualEncoder) -> dict[sources.KeyPath, sources.Source]:
     segment = jax.ShapeDtypeStruct((1, model.frames, model.image_size, model.image_size, 3), jnp.float32)
-    found = traverse_util.flatten_dict(jax.eval_shape(model.init, jax.random.key(0), segment)['params'])
-    return {path: _source(path, leaf.shape, model) for path, leaf in found.items()}
+    return {path: _source(path, shape, model) for path, shape in names.parameter_shapes(model, segment).items()}
 
 
 def _source(path: sources.KeyPath, shape: names.Shape, model: synchformer.VisualEncoder) -> sources.Source:

@@ -11,7 +11,6 @@ import re
 from typing import Any
 
 from flax import traverse_util
-import jax
 import numpy as np
 
 from mmaudio_jax.weights import names
@@ -81,8 +80,7 @@ def _parts(name: str) -> list[str]:
 
 
 def _origins(table: Table, model: Any, inputs: tuple) -> dict[sources.KeyPath, sources.Source]:
-    params = jax.eval_shape(model.init, jax.random.key(0), *inputs)['params']
-    return {path: _source(table, path, leaf.shape) for path, leaf in traverse_util.flatten_dict(params).items()}
+    return {path: _source(table, path, shape) for path, shape in names.parameter_shapes(model, *inputs).items()}
 
 
 def _source(table: Table, path: sources.KeyPath, shape: names.Shape) -> sources.Source:

@@ -20,9 +20,8 @@ import ml_dtypes
 import numpy as np
 
 from mmaudio_jax import media
+from mmaudio_jax.media import Path
 from mmaudio_jax.weights import pickles
-
-Path = str | os.PathLike
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # of torch.save before PyTorch 1.6
 _LOCAL_HEADER = 30  # bytes of a zip member's own header, before its name

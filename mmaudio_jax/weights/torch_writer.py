@@ -6,8 +6,8 @@ import zipfile
 import numpy as np
 
 from mmaudio_jax import media
+from mmaudio_jax.media import Path
 from mmaudio_jax.weights import pickles
-from mmaudio_jax.weights import tensor_file
 
 _STORAGES = {dtype: name for name, dtype in pickles.DTYPES.items()}
 _ALIGNMENT = 64  # bytes, of every storage in the file
@@ -15,7 +15,7 @@ _LOCAL_HEADER = 30
 _DATE = (1980, 1, 1, 0, 0, 0)  # the same tensors give the same bytes
 
 
-def write(path: tensor_file.Path, tensors: Mapping[str, np.ndarray], *keys: str) -> None:
+def write(path: Path, tensors: Mapping[str, np.ndarray], *keys: str) -> None:
     """Writes a dictionary of tensors, below `keys` when there are any, beside its place and renames it when whole.
 
     Raises:

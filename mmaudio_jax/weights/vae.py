@@ -22,17 +22,12 @@ _EPS = 1e-4
 _STATISTICS = ('data_mean', 'data_std')
 
 
-def to_params(tensors: Mapping[str, np.ndarray], model: vae.VAE) -> dict[str, Any]:
-    """Official tensors by name → parameters of `model`, float32 NumPy arrays.
+def leaves(tensors: Mapping[str, np.ndarray], model: vae.VAE) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
+    """Official tensors by name → parameters of `model` one by one with their paths, float32 NumPy arrays.
 
     Raises:
-      ValueError: names every missing, unexpected and misshapen tensor.
+      ValueError: before the first: names every missing, unexpected and misshapen tensor.
     """
-    return traverse_util.unflatten_dict(dict(leaves(tensors, model)))
-
-
-def leaves(tensors: Mapping[str, np.ndarray], model: vae.VAE) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
-    """The parameters of `to_params` one by one, with their paths; raises before the first."""
     shapes = _abstract(model)
     names.check({_official_name(path): _official_shape(path, shape) for path, shape in shapes.items()},
                 {name: tuple(np.shape(tensor)) for name, tensor in tensors.items()},
@@ -58,9 +53,7 @@ def from_params(params: Mapping[str, Any], model: vae.VAE) -> dict[str, np.ndarr
 
 def _abstract(model: vae.VAE) -> dict[tuple[str, ...], names.Shape]:
     """Path → shape of every parameter of `model`."""
-    mel = jax.ShapeDtypeStruct((1, 4, model.mel_bins), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), mel)
-    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(variables['params']).items()}
+    return names.parameter_shapes(model, jax.ShapeDtypeStruct((1, 4, model.mel_bins), jnp.float32))
 
 
 def _official_name(path: tuple[str, ...]) -> str:

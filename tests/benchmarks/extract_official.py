@@ -35,7 +35,7 @@ BOUNDS = {'clip_features': 0.02, 'sync_features': 0.02, 'text_features': 2e-3, '
 
 def load(name: str, **_):
     """In the place of weights.store.load."""
-    return MAPPINGS[name].to_params(official_tensors.full_size(name), store.build(name))
+    return official_tensors.params_of(MAPPINGS[name], official_tensors.full_size(name), store.build(name))
 
 
 def error(found: np.ndarray, expected: np.ndarray) -> float:
@@ -66,7 +66,7 @@ def main() -> None:
     sequence = Sequence('16k', config.sequence.duration_s)
     request = reading.Request((), sequence.duration_s, ((16_000, sequence.waveform_length),))
     loaded, = reading.load(clips.read_table(table)[:1], request)
-    mean, std = codec.make('official', sequence, load=load).encode(loaded.waveforms[0][None])
+    mean, std = codec.make('official', sequence, None, load).encode(loaded.waveforms[0][None])
     expected = {name: golden[name][0] for name in ('clip_features', 'sync_features', 'text_features')}
     errors = {name: error(example[name], value) for name, value in
               {**expected, 'latent_mean': mean[0], 'latent_std': std[0]}.items()}

@@ -58,7 +58,7 @@ def main() -> None:
     sequence = Sequence(**config.sequence)
     model = mmaudio.build(config.model, sequence)
     channels, empty = sequence.latent_channels, np.zeros((model.text_length, model.text_width))
-    prepared = train_step.on_mesh(config, model, sequence, mesh)
+    prepared = train_step.prepare(config, model, sequence, mesh)
     batch = features(config, mesh, flags.batch)
     state = jax.jit(lambda: prepared.init((np.zeros(channels), np.ones(channels)), empty),
                     out_shardings=partitioning.shardings_of(prepared.state))()
