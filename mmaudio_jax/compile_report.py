@@ -200,6 +200,9 @@ def sample(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:
     sequence = Sequence(**config.sequence)
     model = _model(config, sequence)
     settings = sampler.SamplerSettings.of(config.sampling)
+    if settings.solver == 'dopri5':
+        raise ValueError("config.sampling.solver is 'dopri5', which chooses the number of its steps as it goes: its time "
+                         'cannot be estimated; choose another, or leave sampler out of config.compile.programs')
     decoder, vocoder = vae.build(sequence.rate), bigvgan.build(sequence.rate)
     decode = functools.partial(official_codec.waveforms, decoder, vocoder, official_codec.ACCELERATOR_FRAMES_A_CALL)
     run = jax.jit(sampler.make_sampler(partitioning.on_mesh(model, mesh, config), settings, mesh, decode))

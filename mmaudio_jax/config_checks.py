@@ -5,6 +5,7 @@ from typing import Any
 
 # (field, least value, largest value): what would leave nothing after days, divide by zero, or stop somewhere inside.
 RANGES: tuple[tuple[str, float, float], ...] = (
+    ('seed', 0, 2**32 - 1), ('sampling.seed', 0, 2**32 - 1),
     ('input.batch_size', 1, math.inf), ('input.workers', 0, math.inf), ('input.prefetch', 0, math.inf),
     ('flow.min_sigma', 0, 1), ('flow.video_dropout', 0, 1), ('flow.text_dropout', 0, 1),
     ('optimizer.learning_rate', 0, math.inf), ('optimizer.clip_norm', 1e-12, math.inf),
@@ -23,6 +24,7 @@ ENTRIES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ('clips.datasets', ('record set', 'layout', 'folder')), ('clips.exclude', ('record set', 'file of ids')),
     ('train.compiler_options', ('option', 'value')), ('extract.datasets', ('record set', 'folder of clip tables')),
     ('extract.memmaps', ('record set', 'split', 'folder of memory maps')))
+SERIES = ('optimizer.betas', 'optimizer.schedule_steps', 'ema.sigma_rels', 'evaluate.onset_windows_s', 'train.profile_steps')
 NUMBERS = ('repeats', 'share', 'exponent')  # parts that are; the others are strings
 DISTINCT = {'clips.datasets': 1, 'extract.datasets': 1, 'extract.memmaps': 2}  # field → first parts that come once
 
@@ -32,8 +34,12 @@ def check(config) -> None:
     for field, least, most in RANGES:
         value = _read(config, field)
         if not least <= value <= most:  # so that NaN is refused, too
-            wanted = f'at least {least:g}' if most == math.inf else f'from {least:g} to {most:g}'
+            wanted = f'at least {least:.10g}' if most == math.inf else f'from {least:.10g} to {most:.10g}'
             raise ValueError(f'config.{field} is {value}; it must be {wanted}')
+    for field in SERIES:
+        series = _read(config, field)
+        if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in series):
+            raise ValueError(f'config.{field} is {series}; it must hold numbers')
     if len(config.optimizer.betas) != 2:
         raise ValueError(f'config.optimizer.betas is {config.optimizer.betas}; it must be (first, second)')
     windows_s = config.evaluate.onset_windows_s
@@ -62,5 +68,6 @@ def check_entries(field: str, value: Any, *parts: str) -> None:
 
 
 def _read(config, field: str) -> Any:
-    section, name = field.split('.')
-    return config[section][name]
+    for name in field.split('.'):
+        config = config[name]
+    return config

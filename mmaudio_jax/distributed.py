@@ -21,6 +21,7 @@ _ENVIRONMENT = {'coordinator': 'JAX_COORDINATOR_ADDRESS', 'count': 'JAX_NUM_PROC
 _LOST = re.compile(r'^(UNAVAILABLE|ABORTED)|\bGloo\b|\bBarrier (failed|timed out)|CoordinationService|[Cc]oordination service|'
                    'heartbeat timeout|GetKeyValue.. timed out|remote process exited')
 _NO_CLUSTER = 'coordinator_address should be defined'  # how JAX says that it found none
+_COUNTS = ('SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE')  # of a launcher's processes
 _SILENT_S = 2  # only who waits for longer at the start says so
 _END_TIMEOUT_S = 7 * 24 * 3600  # the parts of a job take very different times, and JAX itself waits for 300 s only
 
@@ -125,6 +126,9 @@ def _start(hosts: Any) -> int:
     import jax
     from jax._src import distributed as service  # jax.process_count() would open the devices, outside of joined's block
     named = _named(hosts)
+    counts = {os.environ[name] for name in _COUNTS if name in os.environ}
+    if not named and counts == {'1'}:  # one process of a launcher: joined to nobody, it would be given one GPU of several
+        return 1
     jax.config.update('jax_enable_preemption_service', False)
     waiting = threading.Timer(_SILENT_S, _say_what_is_waited_for, (named, hosts.start_timeout_s))
     waiting.daemon = True

@@ -24,6 +24,7 @@ from mmaudio_jax import media
 from mmaudio_jax import mux
 from mmaudio_jax import pipeline
 from mmaudio_jax import plots
+from mmaudio_jax import pretrained
 from mmaudio_jax import sampler
 from mmaudio_jax import snapshots
 from mmaudio_jax.generate_jobs import Job
@@ -75,7 +76,8 @@ def _load(config, workdir: pathlib.Path) -> pipeline.Pipeline:
     common = {**store.places(config.weights), 'compilation_cache': options.compilation_cache, 'verbose': options.verbose,
               'devices': jax.local_devices(), 'batch_size': config.sampling.batch_size, 'placement': config}
     if options.pretrained:
-        return pipeline.Pipeline.from_pretrained(options.pretrained, dtype=config.weights.dtype, **common)
+        return pipeline.Pipeline.from_pretrained(options.pretrained, dtype=config.weights.dtype,
+                                                 step=pretrained.agreed_step(options.pretrained), **common)
     step = hosts.agreed(snapshots.latest(workdir))
     return pipeline.Pipeline.from_pretrained(workdir, sigma_rel=config.ema.synthesis_sigma_rel, step=step,
                                              data_dir=config.data_dir or None, **common)

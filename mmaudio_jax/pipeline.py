@@ -116,7 +116,7 @@ class Pipeline:
         self._is_official = parts.step is None
         self._model: mmaudio.MMAudio | partitioning.OnMesh = parts.model
         self._mesh, places = None, None
-        if devices and len(devices) > 1:
+        if devices and list(devices) != jax.local_devices()[:1]:
             axes = {} if placement is None else partitioning.fitted(placement.mesh, len(devices))
             self._mesh = partitioning.make_mesh(axes, devices=list(devices))
             places = partitioning.replicated(self._mesh)
@@ -287,7 +287,8 @@ class Pipeline:
         """The takes of requests of one sequence; frames are what `read` gave for each of them."""
         sequence = batch[0].sequence
         encoder = self.room(sequence)[0]
-        clip, sync = self.video_features(batch, frames, encoder)
+        images = [None if one.image is None else request_lib.read_image(one.image) for one in batch]
+        clip, sync = self.video_features(sequence, frames, images, encoder)
         with self._stages('text', f'{len(batch)} clips'):
             text = encoder.encode_text([one.prompt for one in batch] + [one.negative_prompt for one in batch])
         rows = [(index, take) for index, one in enumerate(batch) for take in range(one.takes)]
@@ -303,24 +304,23 @@ class Pipeline:
             for (index, _), waveform, latent in zip(part, waveforms, latents):
                 one = batch[index]
                 sound = waveform[:one.samples]
-                clips[index].append(Clip(sound, sequence.sample_rate_hz, one.video, one.image, one.prompt, latent))
+                clips[index].append(Clip(sound, sequence.sample_rate_hz, one.video, images[index], one.prompt, latent))
         return clips
 
-    def video_features(self, batch: Sequence_[Request], frames: Sequence_[list[np.ndarray]],
+    def video_features(self, sequence: Sequence, frames: Sequence_[list[np.ndarray]], images: Sequence_[np.ndarray | None],
                        encoder: encoders.Encoder) -> tuple[np.ndarray, np.ndarray]:
         """CLIP `[B, V, 1024]` and sync `[B, S, 768]` features; the learned empty ones where there is nothing to see."""
-        sequence = batch[0].sequence
-        empty: Any = self._model.apply({'params': self._params}, len(batch), sequence.clip_length, sequence.sync_length,
+        empty: Any = self._model.apply({'params': self._params}, len(frames), sequence.clip_length, sequence.sync_length,
                                        method='empty_features')
         clip, sync = (np.array(feature, np.float32) for feature in empty[:2])
         with_clip = [index for index, streams in enumerate(frames) if len(streams) == 2]
         with_sync = [index for index, streams in enumerate(frames) if streams]
-        images = {index: one.image for index, one in enumerate(batch) if one.image is not None}
-        if with_clip or images:
-            with self._stages('CLIP', f'{len(with_clip)} videos, {len(images)} images'):
+        stills = {index: image for index, image in enumerate(images) if image is not None}
+        if with_clip or stills:
+            with self._stages('CLIP', f'{len(with_clip)} videos, {len(stills)} images'):
                 if with_clip:
                     clip[with_clip] = encoder.encode_clip(np.stack([frames[index][0] for index in with_clip]))
-                for index, image in images.items():
+                for index, image in stills.items():
                     clip[index] = encoder.encode_image(image)
         if with_sync:
             with self._stages('Synchformer', f'{len(with_sync)} videos'):

@@ -6,6 +6,7 @@ import os
 import pathlib
 from typing import Any
 
+from mmaudio_jax import hosts
 from mmaudio_jax import snapshots
 from mmaudio_jax.media import Path
 from mmaudio_jax.models import mmaudio
@@ -59,6 +60,13 @@ def find(source: Path, *, variant: str | None, dtype: str | None, cache: Path | 
     return _official(_variant_in(place, variant), dtype, _loader(dtype, cache, place, offline, verify))
 
 
+def agreed_step(source: Path) -> int | None:
+    """The last stored step of a run's workdir, as process 0 sees it, for `find`; None for official weights. Every process of a
+    job must call, because it may look while that run goes on."""
+    trained = os.fspath(source) not in mmaudio.VARIANTS and (pathlib.Path(source) / 'ema').is_dir()
+    return hosts.agreed(snapshots.latest(pathlib.Path(source))) if trained else None
+
+
 def to_train_on(config, model: mmaudio.MMAudio, data: pathlib.Path) -> Any:
     """The parameters of config.weights.start_from, float32 NumPy arrays, with the latents' statistics that they go with.
 
@@ -71,8 +79,8 @@ def to_train_on(config, model: mmaudio.MMAudio, data: pathlib.Path) -> Any:
       ValueError: nothing there, or a network of other sizes, conditions or latents (names the field); errors of `find`.
     """
     source = config.weights.start_from
-    official = source in mmaudio.VARIANTS or not (pathlib.Path(source) / 'ema').is_dir()
-    found = find(source, variant=config.model.variant if official else None, dtype='float32', step=None, data_dir=data,
+    step = agreed_step(source)
+    found = find(source, variant=config.model.variant if step is None else None, dtype='float32', step=step, data_dir=data,
                  sigma_rel=config.ema.synthesis_sigma_rel, **store.places(config.weights))
     fields = [field.name for field in dataclasses.fields(model) if field.name not in _HOW]
     pairs: dict[str, tuple[Any, Any]] = {'sequence.rate': (found.config['sequence']['rate'], config.sequence.rate)}

@@ -33,7 +33,7 @@ class Request:
 
     Attributes:
       video: a file, frames in memory, or None.
-      image: uint8 [H, W, 3], or None.
+      image: a file, uint8 [H, W, 3], or None.
       prompt, negative_prompt: texts.
       duration_s: of the result, seconds.
       sequence: lengths of what is generated; its duration is duration_s, or that rounded up.
@@ -43,7 +43,7 @@ class Request:
       noise: float32 [takes, N, C] instead, or None.
     """
     video: pathlib.Path | Frames | None
-    image: np.ndarray | None
+    image: pathlib.Path | np.ndarray | None
     prompt: str
     negative_prompt: str
     duration_s: float
@@ -107,7 +107,9 @@ def make(rate: str, training_s: float, index: int, *, video: Path | Frames | np.
     if mask_clip and video is None:
         raise ValueError('mask_clip leaves out the CLIP frames of a video, and there is none')
     source = _video(video, fps)
-    still = None if image is None else read_image(image)
+    still: pathlib.Path | np.ndarray | None = None if image is None else read_image(image)
+    if isinstance(image, (str, os.PathLike)):
+        still = pathlib.Path(image)  # that it can be read is known; a long list of requests holds no pixels
     length_s = _length_s(source, training_s) if duration_s is None else float(duration_s)
     if MOST_S < length_s < math.inf:
         raise ValueError(f'duration_s is {length_s:g}; at most {MOST_S:g} s can be computed as one clip: make several')

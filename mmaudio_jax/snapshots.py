@@ -111,22 +111,25 @@ def exists(workdir: pathlib.Path, step: int) -> bool:
 
 
 def load_all(workdir: pathlib.Path) -> list[ema.Snapshot]:
-    """Every stored average in workdir/ema by step; the leaves are read from the files when they are used.
+    """Every stored average in workdir/ema by step; a leaf is read from its file when it is used.
 
     Raises:
       CheckpointError: there is none.
     """
-    found = []
-    for step in _trained_steps(workdir):
-        paths = sorted((_folder(workdir) / str(step)).glob(f'{_SIGMA_REL}*.npz'))
-        if not paths:
-            raise checkpoints.CheckpointError(f'{_folder(workdir) / str(step)}: holds no {_SIGMA_REL}*.npz; restore them, or '
-                                              'delete the folder')
-        for path in paths:
-            with _damage_explained(path):
-                file = np.load(path)
-            tree = traverse_util.unflatten_dict({name: _StoredTensor(path, file, name) for name in file.files}, sep='/')
-            found.append(ema.Snapshot(ema.sigma_rel_to_gamma(float(path.stem.removeprefix(_SIGMA_REL))), step, tree))
+    return [snapshot for step in _trained_steps(workdir) for snapshot in _load_step(_folder(workdir) / str(step))]
+
+
+def _load_step(folder: pathlib.Path) -> list[ema.Snapshot]:
+    """The averages of one step."""
+    paths, found = sorted(folder.glob(f'{_SIGMA_REL}*.npz')), []
+    if not paths:
+        raise checkpoints.CheckpointError(f'{folder}: holds no {_SIGMA_REL}*.npz; restore them, or delete the folder')
+    for path in paths:
+        with _damage_explained(path):
+            file = np.load(path)
+        tree = traverse_util.unflatten_dict({name: _StoredTensor(path, file, name) for name in file.files}, sep='/')
+        gamma = ema.sigma_rel_to_gamma(float(path.stem.removeprefix(_SIGMA_REL)))
+        found.append(ema.Snapshot(gamma, int(folder.name), tree))
     return found
 
 
@@ -151,19 +154,18 @@ def load_params(workdir: pathlib.Path, sigma_rel: float | None = None, step: int
       CheckpointError: there is no snapshot, none of that step, or one is damaged.
       ValueError: sigma_rel is out of range.
     """
-    found = load_all(workdir)
-    step = found[-1].step if step is None else step
-    stored = _steps(workdir)
+    stored = _trained_steps(workdir)
+    step = stored[-1] if step is None else step
     if step not in stored:
         raise checkpoints.CheckpointError(f'no EMA snapshot of step {step} in {_folder(workdir)}; it has those of '
                                           f'{", ".join(map(str, stored))}')
     config = json.loads((_folder(workdir) / str(step) / 'config.json').read_text())
     sigma_rel = config['ema']['synthesis_sigma_rel'] if sigma_rel is None else sigma_rel
     gamma = ema.sigma_rel_to_gamma(sigma_rel)
-    stored_whole = [snapshot.params for snapshot in found if (snapshot.step, snapshot.gamma) == (step, gamma)]
-    if stored_whole:  # the others need not be read
-        return jax.tree.map(np.asarray, stored_whole[0]), config
-    return ema.synthesize([snapshot for snapshot in found if snapshot.step <= step], sigma_rel, step), config
+    for snapshot in _load_step(_folder(workdir) / str(step)):
+        if snapshot.gamma == gamma:  # the others need not be read, nor be whole
+            return jax.tree.map(np.asarray, snapshot.params), config
+    return ema.synthesize([snapshot for snapshot in load_all(workdir) if snapshot.step <= step], sigma_rel, step), config
 
 
 def set_aside_later(workdir: pathlib.Path, step: int) -> None:

@@ -194,7 +194,8 @@ def _wait_for(writing: list[concurrent.futures.Future]) -> None:
 def _network(config, workdir: pathlib.Path, sequence: Sequence) -> pretrained.Pretrained:
     """The network that is scored, if it fits the config."""
     source = config.generate.pretrained or workdir
-    step = None if config.generate.pretrained else hosts.agreed(snapshots.latest(workdir))
+    step = pretrained.agreed_step(config.generate.pretrained) if config.generate.pretrained else hosts.agreed(
+        snapshots.latest(workdir))
     parts = pretrained.find(source, variant=None, dtype=config.weights.dtype if config.generate.pretrained else None,
                             **store.places(config.weights), sigma_rel=config.ema.synthesis_sigma_rel, step=step,
                             data_dir=config.data_dir or None)

@@ -297,7 +297,7 @@ def test_a_stored_average_is_read_alone(tmp_path):
     for step in (10, 20):
         snapshots.save(tmp_path, step, _averages(step), config)
     path = tmp_path / 'ema' / '10' / 'sigma_rel_0.05.npz'
-    path.write_bytes(path.read_bytes().replace(np.float32(10).tobytes(), np.float32(4).tobytes()))  # damaged
+    path.write_bytes(path.read_bytes()[:100])  # cut off
     for width in (0.05, 0.1):
         found = snapshots.load_params(tmp_path, width, 20)[0]
         jax.tree.map(np.testing.assert_array_equal, found, _averages(20)[width])

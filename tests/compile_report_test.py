@@ -46,6 +46,13 @@ def test_a_network_of_no_bandwidth_is_refused(tmp_path):
         compile_report.report(config, tmp_path)
 
 
+def test_a_solver_that_chooses_its_steps_has_no_estimate():
+    config = small_config()
+    config.sampling.solver = 'dopri5'
+    with pytest.raises(ValueError, match="config.sampling.solver is 'dopri5', which chooses the number of its steps"):
+        compile_report.sample(config, jax.devices())
+
+
 def test_any_other_error_of_the_compiler_is_one():
 
     def compile_():

@@ -26,6 +26,10 @@ def test_every_config_is_in_order(name):
     ('evaluate.onset_windows_s', (float('nan'),), r'is \(nan,\); it must hold numbers of seconds, at least one'),
     ('train.compiler_options', (('xla_tpu_scoped_vmem_limit_kib',),), r'is .*; it must be a tuple of \(option, value\) tuples'),
     ('train.compiler_options', (('xla_enable_async_all_gather', True),), 'is .*; the value True must be a string, in quotes'),
+    ('seed', 2**32, 'is 4294967296; it must be from 0 to 4294967295'),
+    ('sampling.seed', -1, 'is -1; it must be from 0 to 4294967295'),
+    ('ema.sigma_rels', ('a',), r"is \('a',\); it must hold numbers"),
+    ('optimizer.betas', (0.9, 'x'), 'is .*; it must hold numbers'),
     ('optimizer.betas', (0.9,), r'is \(0.9,\); it must be \(first, second\)'),
 ])
 def test_a_field_that_cannot_be_used_is_named(field, value, message):

@@ -264,6 +264,18 @@ def test_processes_of_a_launcher_find_each_other(launcher):
         assert processes[index].returncode == 0 and f'<{index} of 2>' in text, text
 
 
+@pytest.mark.parametrize('variables', [{'SLURM_JOB_ID': '7', 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_NTASKS': '1',
+                                        'SLURM_PROCID': '0', 'SLURM_LOCALID': '0'},
+                                       {'OMPI_MCA_orte_hnp_uri': '1.0;tcp://127.0.0.1:1', 'OMPI_COMM_WORLD_SIZE': '1',
+                                        'OMPI_COMM_WORLD_RANK': '0', 'OMPI_COMM_WORLD_LOCAL_RANK': '0'}])
+def test_the_only_process_of_a_launcher_joins_nothing_and_keeps_all_devices(monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(jax.distributed, 'initialize', lambda **_: pytest.fail('would see one GPU'))
+    with distributed.joined(base.get_config().hosts, alone=False):
+        assert jax.process_count() == 1
+
+
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(('127.0.0.1', port)) != 0

@@ -4,6 +4,7 @@ import dataclasses
 import av
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 import soundfile
 
@@ -99,7 +100,7 @@ def test_a_still_image(pipe, tmp_path):
     clip = pipe(image=image, prompt='a glass')
     assert len(clip.audio) == RATE and np.abs(clip.audio - pipe(prompt='a glass').audio).max() > 1e-3
     made = pipe.request(image=image)
-    features = pipe.video_features([made], [pipe.read(made)], encoder)
+    features = pipe.video_features(made.sequence, [pipe.read(made)], [image], encoder)
     np.testing.assert_array_equal(features[0][0], np.broadcast_to(encoder.encode_image(image), (8, 1024)))
     np.testing.assert_array_equal(features[1][0], np.broadcast_to(pipe._params['empty_sync_feat'], (16, 768)))
     clip.save(tmp_path / 'still.mp4')
@@ -111,7 +112,7 @@ def test_masked_clip_leaves_the_timing(pipe, workdir):
     frames = pipe.read(made)
     assert len(frames) == 1
     encoder = pipe.room(made.sequence)[0]
-    clip, sync = pipe.video_features([made], [frames], encoder)
+    clip, sync = pipe.video_features(made.sequence, [frames], [None], encoder)
     np.testing.assert_array_equal(clip[0], np.broadcast_to(pipe._params['empty_clip_feat'], (8, 1024)))
     np.testing.assert_array_equal(sync, encoder.encode_sync(frames[0][None]))
     plain, masked = (pipe(video=workdir / 'a.mp4', mask_clip=mask) for mask in (False, True))
@@ -154,6 +155,21 @@ def test_compiled_programs_are_kept_in_the_cache_folder_unless_they_are_kept_els
             assert jax.config.jax_compilation_cache_dir == str(tmp_path / 'compiled')
     finally:
         jax.config.update('jax_compilation_cache_dir', before)
+
+
+def test_one_device_that_is_not_the_first_is_used(workdir, pipe):
+    other = mmaudio_jax.Pipeline.from_pretrained(workdir, devices=jax.devices()[2:3], compilation_cache=False)
+    assert {device for leaf in jax.tree.leaves(other._params) for device in leaf.devices()} == {jax.devices()[2]}
+    np.testing.assert_allclose(other(prompt='a').latents, pipe(prompt='a').latents, atol=1e-5)
+
+
+def test_a_request_holds_the_name_of_its_image_not_the_pixels(workdir, pipe, tmp_path):
+    """The images of a long table do not fit in memory."""
+    Image.fromarray(np.full((20, 30, 3), 99, np.uint8)).save(tmp_path / 'i.png')
+    assert pipe.request(image=tmp_path / 'i.png').image == tmp_path / 'i.png'
+    clip = pipe(image=tmp_path / 'i.png')
+    assert clip.image.shape == (20, 30, 3)
+    np.testing.assert_array_equal(clip.latents, pipe(image=clip.image).latents)
 
 
 def test_a_batch_over_several_devices(workdir, pipe):

@@ -63,7 +63,7 @@ def test_a_length_far_from_the_training_length_is_worth_a_warning():
 def test_images(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (7, 5, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / 'a.png')
-    np.testing.assert_array_equal(make(image=tmp_path / 'a.png').image, pixels)
+    np.testing.assert_array_equal(request.read_image(tmp_path / 'a.png'), pixels)
     np.testing.assert_array_equal(make(image=pixels).image, pixels)
     Image.fromarray(pixels[..., 0]).save(tmp_path / 'grey.png')
     np.testing.assert_array_equal(request.read_image(tmp_path / 'grey.png'), np.repeat(pixels[..., :1], 3, axis=2))
