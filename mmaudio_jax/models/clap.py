@@ -12,7 +12,6 @@ from mmaudio_jax.models import spectrograms
 from mmaudio_jax.models import transformer
 
 WIDTH = 512
-SAMPLE_RATE_HZ = 48_000
 TEXT_LENGTH = 77  # tokens
 PADDING = 1  # id of the token that fills up
 _EPS = 1e-5

@@ -12,7 +12,6 @@ from mmaudio_jax.models import spectrograms
 from mmaudio_jax.models import transformer
 
 WIDTH = 1024
-SAMPLE_RATE_HZ = 16_000
 SIZE = 224  # pixels of a view, square
 PIXEL_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 PIXEL_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
