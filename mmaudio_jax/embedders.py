@@ -28,6 +28,7 @@ from mmaudio_jax import filterbanks
 from mmaudio_jax import sequence
 from mmaudio_jax import tokenizer_roberta
 from mmaudio_jax.models import clap
+from mmaudio_jax.models import clip
 from mmaudio_jax.models import cnn14
 from mmaudio_jax.models import imagebind
 from mmaudio_jax.models import passt
@@ -160,8 +161,7 @@ def _imagebind_picture(tensors: Tensors) -> tuple[Any, Apply]:
     model = imagebind.Vision()
 
     def apply(params, views):
-        pixels = (views.reshape(-1, *views.shape[2:]) / np.float32(255) - imagebind.PIXEL_MEAN) / imagebind.PIXEL_STD
-        vectors = _run(model, params, pixels)
+        vectors = _run(model, params, clip.normalize(views.reshape(-1, *views.shape[2:])))
         return {'vector': vectors.reshape(*views.shape[:2], -1).mean(axis=1)}
     return imagebind_weights.vision_params(tensors, model), apply
 

@@ -35,7 +35,7 @@ def build(variant: str, dtype: Any) -> 'CLIP':
 
 
 def normalize(frames: jax.Array) -> jax.Array:
-    """uint8 `[B, h, w, 3]` → float32, as the image tower takes them."""
+    """uint8 `[..., 3]` → float32, as the image tower takes them."""
     return (frames.astype(jnp.float32) / 255 - jnp.array(MEAN)) / jnp.array(STD)
 
 
