@@ -20,6 +20,7 @@ from mmaudio_jax import media
 from mmaudio_jax import sequence
 from mmaudio_jax.frames import exact
 from mmaudio_jax.media import MediaError
+from mmaudio_jax.media import Path
 from mmaudio_jax.media import SOUND_FORMATS
 from mmaudio_jax.resampling import resample_for_evaluation
 
@@ -27,7 +28,6 @@ IMAGEBIND_FPS = Fraction(1, 2)
 SIZE = 224  # pixels
 SEGMENT_STEP = filterbanks.SYNCHFORMER_SEGMENT // 2  # samples
 _CLIP_S = 2  # of ImageBind's clips of sound
-Path = str | os.PathLike
 
 
 @dataclasses.dataclass(frozen=True)
