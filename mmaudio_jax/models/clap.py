@@ -64,5 +64,5 @@ class PostNormBlock(nn.Module):
 
 def _project(x: jax.Array) -> jax.Array:
     """Called within a module: matrix, ReLU, matrix, unit length."""
-    x = nn.Dense(WIDTH, name='projection_1')(nn.relu(nn.Dense(WIDTH, name='projection_0')(x)))
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    x = nn.relu(nn.Dense(WIDTH, name='projection_0')(x))
+    return transformer.of_length_one(nn.Dense(WIDTH, name='projection_1')(x))

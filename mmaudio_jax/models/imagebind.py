@@ -5,7 +5,6 @@ CC BY-NC-SA 4.0: not for commercial use.** This code is written from the paper a
 """
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from mmaudio_jax.models import spectrograms
 from mmaudio_jax.models import transformer
@@ -49,5 +48,5 @@ class Audio(nn.Module):
 
 def _head(x: jax.Array) -> jax.Array:
     """Called within a module: LayerNorm of the class token, a matrix, unit length."""
-    x = nn.Dense(WIDTH, use_bias=False, name='head')(spectrograms.norm(_EPS, 'head_norm')(x[:, 0]))
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    x = spectrograms.norm(_EPS, 'head_norm')(x[:, 0])
+    return transformer.of_length_one(nn.Dense(WIDTH, use_bias=False, name='head')(x))
