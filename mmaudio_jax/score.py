@@ -200,7 +200,7 @@ def _references(options, protocol: Protocol, sources: score_inputs.References, a
     found: dict[str, score_metrics.Clips] = {}
     networks = embedders.embedders(settings.weights)
     failed: dict[str, str] = {}
-    for name in dict.fromkeys(name for metric in protocol.metrics for name in score_metrics.METRICS[metric].reference):
+    for name in dict.fromkeys(filter(None, (score_metrics.METRICS[metric].reference for metric in protocol.metrics))):
         if name == 'synchformer_picture' and recorded is not None:
             found[name], asked = recorded, asked | set(recorded)
             continue
@@ -213,7 +213,7 @@ def _references(options, protocol: Protocol, sources: score_inputs.References, a
         else:
             clips, what = (sources.videos, 'videos') if name.endswith('_picture') else (sources.sounds, 'sounds')
         if not clips:
-            users = [metric for metric in protocol.metrics if name in score_metrics.METRICS[metric].reference]
+            users = [metric for metric in protocol.metrics if name == score_metrics.METRICS[metric].reference]
             raise ValueError(f'{", ".join(users)} need reference {what}: name them (config.score.references, '
                              'config.score.captions, config.score.reference_cache), or choose other metrics '
                              '(config.score.metrics)')
@@ -246,7 +246,7 @@ def _system(config, protocol: Protocol, folder: pathlib.Path, clips: Mapping[str
     """Embeds and scores one system."""
     networks = embedders.embedders(settings.weights)
     wanted = [metric for metric in protocol.metrics if metric not in score_metrics.ONSETS]
-    needed = dict.fromkeys(name for metric in wanted for name in score_metrics.METRICS[metric].generated)
+    needed = dict.fromkeys(score_metrics.METRICS[metric].generated for metric in wanted)
     stored = {name: embeddings.embed(networks[name], clips, settings, label) for name in needed}
     failed = {name: reason for part in stored.values() for name, reason in part.failed.items()}
     results: dict[str, Result] = {}
@@ -268,8 +268,8 @@ def _system(config, protocol: Protocol, folder: pathlib.Path, clips: Mapping[str
                 undefined |= {metric: str(error) for metric in protocol.metrics if metric in score_metrics.ONSETS}
         offsets = embedders.offset_head(settings.weights) if 'desync' in wanted else None
         for metric in wanted:
-            own, true = score_metrics.METRICS[metric].generated[0], score_metrics.METRICS[metric].reference
-            theirs: score_metrics.Clips = reference[true[0]] if true else {}
+            own, true = score_metrics.METRICS[metric].generated, score_metrics.METRICS[metric].reference
+            theirs: score_metrics.Clips = reference[true] if true else {}
             names = [name for name in pairing.names if name in stored[own] and (not true or name in theirs)]
             all_ours, all_theirs = sorted(stored[own]), sorted(theirs)
             try:

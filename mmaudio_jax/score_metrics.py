@@ -25,15 +25,15 @@ class Metric:
 
     Attributes:
       title: of the column. lower: whether lower is better. digits: printed after the point.
-      generated, reference: the embedders whose output it needs of either side.
+      generated, reference: the embedder whose output it needs of either side, '' for none.
       factor: by which the paper multiplies it for print.
       unpaired: with unpaired clips allowed it takes all clips of both sides, as published.
     """
     title: str
     lower: bool
     digits: int
-    generated: tuple[str, ...]
-    reference: tuple[str, ...]
+    generated: str
+    reference: str
     factor: float = 1.0
     unpaired: bool = False
 
@@ -46,19 +46,19 @@ class Metric:
 
 
 METRICS = {
-    'fd_passt': Metric('FD PaSST', True, 2, ('passt',), ('passt',)),
-    'fd_panns': Metric('FD PANNs', True, 2, ('panns',), ('panns',), unpaired=True),
-    'fd_vgg': Metric('FD VGG', True, 2, ('vggish',), ('vggish',), unpaired=True),
-    'kl_panns': Metric('KL PANNs', True, 2, ('panns',), ('panns',)),
-    'kl_passt': Metric('KL PaSST', True, 2, ('passt',), ('passt',)),
-    'is_panns': Metric('IS', False, 2, ('panns',), (), unpaired=True),
-    'is_passt': Metric('IS PaSST', False, 2, ('passt',), ()),
-    'ib_score': Metric('IB-score', False, 2, ('imagebind_sound',), ('imagebind_picture',), factor=100.0),
-    'desync': Metric('DeSync', True, 3, ('synchformer_sound',), ('synchformer_picture',)),
-    'clap': Metric('CLAP', False, 3, ('clap_sound',), ('clap_text',)),
-    'onset_accuracy': Metric('onset accuracy', False, 4, (), ()),
-    'onset_ap': Metric('onset AP', False, 4, (), ()),
-    'onset_f1': Metric('onset F1', False, 4, (), ()),
+    'fd_passt': Metric('FD PaSST', True, 2, 'passt', 'passt'),
+    'fd_panns': Metric('FD PANNs', True, 2, 'panns', 'panns', unpaired=True),
+    'fd_vgg': Metric('FD VGG', True, 2, 'vggish', 'vggish', unpaired=True),
+    'kl_panns': Metric('KL PANNs', True, 2, 'panns', 'panns'),
+    'kl_passt': Metric('KL PaSST', True, 2, 'passt', 'passt'),
+    'is_panns': Metric('IS', False, 2, 'panns', '', unpaired=True),
+    'is_passt': Metric('IS PaSST', False, 2, 'passt', ''),
+    'ib_score': Metric('IB-score', False, 2, 'imagebind_sound', 'imagebind_picture', factor=100.0),
+    'desync': Metric('DeSync', True, 3, 'synchformer_sound', 'synchformer_picture'),
+    'clap': Metric('CLAP', False, 3, 'clap_sound', 'clap_text'),
+    'onset_accuracy': Metric('onset accuracy', False, 4, '', ''),
+    'onset_ap': Metric('onset AP', False, 4, '', ''),
+    'onset_f1': Metric('onset F1', False, 4, '', ''),
 }
 ONSETS = {'onset_accuracy': 'accuracy', 'onset_ap': 'average_precision', 'onset_f1': 'f1'}
 
@@ -79,8 +79,8 @@ def compute(name: str, generated: Mapping[str, Clips], reference: Mapping[str, C
       ValueError: the metric is not defined for these clips; the message says why.
     """
     metric = METRICS[name]
-    own = generated[metric.generated[0]]
-    true = reference[metric.reference[0]] if metric.reference else {}
+    own = generated[metric.generated]
+    true = reference[metric.reference] if metric.reference else {}
     ours, theirs = metric.clips(names, all_generated, all_reference)
     if name == 'fd_vgg':
         patches, others = ([clips[key]['patches'] for key in keys] for clips, keys in ((own, ours), (true, theirs)))
