@@ -181,7 +181,7 @@ def _identity(embedder: embedders.Embedder, settings: Settings) -> str:
     weights = embedder.path(settings.weights)
     digest = _weights_digest(weights, weights.stat().st_mtime_ns)
     parts: list[Any] = [embedder.name, settings.duration_s, digest, _code_digest()]
-    if embedder.name == 'clap_text':
+    if embedder.kind == 'text':
         parts += [media.digest(settings.weights / name) for name in tokenizer_roberta.FILES]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 

@@ -126,8 +126,8 @@ def score(config, workdir: pathlib.Path) -> None:
         systems[name] = _system(config, protocol, folders[name], clips, pairing, reference, sources, settings, name)
     if jax.process_index() != 0:
         return
-    heard = any(isinstance(clips, embeddings.Stored) and not name.endswith(('_picture', '_text'))
-                for name, clips in reference.items())
+    kinds = {name: network.kind for name, network in embedders.embedders(settings.weights).items()}
+    heard = any(isinstance(clips, embeddings.Stored) and kinds[name] == 'sound' for name, clips in reference.items())
     short = score_inputs.short(sources.sounds, protocol.duration_s) if heard else {}
     report = _report(options, protocol, systems, asked, lacking, short, time.monotonic() - started)
     _write(report, workdir)
@@ -199,19 +199,18 @@ def _references(options, protocol: Protocol, sources: score_inputs.References, a
     """
     found: dict[str, score_metrics.Clips] = {}
     networks = embedders.embedders(settings.weights)
+    of_kind: dict[str, tuple[Mapping[str, Any], str]] = {
+        'sound': (sources.sounds, 'sounds'), 'picture': (sources.videos, 'videos'), 'text': (sources.captions, 'captions')}
     failed: dict[str, str] = {}
     for name in dict.fromkeys(filter(None, (score_metrics.METRICS[metric].reference for metric in protocol.metrics))):
         if name == 'synchformer_picture' and recorded is not None:
             found[name], asked = recorded, asked | set(recorded)
             continue
-        if options.reference_cache and not (name == 'clap_text' and sources.captions):
+        kind = networks[name].kind
+        if options.reference_cache and not (kind == 'text' and sources.captions):
             found[name] = published_caches.load(pathlib.Path(options.reference_cache), name)
             continue
-        clips: Mapping[str, Any]
-        if name == 'clap_text':
-            clips, what = sources.captions, 'captions'
-        else:
-            clips, what = (sources.videos, 'videos') if name.endswith('_picture') else (sources.sounds, 'sounds')
+        clips, what = of_kind[kind]
         if not clips:
             users = [metric for metric in protocol.metrics if name == score_metrics.METRICS[metric].reference]
             raise ValueError(f'{", ".join(users)} need reference {what}: name them (config.score.references, '
