@@ -2,6 +2,10 @@
 
 The sounds of a network of ours are made on the way (config.score.sample, split_sounds.py).
 
+The way of a clip: _sources finds the files of the references and score_inputs those of the systems, _references embeds the
+former and says which clips are asked for, _system pairs and embeds each system's and computes its figures (score_metrics.py),
+_report makes plain data of them all, which score_tables.py prints.
+
 Embeddings are kept (embeddings.py), so that an interrupted run goes on where it stopped and another metric, or another system
 against the same references, costs only what is new. A clip that is missing or cannot be read is an error, or, when that is
 allowed, is counted beside every figure.
@@ -289,22 +293,20 @@ def _system(scoring: Scoring, label: str, folder: pathlib.Path, clips: Mapping[s
     offsets = embedders.offset_head(settings.weights) if 'desync' in embedded else None
     for metric in embedded:
         try:
-            results[metric], covered[metric] = _figure(metric, pairing.names, stored, reference, offsets)
+            ours, theirs = score_metrics.METRICS[metric].generated, score_metrics.METRICS[metric].reference
+            results[metric], covered[metric] = _figure(metric, pairing.names, stored[ours], reference.get(theirs), offsets)
         except ValueError as error:
             undefined[metric] = str(error)
     short = score_inputs.short(clips, scoring.protocol.duration_s)
     return System(folder, len(clips), pairing, failed, short, results, undefined, covered)
 
 
-def _figure(name: str, paired: Sequence[str], stored: Mapping[str, score_metrics.Clips],
-            reference: Mapping[str, score_metrics.Clips], offsets: Any) -> tuple[Result, str]:
+def _figure(metric: str, paired: Sequence[str], ours: score_metrics.Clips, theirs: score_metrics.Clips | None,
+            offsets: score_metrics.Offsets | None) -> tuple[Result, str]:
     """One metric of embeddings, with a note when it is not over the pairs alone, and the digest of the clips that it covers."""
-    metric = score_metrics.METRICS[name]
-    ours: score_metrics.Clips = stored[metric.generated]
-    theirs: score_metrics.Clips = reference[metric.reference] if metric.reference else {}
-    pairs = [clip for clip in paired if clip in ours and (not metric.reference or clip in theirs)]
-    result = score_metrics.compute(name, stored, reference, pairs, sorted(ours), sorted(theirs), offsets)
-    used = metric.clips(pairs, sorted(ours), sorted(theirs))
+    pairs = [clip for clip in paired if clip in ours and (theirs is None or clip in theirs)]
+    result = score_metrics.compute(metric, ours, theirs or {}, pairs, offsets)
+    used = score_metrics.METRICS[metric].clips(pairs, ours, theirs or {})
     if any(list(side) != pairs for side in used if side):
         note = f'all {len(used[0])} sounds{f" and all {len(used[1])} references" if used[1] else ""}, as published'
         result = dataclasses.replace(result, note='; '.join(filter(None, (result.note, f'over {note}'))))
