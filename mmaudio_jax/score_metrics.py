@@ -77,23 +77,25 @@ def compute(name: str, generated: Clips, reference: Clips, paired: Sequence[str]
     """
     metric = METRICS[name]
     ours, theirs = metric.clips(paired, generated, reference)
+
+    def both(key: str) -> tuple[np.ndarray, np.ndarray]:
+        return _stack(generated, ours, key), _stack(reference, theirs, key)
+
     if name == 'fd_vgg':
         patches, others = ([clips[key]['patches'] for key in keys] for clips, keys in ((generated, ours), (reference, theirs)))
         result = metrics_distribution.frechet(np.concatenate(patches), np.concatenate(others), [len(rows) for rows in patches],
                                               [len(rows) for rows in others])
     elif name.startswith('fd_'):
-        result = metrics_distribution.frechet(_stack(generated, ours, 'features'), _stack(reference, theirs, 'features'))
+        result = metrics_distribution.frechet(*both('features'))
     elif name.startswith('kl_'):
-        result = metrics_distribution.mean(metrics_distribution.kl_divergences(_stack(generated, ours, 'logits'),
-                                                                               _stack(reference, theirs, 'logits')))
+        result = metrics_distribution.mean(metrics_distribution.kl_divergences(*both('logits')))
     elif name.startswith('is_'):
         result = metrics_distribution.inception(_stack(generated, ours, 'logits'))
     elif name == 'desync':
         assert offsets is not None
         result = metrics_distribution.mean(_desync(generated, reference, paired, offsets))
     else:
-        result = metrics_distribution.mean(metrics_distribution.cosines(_stack(generated, ours, 'vector'),
-                                                                        _stack(reference, theirs, 'vector')))
+        result = metrics_distribution.mean(metrics_distribution.cosines(*both('vector')))
     return scaled(result, metric.factor)
 
 
