@@ -8,6 +8,7 @@ import functools
 from typing import Hashable, Sequence
 
 import numpy as np
+from scipy.cluster import hierarchy
 
 BITS = 128
 SEGMENTS = 16
@@ -40,14 +41,7 @@ def groups(signatures: Sequence[str], sources: Sequence[Hashable]) -> list[list[
       sources: clips of the same source (pieces of one file, several captions for it) are not counted against each other.
     """
     bits = np.array([np.frombuffer(bytes.fromhex(text), np.uint8) for text in signatures]).reshape(len(signatures), BITS // 8)
-    leader = list(range(len(signatures)))
-
-    def find(place: int) -> int:
-        while leader[place] != place:
-            leader[place] = leader[leader[place]]
-            place = leader[place]
-        return place
-
+    joined = hierarchy.DisjointSet(range(len(signatures)))
     width = BITS // 8 // BANDS
     for band in range(BANDS):
         buckets: dict[bytes, list[int]] = collections.defaultdict(list)
@@ -55,18 +49,16 @@ def groups(signatures: Sequence[str], sources: Sequence[Hashable]) -> list[list[
             buckets[row.tobytes()].append(place)
         for bucket in buckets.values():
             if 1 < len(bucket) <= LARGEST_BUCKET:
-                _join(bucket, bits, sources, leader, find)
-    found: dict[int, list[int]] = collections.defaultdict(list)
-    for place in range(len(signatures)):
-        found[find(place)].append(place)
-    return sorted((group for group in found.values() if len(group) > 1), key=len, reverse=True)
+                _join(bucket, bits, sources, joined)
+    found = sorted(sorted(group) for group in joined.subsets() if len(group) > 1)
+    return sorted(found, key=len, reverse=True)
 
 
-def _join(bucket: list[int], bits: np.ndarray, sources: Sequence[Hashable], leader: list[int], find) -> None:
+def _join(bucket: list[int], bits: np.ndarray, sources: Sequence[Hashable], joined: hierarchy.DisjointSet) -> None:
     """Joins the pairs of a bucket that are near and not of the same source."""
     for position, place in enumerate(bucket[:-1]):
         others = bucket[position + 1:]
         distances = np.bitwise_count(bits[others] ^ bits[place]).sum(axis=1)
         for other in np.array(others)[distances <= FEW_BITS]:
             if sources[other] != sources[place]:
-                leader[find(int(other))] = find(place)
+                joined.merge(place, int(other))

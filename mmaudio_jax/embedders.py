@@ -15,8 +15,9 @@ The user puts the files into one folder; nothing is downloaded.
 from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
+import functools
 import pathlib
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -28,6 +29,7 @@ from mmaudio_jax import filterbanks
 from mmaudio_jax import sequence
 from mmaudio_jax import tokenizer_roberta
 from mmaudio_jax.models import clap
+from mmaudio_jax.models import clip
 from mmaudio_jax.models import cnn14
 from mmaudio_jax.models import imagebind
 from mmaudio_jax.models import passt
@@ -53,13 +55,14 @@ class Embedder:
     """One network.
 
     Attributes:
-      name: as in the table above.
+      name: as in the table above. kind: of what it embeds.
       file: the checkpoint's published name. keys: where in it the dictionary of tensors is.
       prepare: (file of the clip, seconds) → the array that the network reads; clap_text has a caption in the file's place.
       build: tensors → parameters and apply(parameters, batch of those arrays) → embeddings by name, each `[B, ...]`.
       clips: at most so many at a time (pictures are large); 0: as many as the caller likes.
     """
     name: str
+    kind: Literal['sound', 'picture', 'text']
     file: str
     prepare: Callable[[Any, float], np.ndarray]
     build: Callable[[Tensors], tuple[Any, Apply]]
@@ -73,23 +76,28 @@ class Embedder:
           FileNotFoundError: the checkpoint is not in `folder`.
           ValueError: it is damaged, dangerous, or of another network.
         """
-        path = self.path(folder)
-        try:
-            params, apply = self.build(tensor_file.read(path).tensors(*self.keys))
-        except tensor_file.TensorFileError:
-            raise
-        except ValueError as error:
-            raise ValueError(f'{path}: {error}') from error
-        return params, precise(apply)
+        return _load(self.path(folder), self.keys, self.build)
 
     def path(self, folder: pathlib.Path) -> pathlib.Path:
         """The checkpoint in `folder`. Raises FileNotFoundError when it is not there."""
-        path = folder / self.file
-        if not path.is_file():
-            raise FileNotFoundError(f'{path}: the published weights of {self.name} are missing; nothing is downloaded, put the '
-                                    'file there (config.score.weights is the folder) or leave its metrics out '
-                                    '(config.score.metrics)')
-        return path
+        return _checkpoint(folder / self.file, self.name)
+
+
+def _checkpoint(path: pathlib.Path, name: str) -> pathlib.Path:
+    if not path.is_file():
+        raise FileNotFoundError(f'{path}: the published weights of {name} are missing; nothing is downloaded, put the file '
+                                'there (config.score.weights is the folder) or leave its metrics out (config.score.metrics)')
+    return path
+
+
+def _load(path: pathlib.Path, keys: tuple[str, ...], build: Callable[[Tensors], tuple[Any, Callable]]) -> tuple[Any, Callable]:
+    try:
+        params, apply = build(tensor_file.read(path).tensors(*keys))
+    except tensor_file.TensorFileError:
+        raise
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error
+    return params, precise(apply)
 
 
 def precise(apply: Callable) -> Callable:
@@ -160,8 +168,7 @@ def _imagebind_picture(tensors: Tensors) -> tuple[Any, Apply]:
     model = imagebind.Vision()
 
     def apply(params, views):
-        pixels = (views.reshape(-1, *views.shape[2:]) / np.float32(255) - imagebind.PIXEL_MEAN) / imagebind.PIXEL_STD
-        vectors = _run(model, params, pixels)
+        vectors = _run(model, params, clip.normalize(views.reshape(-1, *views.shape[2:])))
         return {'vector': vectors.reshape(*views.shape[:2], -1).mean(axis=1)}
     return imagebind_weights.vision_params(tensors, model), apply
 
@@ -179,25 +186,27 @@ def _clap_text(tensors: Tensors) -> tuple[Any, Apply]:
 
 def embedders(folder: pathlib.Path) -> dict[str, Embedder]:
     """All of them; `folder` holds the text network's vocabulary, which is read when a caption is."""
-    tokenizer: list[tokenizer_roberta.RobertaTokenizer] = []
+    @functools.cache
+    def tokenizer() -> tokenizer_roberta.RobertaTokenizer:
+        return tokenizer_roberta.RobertaTokenizer(folder)
 
     def tokens(caption: str, duration_s: float) -> np.ndarray:
         del duration_s
-        if not tokenizer:
-            tokenizer.append(tokenizer_roberta.RobertaTokenizer(folder))
-        return tokenizer[0]([caption])[0]
+        return tokenizer()([caption])[0]
 
-    clap_file = 'music_speech_audioset_epoch_15_esc_89.98.pt'
+    imagebind_file, clap_file = 'imagebind_huge.pth', 'music_speech_audioset_epoch_15_esc_89.98.pt'
     found = (
-        Embedder('vggish', 'vggish-10086976.pth', evaluation_media.vggish, _vggish),
-        Embedder('panns', 'Cnn14_16k_mAP=0.438.pth', evaluation_media.panns, _panns, ('model',)),
-        Embedder('passt', 'passt-s-f128-p16-s10-ap.476-swa.pt', evaluation_media.passt, _passt),
-        Embedder('synchformer_sound', SYNCHFORMER_FILE, evaluation_media.synchformer_sound, _synchformer_sound),
-        Embedder('synchformer_picture', SYNCHFORMER_FILE, evaluation_media.synchformer_picture, _synchformer_picture, clips=1),
-        Embedder('imagebind_sound', 'imagebind_huge.pth', evaluation_media.imagebind_sound, _imagebind_sound),
-        Embedder('imagebind_picture', 'imagebind_huge.pth', evaluation_media.imagebind_picture, _imagebind_picture, clips=1),
-        Embedder('clap_sound', clap_file, evaluation_media.clap, _clap_sound, ('state_dict',)),
-        Embedder('clap_text', clap_file, tokens, _clap_text, ('state_dict',)),
+        Embedder('vggish', 'sound', 'vggish-10086976.pth', evaluation_media.vggish, _vggish),
+        Embedder('panns', 'sound', 'Cnn14_16k_mAP=0.438.pth', evaluation_media.panns, _panns, ('model',)),
+        Embedder('passt', 'sound', 'passt-s-f128-p16-s10-ap.476-swa.pt', evaluation_media.passt, _passt),
+        Embedder('synchformer_sound', 'sound', SYNCHFORMER_FILE, evaluation_media.synchformer_sound, _synchformer_sound),
+        Embedder('synchformer_picture', 'picture', SYNCHFORMER_FILE, evaluation_media.synchformer_picture,
+                 _synchformer_picture, clips=1),
+        Embedder('imagebind_sound', 'sound', imagebind_file, evaluation_media.imagebind_sound, _imagebind_sound),
+        Embedder('imagebind_picture', 'picture', imagebind_file, evaluation_media.imagebind_picture,
+                 _imagebind_picture, clips=1),
+        Embedder('clap_sound', 'sound', clap_file, evaluation_media.clap, _clap_sound, ('state_dict',)),
+        Embedder('clap_text', 'text', clap_file, tokens, _clap_text, ('state_dict',)),
     )
     return {embedder.name: embedder for embedder in found}
 
@@ -210,8 +219,8 @@ def offset_head(folder: pathlib.Path) -> Callable[[np.ndarray, np.ndarray], np.n
     Raises:
       FileNotFoundError, ValueError: as Embedder.load.
     """
-    build: Any = lambda tensors: (offset_weights.head_params(tensors), _offsets)
-    params, apply = Embedder('synchformer', SYNCHFORMER_FILE, evaluation_media.synchformer_sound, build).load(folder)
+    path = _checkpoint(folder / SYNCHFORMER_FILE, 'synchformer')
+    params, apply = _load(path, (), lambda tensors: (offset_weights.head_params(tensors), _offsets))
 
     def offsets(picture: np.ndarray, sound: np.ndarray) -> np.ndarray:
         return synchformer_offset.OFFSETS_S[np.asarray(apply(params, picture, sound))]

@@ -28,6 +28,7 @@ from mmaudio_jax import embedders
 from mmaudio_jax import evaluation_media
 from mmaudio_jax import media
 from mmaudio_jax import partitioning
+from mmaudio_jax import tokenizer_roberta
 
 _PROGRESS_S = 10.0
 _WAITING = 4  # batches of arrays that wait for others of their shape: then an unfilled batch goes, so that memory stays flat
@@ -180,8 +181,8 @@ def _identity(embedder: embedders.Embedder, settings: Settings) -> str:
     weights = embedder.path(settings.weights)
     digest = _weights_digest(weights, weights.stat().st_mtime_ns)
     parts: list[Any] = [embedder.name, settings.duration_s, digest, _code_digest()]
-    if embedder.name == 'clap_text':
-        parts += [media.digest(settings.weights / name) for name in embedders.tokenizer_roberta.FILES]
+    if embedder.kind == 'text':
+        parts += [media.digest(settings.weights / name) for name in tokenizer_roberta.FILES]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

@@ -24,7 +24,7 @@ from mmaudio_jax import media
 from mmaudio_jax import metrics
 from mmaudio_jax import mux
 from mmaudio_jax import plots
-from mmaudio_jax import score as score_folders
+from mmaudio_jax import score
 from mmaudio_jax import score_inputs
 from mmaudio_jax import snapshots
 from mmaudio_jax import split_sounds
@@ -56,7 +56,7 @@ def evaluate(config, workdir: pathlib.Path) -> None:
       FileNotFoundError: records, codec or the table of the split are missing.
     """
     if config.score.generated or config.score.compare or config.score.sample:
-        score_folders.score(config, workdir)
+        score.score(config, workdir)
         return
     started = time.monotonic()
     data = pathlib.Path(config.data_dir or workdir)
@@ -85,7 +85,7 @@ def evaluate(config, workdir: pathlib.Path) -> None:
     decoded = _decoded_truth(config, decoder, examples)
     sounds = {'generated': list(generated[:, :sequence.samples]), 'codec': list(decoded[:, :sequence.samples]),
               'truth': reading.result()}
-    scores, onsets = score(config.evaluate, sounds, [row['onset_times_s'] for row in rows], sequence)
+    scores, onsets = onset_scores(config.evaluate, sounds, [row['onset_times_s'] for row in rows], sequence)
     _save_clips(config, workdir, table_path, rows, sounds, onsets, sequence)
     report = {
         **identity, 'workdir_step': step, 'sigma_rel': config.ema.synthesis_sigma_rel,
@@ -94,7 +94,7 @@ def evaluate(config, workdir: pathlib.Path) -> None:
         'quoted_window_s': config.evaluate.onset_windows_s[0], 'onsets': scores,
         'seconds': {'sampling': round(sampled - started, 1), 'total': round(time.monotonic() - started, 1)},
         'devices': f'{jax.device_count()} {jax.devices()[0].device_kind}',
-        'versions': score_folders.versions(),
+        'versions': score.versions(),
         'config': checkpoints.to_json(config),
     }
     with media.atomic_file(path) as beside:
@@ -110,8 +110,8 @@ def _check_finite(examples: list[Any], sounds: Any) -> None:
                          'lower config.sampling.guidance, or train again with a lower config.optimizer.learning_rate')
 
 
-def score(options, sounds: Mapping[str, list[np.ndarray]], truths: list[list[float]],
-          sequence: Sequence) -> tuple[dict[str, dict], dict[str, list[metrics.Onsets]]]:
+def onset_scores(options, sounds: Mapping[str, list[np.ndarray]], truths: list[list[float]],
+                 sequence: Sequence) -> tuple[dict[str, dict], dict[str, list[metrics.Onsets]]]:
     """Onset scores of every row and window, and the onsets that were found.
 
     Args:

@@ -3,6 +3,7 @@
 Source: the protocol that MMAudio's scores were measured with. libsndfile reads .wav and .flac, PyAV anything else with a sound
 track. Every failure is a MediaError that names the file; a clip is never replaced by another one.
 """
+from collections.abc import Callable
 from collections.abc import Iterator
 import dataclasses
 from fractions import Fraction
@@ -19,7 +20,10 @@ from mmaudio_jax import filterbanks
 from mmaudio_jax import media
 from mmaudio_jax import sequence
 from mmaudio_jax.frames import exact
+from mmaudio_jax.frames import fit_picture
+from mmaudio_jax.frames import FrameRequest
 from mmaudio_jax.media import MediaError
+from mmaudio_jax.media import Path
 from mmaudio_jax.media import SOUND_FORMATS
 from mmaudio_jax.resampling import resample_for_evaluation
 
@@ -27,7 +31,6 @@ IMAGEBIND_FPS = Fraction(1, 2)
 SIZE = 224  # pixels
 SEGMENT_STEP = filterbanks.SYNCHFORMER_SEGMENT // 2  # samples
 _CLIP_S = 2  # of ImageBind's clips of sound
-Path = str | os.PathLike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,11 +153,9 @@ def imagebind_sound(path: Path, duration_s: float) -> np.ndarray:
 
 def synchformer_picture(path: Path, duration_s: float) -> np.ndarray:
     """25 frames a second, the shorter side scaled to 224, the centre cut out: uint8 `[25 · duration_s, 224, 224, 3]`."""
-    frames = []
-    for picture in _frames(path, exact(sequence.SYNC_FPS), int(sequence.SYNC_FPS * duration_s)):
-        left, top = (round((side - SIZE) / 2) for side in picture.size)
-        frames.append(np.asarray(picture.crop((left, top, left + SIZE, top + SIZE))))
-    return np.stack(frames)
+    square = FrameRequest(sequence.SYNC_FPS, SIZE, SIZE, 'crop')
+    count = int(sequence.SYNC_FPS * duration_s)
+    return np.stack(list(_frames(path, exact(square.fps), count, lambda picture: fit_picture(picture, square))))
 
 
 def imagebind_picture(path: Path, duration_s: float) -> np.ndarray:
@@ -162,7 +163,7 @@ def imagebind_picture(path: Path, duration_s: float) -> np.ndarray:
 
     (9 at 8 s; the last frame before 1, 3, 5 and 7 s.)
     """
-    pictures = [np.asarray(picture) for picture in _frames(path, IMAGEBIND_FPS, int(IMAGEBIND_FPS * Fraction(duration_s)))]
+    pictures = list(_frames(path, IMAGEBIND_FPS, int(IMAGEBIND_FPS * Fraction(duration_s)), _scaled))
     if len(pictures) < 2:
         raise MediaError(path, f'{duration_s:g} s hold no two frames at one in two seconds, which the IB-score needs')
     height, width = pictures[0].shape[:2]
@@ -175,8 +176,8 @@ def imagebind_picture(path: Path, duration_s: float) -> np.ndarray:
     return np.stack(views)
 
 
-def _frames(path: Path, fps: Fraction, count: int) -> Iterator[Image.Image]:
-    """`count` frames at `fps`, the shorter side scaled to 224 (bicubic, antialiased), the longer one floored.
+def _frames(path: Path, fps: Fraction, count: int, fit: Callable[[Image.Image], np.ndarray]) -> Iterator[np.ndarray]:
+    """`count` frames at `fps`, upright, as `fit` scales them.
 
     Sample m is the last frame whose time, rounded to the nearest sample (halves up), is m or before: what ffmpeg's fps filter
     gives, on which the published scores rest.
@@ -193,7 +194,7 @@ def _frames(path: Path, fps: Fraction, count: int) -> Iterator[Image.Image]:
                 continue
             slot = math.floor((frame.pts * unit - start) * fps + Fraction(1, 2))
             if done < min(slot, count):
-                picture = _scaled(previous or frame)
+                picture = fit(media.upright(previous or frame))
                 while done < min(slot, count):
                     yield picture
                     done += 1
@@ -201,14 +202,14 @@ def _frames(path: Path, fps: Fraction, count: int) -> Iterator[Image.Image]:
             if done == count:
                 return
         if previous is not None and done < count:
-            yield _scaled(previous)
+            yield fit(media.upright(previous))
             done += 1
     if done < count:
         raise MediaError(path, f'has frames for {done} of {count} samples at {float(fps):g} a second')
 
 
-def _scaled(frame) -> Image.Image:
-    pixels = np.ascontiguousarray(np.rot90(frame.to_ndarray(format='rgb24'), round(frame.rotation / 90)))
-    height, width = pixels.shape[:2]
+def _scaled(picture: Image.Image) -> np.ndarray:
+    """The shorter side scaled to 224 (bicubic, antialiased), the longer one floored."""
+    width, height = picture.size
     size = (SIZE, height * SIZE // width) if width <= height else (width * SIZE // height, SIZE)
-    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+    return np.asarray(picture.resize(size, Image.Resampling.BICUBIC))

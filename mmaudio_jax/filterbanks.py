@@ -12,19 +12,15 @@ import jax.numpy as jnp
 import librosa
 import numpy as np
 
+from mmaudio_jax.mel import frames
+from mmaudio_jax.mel import hann
+
 VGGISH_PATCH = 96  # frames
 PASST_SAMPLES = 320_000  # 10 s at 32 kHz, always
 SYNCHFORMER_SEGMENT = 10_240  # samples, 0.64 s
 IMAGEBIND_CLIP = 32_000  # samples, 2 s
 IMAGEBIND_FRAMES = 204  # of a clip, the last six of zeros
 CLAP_SAMPLES = 480_000  # 10 s at 48 kHz
-
-
-def hann(length: int, n_fft: int, periodic: bool) -> np.ndarray:
-    """A Hann window of `length` in the middle of n_fft zeros, float32 [n_fft]."""
-    values = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / (length if periodic else length - 1))
-    before = (n_fft - length) // 2
-    return np.pad(values, (before, n_fft - length - before)).astype(np.float32)
 
 
 @functools.cache
@@ -59,17 +55,11 @@ def power(waveform: jax.Array, window: np.ndarray, hop: int, centred: bool) -> j
     if centred:
         half = len(window) // 2
         waveform = jnp.pad(waveform, ((0, 0), (half, half)), mode='reflect')
-    return _power(_frames(waveform, len(window), hop) * window)
+    return _power(frames(waveform, len(window), hop) * window)
 
 
-def _frames(waveform: jax.Array, length: int, hop: int) -> jax.Array:
-    """`[B, samples]` → `[B, frames, length]`; a last frame that is not full is left out."""
-    starts = np.arange(0, waveform.shape[1] - length + 1, hop)
-    return waveform[:, starts[:, None] + np.arange(length)]
-
-
-def _power(frames: jax.Array) -> jax.Array:
-    spectrum = jnp.fft.rfft(frames.astype(jnp.float32))
+def _power(parts: jax.Array) -> jax.Array:
+    spectrum = jnp.fft.rfft(parts.astype(jnp.float32))
     return jnp.square(spectrum.real) + jnp.square(spectrum.imag)
 
 
@@ -90,7 +80,7 @@ def clap_power(waveform: jax.Array) -> jax.Array:
 def vggish_patches(waveform: jax.Array) -> jax.Array:
     """16 kHz → ln(mel magnitude + 0.01) in patches of 0.96 s, `[B, P, 96, 64]`; what fills no patch is left out."""
     window = np.pad(hann(400, 400, True), (0, 112))
-    magnitude = jnp.sqrt(_power(jnp.pad(_frames(waveform, 400, 160), ((0, 0), (0, 0), (0, 112))) * window))
+    magnitude = jnp.sqrt(_power(jnp.pad(frames(waveform, 400, 160), ((0, 0), (0, 0), (0, 112))) * window))
     log_mel = jnp.log(_mix(magnitude, kaldi_filters(16_000, 512, 64, 125.0, 7_500.0)) + 0.01)
     patches = log_mel.shape[1] // VGGISH_PATCH
     return log_mel[:, :patches * VGGISH_PATCH].reshape(log_mel.shape[0], patches, VGGISH_PATCH, log_mel.shape[2])
@@ -116,10 +106,10 @@ def synchformer_mel(segments: jax.Array) -> jax.Array:
 
 def imagebind_mel(clips: jax.Array) -> jax.Array:
     """16 kHz clips `[B, 32 000]` without mean → normalised log-mel `[B, 204, 128]`; the last six frames are padding."""
-    frames = _frames(clips, 400, 160)
-    frames = frames - frames.mean(-1, keepdims=True)
-    frames = frames - 0.97 * jnp.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
-    spectrum = _power(jnp.pad(frames * hann(400, 400, False), ((0, 0), (0, 0), (0, 112))))
+    parts = frames(clips, 400, 160)
+    parts = parts - parts.mean(-1, keepdims=True)
+    parts = parts - 0.97 * jnp.concatenate([parts[..., :1], parts[..., :-1]], axis=-1)
+    spectrum = _power(jnp.pad(parts * hann(400, 400, False), ((0, 0), (0, 0), (0, 112))))
     mel = _mix(spectrum, kaldi_filters(16_000, 512, 128, 20.0, 8_000.0))
     log_mel = jnp.log(jnp.maximum(mel, float(np.finfo(np.float32).eps)))
     log_mel = jnp.pad(log_mel, ((0, 0), (0, IMAGEBIND_FRAMES - log_mel.shape[1]), (0, 0)))

@@ -42,10 +42,22 @@ def filters(rate: str) -> np.ndarray:
                                fmax=settings.max_hz)
 
 
+def hann(length: int, n_fft: int, periodic: bool) -> np.ndarray:
+    """A Hann window of `length` in the middle of n_fft zeros, float32 [n_fft]."""
+    values = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / (length if periodic else length - 1))
+    before = (n_fft - length) // 2
+    return np.pad(values, (before, n_fft - length - before)).astype(np.float32)
+
+
 def window(rate: str) -> np.ndarray:
     """The periodic Hann window, float32 [n_fft]."""
-    n_fft = SETTINGS[rate].n_fft
-    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n_fft) / n_fft)).astype(np.float32)
+    return hann(SETTINGS[rate].n_fft, SETTINGS[rate].n_fft, True)
+
+
+def frames(waveform: jax.Array, length: int, hop: int) -> jax.Array:
+    """`[B, samples]` → `[B, frames, length]`; a last frame that is not full is left out."""
+    starts = np.arange(0, waveform.shape[1] - length + 1, hop)
+    return waveform[:, starts[:, None] + np.arange(length)]
 
 
 def padding(rate: str) -> int:
@@ -67,9 +79,7 @@ def log_mel(waveform: jax.Array, rate: str) -> jax.Array:
     settings, hop = SETTINGS[rate], AUDIO_RATES[rate].hop_length
     pad = padding(rate)
     padded = jnp.pad(jnp.clip(waveform.astype(jnp.float32), -1, 1), ((0, 0), (pad, pad)), mode='reflect')
-    starts = np.arange(0, padded.shape[1] - settings.n_fft + 1, hop)
-    frames = padded[:, starts[:, None] + np.arange(settings.n_fft)]
-    spectrum = jnp.fft.rfft(frames * window(rate))
+    spectrum = jnp.fft.rfft(frames(padded, settings.n_fft, hop) * window(rate))
     magnitude = jnp.sqrt(spectrum.real**2 + spectrum.imag**2 + MAGNITUDE_EPS)
     mel = jnp.maximum(jnp.einsum('btf,mf->btm', magnitude, filters(rate), precision='highest'), FLOOR)
     return jnp.log10(mel) if settings.log == 'log10' else jnp.log(mel)

@@ -2,6 +2,10 @@
 
 The sounds of a network of ours are made on the way (config.score.sample, split_sounds.py).
 
+The way of a clip: _sources finds the files of the references and score_inputs those of the systems, _references embeds the
+former and says which clips are asked for, _system pairs and embeds each system's and computes its figures (score_metrics.py),
+_report makes plain data of them all, which score_tables.py prints.
+
 Embeddings are kept (embeddings.py), so that an interrupted run goes on where it stopped and another metric, or another system
 against the same references, costs only what is new. A clip that is missing or cannot be read is an error, or, when that is
 allowed, is counted beside every figure.
@@ -68,6 +72,20 @@ PROTOCOLS = {
 
 
 @dataclasses.dataclass(frozen=True)
+class Scoring:
+    """What holds for all systems.
+
+    Attributes:
+      config: the whole configuration. protocol: what is measured.
+      settings: how clips are embedded. sources: the files that they are measured against.
+    """
+    config: Any
+    protocol: Protocol
+    settings: embeddings.Settings
+    sources: score_inputs.References
+
+
+@dataclasses.dataclass(frozen=True)
 class System:
     """One system's scores.
 
@@ -113,29 +131,28 @@ def score(config, workdir: pathlib.Path) -> None:
     made = split_sounds.write(config, workdir) if options.sample else {}
     settings = embeddings.Settings(pathlib.Path(options.weights), pathlib.Path(options.cache or workdir / 'embeddings'),
                                    protocol.duration_s, options.batch_size, options.workers)
-    sources, asked = _sources(config, workdir, protocol, list(made))
+    sources, listed = _sources(config, workdir, protocol, list(made))
+    scoring = Scoring(config, protocol, settings, sources)
     generated = {name: score_inputs.sounds(folder, protocol.suffix) for name, folder in folders.items()}
     if made:
         generated, folders = {config.name: made, **generated}, {config.name: next(iter(made.values())).parent, **folders}
     recorded = split_sounds.SyncFeatures(config, pathlib.Path(config.data_dir or workdir)) if options.record_features else None
-    reference, asked, lacking = _references(options, protocol, sources, asked, settings, recorded)
+    reference, asked, lacking = _references(scoring, listed, recorded)
     asked = asked or set().union(*generated.values())  # without references: all systems must have the same clips
     systems = {}
     for name, clips in generated.items():
         pairing = score_inputs.pair(clips, asked, options.allow_unpaired, folders[name])
-        systems[name] = _system(config, protocol, folders[name], clips, pairing, reference, sources, settings, name)
+        systems[name] = _system(scoring, name, folders[name], clips, pairing, reference)
     if jax.process_index() != 0:
         return
-    heard = any(isinstance(clips, embeddings.Stored) and not name.endswith(('_picture', '_text'))
-                for name, clips in reference.items())
-    short = score_inputs.short(sources.sounds, protocol.duration_s) if heard else {}
-    report = _report(options, protocol, systems, asked, lacking, short, time.monotonic() - started)
+    short = _short_references(scoring, reference)
+    report = _report(scoring, systems, asked, lacking, short, time.monotonic() - started)
     _write(report, workdir)
     print(score_tables.markdown(report), flush=True)
     print(f'score: {len(systems)} systems, {len(asked)} clips asked for, {report["seconds"]:.0f} s; every figure is in '
           f'{workdir / "scores.json"}', flush=True)
     _plot(report, workdir / 'scores.png')
-    _sheets(config, workdir, protocol, generated, sources, sorted(set(asked).intersection(*generated.values())))
+    _sheets(scoring, workdir, generated, sorted(set(asked).intersection(*generated.values())))
 
 
 def _write(report: Mapping[str, Any], workdir: pathlib.Path) -> None:
@@ -190,48 +207,55 @@ def _sources(config, workdir: pathlib.Path, protocol: Protocol,
     return found, cached | set(ids)
 
 
-def _references(options, protocol: Protocol, sources: score_inputs.References, asked: set[str],
-                settings: embeddings.Settings,
+def _references(scoring: Scoring, listed: set[str],
                 recorded: score_metrics.Clips | None) -> tuple[dict[str, score_metrics.Clips], set[str], dict[str, str]]:
     """Embedder → embeddings of the references, the names of all clips that are asked for, and why some have no reference.
 
-    recorded: picture features for DeSync that need not be computed.
+    Args:
+      listed: clips that are asked for whether or not they have a reference.
+      recorded: picture features for DeSync that need not be computed.
     """
-    found: dict[str, score_metrics.Clips] = {}
-    networks = embedders.embedders(settings.weights)
-    failed: dict[str, str] = {}
-    for name in dict.fromkeys(name for metric in protocol.metrics for name in score_metrics.METRICS[metric].reference):
-        if name == 'synchformer_picture' and recorded is not None:
-            found[name], asked = recorded, asked | set(recorded)
-            continue
-        if options.reference_cache and not (name == 'clap_text' and sources.captions):
-            found[name] = published_caches.load(pathlib.Path(options.reference_cache), name)
-            continue
-        clips: Mapping[str, Any]
-        if name == 'clap_text':
-            clips, what = sources.captions, 'captions'
-        else:
-            clips, what = (sources.videos, 'videos') if name.endswith('_picture') else (sources.sounds, 'sounds')
-        if not clips:
-            users = [metric for metric in protocol.metrics if name in score_metrics.METRICS[metric].reference]
-            raise ValueError(f'{", ".join(users)} need reference {what}: name them (config.score.references, '
-                             'config.score.captions, config.score.reference_cache), or choose other metrics '
-                             '(config.score.metrics)')
-        stored = embeddings.embed(networks[name], clips, settings, 'references')
-        asked = asked | set(clips)
-        failed |= stored.failed
-        found[name] = stored
-    covers = {f'reference for {key}': set(clips) for key, clips in found.items()}
-    if any(metric in score_metrics.ONSETS for metric in protocol.metrics):
-        if not sources.onsets:
+    options, onsets = scoring.config.score, scoring.sources.onsets
+    needed = dict.fromkeys(filter(None, (score_metrics.METRICS[metric].reference for metric in scoring.protocol.metrics)))
+    found = {name: _reference(scoring, name, recorded) for name in needed}
+    covers = {f'reference for {name}': set(clips) for name, clips in found.items()}
+    if not set(score_metrics.ONSETS).isdisjoint(scoring.protocol.metrics):
+        if not onsets:
             raise ValueError(f'{options.references or "config.score.references"}: no onset times (NAME_times.txt, or '
                              'onset_times_s in a .jsonl table); onset metrics need them')
-        covers['onset times'] = set(sources.onsets)
-        asked = asked | set(sources.onsets)
+        covers['onset times'] = set(onsets)
+    failed = {name: reason for clips in found.values() if isinstance(clips, embeddings.Stored)
+              for name, reason in clips.failed.items()}
+    asked = listed.union(failed, *covers.values())
     lacking = {name: f'no {what}' for what, clips in covers.items() for name in asked - clips} | failed
     if lacking and not options.allow_unpaired:
         raise ValueError(_failures('the references', lacking))
     return found, asked, lacking
+
+
+def _reference(scoring: Scoring, name: str, recorded: score_metrics.Clips | None) -> score_metrics.Clips:
+    """Embeddings of the references by the embedder `name`: of the records, of a published cache, or computed."""
+    if name == 'synchformer_picture' and recorded is not None:
+        return recorded
+    options, sources, network = scoring.config.score, scoring.sources, embedders.embedders(scoring.settings.weights)[name]
+    if options.reference_cache and not (network.kind == 'text' and sources.captions):
+        return published_caches.load(pathlib.Path(options.reference_cache), name)
+    of_kind: dict[str, tuple[Mapping[str, Any], str]] = {
+        'sound': (sources.sounds, 'sounds'), 'picture': (sources.videos, 'videos'), 'text': (sources.captions, 'captions')}
+    clips, what = of_kind[network.kind]
+    if not clips:
+        users = [metric for metric in scoring.protocol.metrics if name == score_metrics.METRICS[metric].reference]
+        raise ValueError(f'{", ".join(users)} need reference {what}: name them (config.score.references, '
+                         'config.score.captions, config.score.reference_cache), or choose other metrics '
+                         '(config.score.metrics)')
+    return embeddings.embed(network, clips, scoring.settings, 'references')
+
+
+def _short_references(scoring: Scoring, reference: Mapping[str, score_metrics.Clips]) -> dict[str, float]:
+    """Seconds of the reference sounds that are too short, if any network hears them."""
+    networks = embedders.embedders(scoring.settings.weights)
+    heard = any(isinstance(clips, embeddings.Stored) and networks[name].kind == 'sound' for name, clips in reference.items())
+    return score_inputs.short(scoring.sources.sounds, scoring.protocol.duration_s) if heard else {}
 
 
 def _failures(whose: str, failed: Mapping[str, str]) -> str:
@@ -240,65 +264,71 @@ def _failures(whose: str, failed: Mapping[str, str]) -> str:
             'config.score.allow_unpaired=True to score the others')
 
 
-def _system(config, protocol: Protocol, folder: pathlib.Path, clips: Mapping[str, pathlib.Path], pairing: score_inputs.Pairing,
-            reference: Mapping[str, score_metrics.Clips], sources: score_inputs.References, settings: embeddings.Settings,
-            label: str) -> System:
-    """Embeds and scores one system."""
+def _system(scoring: Scoring, label: str, folder: pathlib.Path, clips: Mapping[str, pathlib.Path],
+            pairing: score_inputs.Pairing, reference: Mapping[str, score_metrics.Clips]) -> System:
+    """Embeds and scores one system; process 0 alone has the figures."""
+    config, settings, metric_names = scoring.config, scoring.settings, scoring.protocol.metrics
+    onsets = [metric for metric in metric_names if metric in score_metrics.ONSETS]
+    embedded = [metric for metric in metric_names if metric not in score_metrics.ONSETS]
     networks = embedders.embedders(settings.weights)
-    wanted = [metric for metric in protocol.metrics if metric not in score_metrics.ONSETS]
-    needed = dict.fromkeys(name for metric in wanted for name in score_metrics.METRICS[metric].generated)
+    needed = dict.fromkeys(score_metrics.METRICS[metric].generated for metric in embedded)
     stored = {name: embeddings.embed(networks[name], clips, settings, label) for name in needed}
     failed = {name: reason for part in stored.values() for name, reason in part.failed.items()}
+    rates, unread = _onset_rates(scoring, clips, pairing.names) if onsets else ({}, {})
+    failed |= unread
+    if failed and not config.score.allow_unpaired:
+        raise ValueError(_failures(str(folder), failed))
     results: dict[str, Result] = {}
     undefined: dict[str, str] = {}
     covered: dict[str, str] = {}
-    if len(wanted) < len(protocol.metrics):
-        names = [name for name in pairing.names if name in sources.onsets]
-        rates, unread = _onsets(config, clips, {name: sources.onsets[name] for name in names}, protocol.duration_s)
-        failed |= unread
-    if failed and not config.score.allow_unpaired:
-        raise ValueError(_failures(str(folder), failed))
-    if jax.process_index() == 0:
-        if len(wanted) < len(protocol.metrics):
-            try:
-                figures = score_metrics.onset_results(rates, _onset_note(config))
-                results |= {metric: figures[metric] for metric in protocol.metrics if metric in figures}
-                covered |= dict.fromkeys(figures, _digest([name for name, rate in rates.items() if rate is not None]))
-            except ValueError as error:
-                undefined |= {metric: str(error) for metric in protocol.metrics if metric in score_metrics.ONSETS}
-        offsets = embedders.offset_head(settings.weights) if 'desync' in wanted else None
-        for metric in wanted:
-            own, true = score_metrics.METRICS[metric].generated[0], score_metrics.METRICS[metric].reference
-            theirs: score_metrics.Clips = reference[true[0]] if true else {}
-            names = [name for name in pairing.names if name in stored[own] and (not true or name in theirs)]
-            all_ours, all_theirs = sorted(stored[own]), sorted(theirs)
-            try:
-                result = score_metrics.compute(metric, stored, reference, names, all_ours, all_theirs, offsets)
-            except ValueError as error:
-                undefined[metric] = str(error)
-                continue
-            used = score_metrics.METRICS[metric].clips(names, all_ours, all_theirs)
-            if any(list(side) != names for side in used if side):
-                note = f'all {len(used[0])} sounds{f" and all {len(used[1])} references" if used[1] else ""}, as published'
-                result = dataclasses.replace(result, note='; '.join(filter(None, (result.note, f'over {note}'))))
-            results[metric], covered[metric] = result, _digest(*used)
-    short = score_inputs.short(clips, protocol.duration_s) if jax.process_index() == 0 else {}
+    if jax.process_index() != 0:
+        return System(folder, len(clips), pairing, failed, {}, results, undefined, covered)
+    if onsets:
+        try:
+            figures = score_metrics.onset_results(rates, _onset_note(config))
+            results |= {metric: figures[metric] for metric in onsets}
+            covered |= dict.fromkeys(onsets, _digest([name for name, rate in rates.items() if rate is not None]))
+        except ValueError as error:
+            undefined |= dict.fromkeys(onsets, str(error))
+    offsets = embedders.offset_head(settings.weights) if 'desync' in embedded else None
+    for metric in embedded:
+        try:
+            ours, theirs = score_metrics.METRICS[metric].generated, score_metrics.METRICS[metric].reference
+            results[metric], covered[metric] = _figure(metric, pairing.names, stored[ours], reference.get(theirs), offsets)
+        except ValueError as error:
+            undefined[metric] = str(error)
+    short = score_inputs.short(clips, scoring.protocol.duration_s)
     return System(folder, len(clips), pairing, failed, short, results, undefined, covered)
+
+
+def _figure(metric: str, paired: Sequence[str], ours: score_metrics.Clips, theirs: score_metrics.Clips | None,
+            offsets: score_metrics.Offsets | None) -> tuple[Result, str]:
+    """One metric of embeddings, with a note when it is not over the pairs alone, and the digest of the clips that it covers."""
+    pairs = [clip for clip in paired if clip in ours and (theirs is None or clip in theirs)]
+    result = score_metrics.compute(metric, ours, theirs or {}, pairs, offsets)
+    used = score_metrics.METRICS[metric].clips(pairs, ours, theirs or {})
+    if any(list(side) != pairs for side in used if side):
+        note = f'all {len(used[0])} sounds{f" and all {len(used[1])} references" if used[1] else ""}, as published'
+        result = dataclasses.replace(result, note='; '.join(filter(None, (result.note, f'over {note}'))))
+    return result, _digest(*used)
 
 
 def _digest(*names: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps([list(side) for side in names]).encode()).hexdigest()[:12]
 
 
-def _onsets(config, clips: Mapping[str, pathlib.Path], truths: Mapping[str, list[float]],
-            duration_s: float) -> tuple[dict[str, Any], dict[str, str]]:
-    """Onset rates of the clips, and why some have none. They take milliseconds and are not kept."""
+def _onset_rates(scoring: Scoring, clips: Mapping[str, pathlib.Path],
+                 paired: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Onset rates of the paired clips, and why some have none. They take milliseconds and are not kept."""
+    config, duration_s, truths = scoring.config, scoring.protocol.duration_s, scoring.sources.onsets
     rates: dict[str, Any] = {}
     failed: dict[str, str] = {}
-    for name, truth in truths.items():
+    for name in paired:
+        if name not in truths:
+            continue
         try:
             samples, rate = evaluation_media.read_sound(clips[name])
-            rates[name] = score_metrics.onset_rates(samples.mean(axis=0), rate, truth, config.evaluate, duration_s,
+            rates[name] = score_metrics.onset_rates(samples.mean(axis=0), rate, truths[name], config.evaluate, duration_s,
                                                     config.score.compat)
         except ValueError as error:
             failed[name] = str(error)
@@ -311,19 +341,10 @@ def _onset_note(config) -> str:
     return f'window ± {config.evaluate.onset_windows_s[0]:g} s'
 
 
-def _report(options, protocol: Protocol, systems: Mapping[str, System], asked: set[str], lacking: Mapping[str, str],
+def _report(scoring: Scoring, systems: Mapping[str, System], asked: set[str], lacking: Mapping[str, str],
             short: Mapping[str, float], seconds: float) -> dict[str, Any]:
-    """Everything as plain data; see score_tables for how it is printed."""
-    first, *others = systems
-    differences: dict[str, dict] = {}
-    for name in others:
-        differences[f'{name} − {first}'] = {}
-        for metric in systems[name].results.keys() & systems[first].results.keys():
-            if systems[name].covered[metric] != systems[first].covered[metric]:
-                differences[f'{name} − {first}'][metric] = {'undefined': 'the systems do not cover the same clips'}
-                continue
-            figure = metrics_distribution.difference(systems[name].results[metric], systems[first].results[metric])
-            differences[f'{name} − {first}'][metric] = _plain(figure)
+    """Everything as plain data; see score_tables for how it is printed. short: as _short_references has it."""
+    options, protocol = scoring.config.score, scoring.protocol
     return {
         'report_version': 2, 'protocol': options.protocol, 'duration_s': protocol.duration_s, 'metrics': list(protocol.metrics),
         'asked': len(asked), 'allow_unpaired': options.allow_unpaired, 'interval': metrics_distribution.LEVEL,
@@ -336,10 +357,24 @@ def _report(options, protocol: Protocol, systems: Mapping[str, System], asked: s
                           for metric, result in system.results.items()},
                        **{metric: {'undefined': reason} for metric, reason in system.undefined.items()}},
         } for name, system in systems.items()},
-        'differences': differences, 'published': score_tables.published(protocol.table),
+        'differences': _differences(systems), 'published': score_tables.published(protocol.table),
         'seconds': round(seconds, 1), 'devices': f'{jax.device_count()} {jax.devices()[0].device_kind}',
         'versions': versions(),
     }
+
+
+def _differences(systems: Mapping[str, System]) -> dict[str, dict[str, Any]]:
+    """'other − first' → metric → difference, for the metrics that both have."""
+    first, *others = systems
+    found: dict[str, dict[str, Any]] = {}
+    for name in others:
+        one, other, row = systems[first], systems[name], found.setdefault(f'{name} − {first}', {})
+        for metric in other.results.keys() & one.results.keys():
+            if other.covered[metric] != one.covered[metric]:
+                row[metric] = {'undefined': 'the systems do not cover the same clips'}
+            else:
+                row[metric] = _plain(metrics_distribution.difference(other.results[metric], one.results[metric]))
+    return found
 
 
 def _plain(result: Result) -> dict[str, Any]:
@@ -357,9 +392,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _sheets(config, workdir: pathlib.Path, protocol: Protocol, generated: Mapping[str, Mapping[str, pathlib.Path]],
-            sources: score_inputs.References, names: list[str]) -> None:
+def _sheets(scoring: Scoring, workdir: pathlib.Path, generated: Mapping[str, Mapping[str, pathlib.Path]],
+            names: list[str]) -> None:
     """Spectrograms of the first clips that all systems have: the reference above every system, one scale, onsets marked."""
+    config, sources = scoring.config, scoring.sources
     for name in names[:config.score.sheets]:
         sounds: dict[str, np.ndarray] = {}
         paths = {'reference': sources.sounds[name]} if name in sources.sounds else {}
@@ -369,7 +405,7 @@ def _sheets(config, workdir: pathlib.Path, protocol: Protocol, generated: Mappin
             except evaluation_media.MediaError:  # a video without sound, or a failure that the report already names
                 continue
             waveform = resample_for_evaluation(samples.mean(axis=0), rate, _SHEET_RATE_HZ)
-            sounds[title] = np.asarray(waveform[:int(_SHEET_RATE_HZ * protocol.duration_s)])
+            sounds[title] = np.asarray(waveform[:int(_SHEET_RATE_HZ * scoring.protocol.duration_s)])
         marks = {}
         if name in sources.onsets:
             marks['true onsets'] = sources.onsets[name]

@@ -16,6 +16,7 @@ from mmaudio_jax import metrics_onsets_published
 from mmaudio_jax.metrics_distribution import Result
 
 Clips = Mapping[str, Mapping[str, np.ndarray]]  # clip's name → embeddings by name
+Offsets = Callable[[np.ndarray, np.ndarray], np.ndarray]  # embedders.offset_head
 _OFFSET_BATCH = 16
 
 
@@ -25,80 +26,76 @@ class Metric:
 
     Attributes:
       title: of the column. lower: whether lower is better. digits: printed after the point.
-      generated, reference: the embedders whose output it needs of either side.
+      generated, reference: the embedder whose output it needs of either side, '' for none.
       factor: by which the paper multiplies it for print.
       unpaired: with unpaired clips allowed it takes all clips of both sides, as published.
     """
     title: str
     lower: bool
     digits: int
-    generated: tuple[str, ...]
-    reference: tuple[str, ...]
+    generated: str
+    reference: str
     factor: float = 1.0
     unpaired: bool = False
 
-    def clips(self, names: Sequence[str], all_generated: Sequence[str],
-              all_reference: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
-        """The clips of either side that the figure covers, of the paired ones and of all."""
-        if not self.unpaired:
-            return names, names if self.reference else ()
-        return all_generated, all_reference if self.reference else ()
+    def clips(self, paired: Sequence[str], generated: Clips, reference: Clips) -> tuple[Sequence[str], Sequence[str]]:
+        """The clips of either side that the figure covers, of the paired ones and of all; no reference where it needs none."""
+        if self.unpaired:
+            return sorted(generated), sorted(reference)
+        return paired, paired if self.reference else ()
 
 
 METRICS = {
-    'fd_passt': Metric('FD PaSST', True, 2, ('passt',), ('passt',)),
-    'fd_panns': Metric('FD PANNs', True, 2, ('panns',), ('panns',), unpaired=True),
-    'fd_vgg': Metric('FD VGG', True, 2, ('vggish',), ('vggish',), unpaired=True),
-    'kl_panns': Metric('KL PANNs', True, 2, ('panns',), ('panns',)),
-    'kl_passt': Metric('KL PaSST', True, 2, ('passt',), ('passt',)),
-    'is_panns': Metric('IS', False, 2, ('panns',), (), unpaired=True),
-    'is_passt': Metric('IS PaSST', False, 2, ('passt',), ()),
-    'ib_score': Metric('IB-score', False, 2, ('imagebind_sound',), ('imagebind_picture',), factor=100.0),
-    'desync': Metric('DeSync', True, 3, ('synchformer_sound',), ('synchformer_picture',)),
-    'clap': Metric('CLAP', False, 3, ('clap_sound',), ('clap_text',)),
-    'onset_accuracy': Metric('onset accuracy', False, 4, (), ()),
-    'onset_ap': Metric('onset AP', False, 4, (), ()),
-    'onset_f1': Metric('onset F1', False, 4, (), ()),
+    'fd_passt': Metric('FD PaSST', True, 2, 'passt', 'passt'),
+    'fd_panns': Metric('FD PANNs', True, 2, 'panns', 'panns', unpaired=True),
+    'fd_vgg': Metric('FD VGG', True, 2, 'vggish', 'vggish', unpaired=True),
+    'kl_panns': Metric('KL PANNs', True, 2, 'panns', 'panns'),
+    'kl_passt': Metric('KL PaSST', True, 2, 'passt', 'passt'),
+    'is_panns': Metric('IS', False, 2, 'panns', '', unpaired=True),
+    'is_passt': Metric('IS PaSST', False, 2, 'passt', ''),
+    'ib_score': Metric('IB-score', False, 2, 'imagebind_sound', 'imagebind_picture', factor=100.0),
+    'desync': Metric('DeSync', True, 3, 'synchformer_sound', 'synchformer_picture'),
+    'clap': Metric('CLAP', False, 3, 'clap_sound', 'clap_text'),
+    'onset_accuracy': Metric('onset accuracy', False, 4, '', ''),
+    'onset_ap': Metric('onset AP', False, 4, '', ''),
+    'onset_f1': Metric('onset F1', False, 4, '', ''),
 }
 ONSETS = {'onset_accuracy': 'accuracy', 'onset_ap': 'average_precision', 'onset_f1': 'f1'}
 
 
-def compute(name: str, generated: Mapping[str, Clips], reference: Mapping[str, Clips], names: Sequence[str],
-            all_generated: Sequence[str], all_reference: Sequence[str],
-            offsets: Callable[[np.ndarray, np.ndarray], np.ndarray] | None) -> Result:
+def compute(name: str, generated: Clips, reference: Clips, paired: Sequence[str], offsets: Offsets | None) -> Result:
     """One metric of one system, in its printed unit.
 
     Args:
       name: a key of METRICS that is not one of ONSETS.
-      generated, reference: embedder → clips.
-      names: the paired clips, sorted.
-      all_generated, all_reference: all clips of either side, for metrics that do not pair.
+      generated, reference: all clips of either side, embedded as METRICS says; {} for no reference.
+      paired: the clips that both sides have, sorted.
       offsets: embedders.offset_head, for 'desync'.
 
     Raises:
       ValueError: the metric is not defined for these clips; the message says why.
     """
     metric = METRICS[name]
-    own = generated[metric.generated[0]]
-    true = reference[metric.reference[0]] if metric.reference else {}
-    ours, theirs = metric.clips(names, all_generated, all_reference)
+    ours, theirs = metric.clips(paired, generated, reference)
+
+    def both(key: str) -> tuple[np.ndarray, np.ndarray]:
+        return _stack(generated, ours, key), _stack(reference, theirs, key)
+
     if name == 'fd_vgg':
-        patches, others = ([clips[key]['patches'] for key in keys] for clips, keys in ((own, ours), (true, theirs)))
+        patches, others = ([clips[key]['patches'] for key in keys] for clips, keys in ((generated, ours), (reference, theirs)))
         result = metrics_distribution.frechet(np.concatenate(patches), np.concatenate(others), [len(rows) for rows in patches],
                                               [len(rows) for rows in others])
     elif name.startswith('fd_'):
-        result = metrics_distribution.frechet(_stack(own, ours, 'features'), _stack(true, theirs, 'features'))
+        result = metrics_distribution.frechet(*both('features'))
     elif name.startswith('kl_'):
-        result = metrics_distribution.mean(metrics_distribution.kl_divergences(_stack(own, ours, 'logits'),
-                                                                               _stack(true, theirs, 'logits')))
+        result = metrics_distribution.mean(metrics_distribution.kl_divergences(*both('logits')))
     elif name.startswith('is_'):
-        result = metrics_distribution.inception(_stack(own, ours, 'logits'))
+        result = metrics_distribution.inception(_stack(generated, ours, 'logits'))
     elif name == 'desync':
         assert offsets is not None
-        result = metrics_distribution.mean(_desync(own, true, names, offsets))
+        result = metrics_distribution.mean(_desync(generated, reference, paired, offsets))
     else:
-        result = metrics_distribution.mean(metrics_distribution.cosines(_stack(own, ours, 'vector'),
-                                                                        _stack(true, theirs, 'vector')))
+        result = metrics_distribution.mean(metrics_distribution.cosines(*both('vector')))
     return scaled(result, metric.factor)
 
 
@@ -156,8 +153,7 @@ def _stack(clips: Clips, names: Sequence[str], key: str) -> np.ndarray:
     return np.stack([clips[name][key] for name in names])
 
 
-def _desync(sound: Clips, picture: Clips, names: Sequence[str],
-            offsets: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+def _desync(sound: Clips, picture: Clips, names: Sequence[str], offsets: Offsets) -> np.ndarray:
     """Mean size of the two offsets of each clip, seconds `[N]`; read in batches, because segments are large."""
     sizes = []
     for start in range(0, len(names), _OFFSET_BATCH):

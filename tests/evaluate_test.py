@@ -134,8 +134,8 @@ def test_shuffling_leaves_nothing_in_place_and_ruins_a_perfect_score():
         start = int(time_s * rate)
         waveform[start:start + 2000] = generator.normal(size=2000) * np.exp(-np.arange(2000) / 400)
     options = trained_run.make_config().evaluate
-    scores, _ = evaluate.score(options, {'generated': waveforms, 'codec': waveforms, 'truth': waveforms}, truths,
-                               Sequence('16k', 3.0))
+    scores, _ = evaluate.onset_scores(options, {'generated': waveforms, 'codec': waveforms, 'truth': waveforms}, truths,
+                                      Sequence('16k', 3.0))
     assert scores['0.1']['generated']['macro']['f1'] == 1.0 and scores['0.1']['shuffled']['macro']['f1'] == 0.0
 
 

@@ -188,7 +188,7 @@ def test_a_colon_is_no_protocol_and_an_address_no_file(tmp_path, monkeypatch):
     assert media.duration_s('file:a.mp4') == 1.0
     mux.write_video('file:a.mp4', tone(16_000, 16_000), 16_000, '12:30.mp4')
     assert media.duration_s('12:30.mp4') == 1.0 and len(evaluation_media.read_sound('12:30.mp4')[0][0]) >= 16_000
-    assert len(list(evaluation_media._frames('12:30.mp4', Fraction(2), 2))) == 2
+    assert len(evaluation_media.synchformer_picture('12:30.mp4', 1.0)) == 25
     for path in ('https://example.com/a.mp4', 'https:/example.com/a.mp4', 'videos/http:/example.com/a.mp4', 'pipe://a'):
         with pytest.raises(media.MediaError, match=f'^{path}: is an address; download it first'):
             media.duration_s(path)

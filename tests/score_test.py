@@ -214,28 +214,25 @@ def test_desync_and_cosines(folders, monkeypatch):
     segments = {name: {'segments': np.full((24, 6, 8), value, np.float32)} for name, value in (('a', 0.2), ('b', -0.4))}
     zero = {name: {'segments': np.zeros((24, 8, 8), np.float32)} for name in 'ab'}
     offsets = embedders.offset_head(folders)
-    result = score_metrics.compute('desync', {'synchformer_sound': segments}, {'synchformer_picture': zero}, ['a', 'b'],
-                                   ['a', 'b'], ['a', 'b'], offsets)
+    result = score_metrics.compute('desync', segments, zero, ['a', 'b'], offsets)
     assert abs(result.value - 0.3) < 1e-6 and result.clips == 2
     zero['a']['segments'] = zero['a']['segments'][:20]
     zero['b']['segments'] = zero['b']['segments'][:20]
     with pytest.raises(ValueError, match='20 segments of picture and the sounds 24'):
-        score_metrics.compute('desync', {'synchformer_sound': segments}, {'synchformer_picture': zero}, ['a', 'b'], [], [],
-                              offsets)
+        score_metrics.compute('desync', segments, zero, ['a', 'b'], offsets)
     vectors = {'a': {'vector': np.array([1.0, 0.0])}, 'b': {'vector': np.array([0.0, 2.0])}}
     other = {'a': vectors['b'], 'b': vectors['a']}
     for references, expected in ((vectors, 100.0), (other, 0.0)):
-        result = score_metrics.compute('ib_score', {'imagebind_sound': vectors}, {'imagebind_picture': references}, ['a', 'b'],
-                                       [], [], None)
+        result = score_metrics.compute('ib_score', vectors, references, ['a', 'b'], None)
         assert result.value == expected
 
 
 def test_kl_is_of_the_reference_from_the_generated(folders):
     """KL(reference ‖ generated), as published; the other way round it is another figure."""
     p, q = np.log([0.7, 0.2, 0.1]), np.log([0.1, 0.3, 0.6])
-    for name, network in (('kl_panns', 'panns'), ('kl_passt', 'passt')):
-        generated, reference = ({network: {'a': {'logits': logits}}} for logits in (q, p))
-        result = score_metrics.compute(name, generated, reference, ['a'], [], [], None)
+    for name in ('kl_panns', 'kl_passt'):
+        generated, reference = ({'a': {'logits': logits}} for logits in (q, p))
+        result = score_metrics.compute(name, generated, reference, ['a'], None)
         np.testing.assert_allclose(result.value, (np.exp(p) * (p - q)).sum(), rtol=1e-12)
 
 

@@ -139,15 +139,16 @@ def test_sync_features_of_records_serve_again(tmp_path):
     protocol = score.Protocol(8.0, ('desync',), '')
     settings = embeddings.Settings(tmp_path, tmp_path, 8.0, 2, 2)
     sources = score_inputs.References({}, {}, {}, {})  # no video is needed
-    reference, asked, lacking = score._references(config.score, protocol, sources, set(), settings, found)
+    scoring = score.Scoring(config, protocol, settings, sources)
+    reference, asked, lacking = score._references(scoring, set(), found)
     assert reference == {'synchformer_picture': found} and asked == {'a', 'c'} and not lacking
     with pytest.raises(ValueError, match='1 clips cannot be scored; b: no reference for synchformer_picture'):
-        score._references(config.score, protocol, sources, {'b'}, settings, found)
+        score._references(scoring, {'b'}, found)
     pairing = score_inputs.Pairing(('a', 'c'), (), ())
     systems = {'ours': score.System(tmp_path, 2, pairing, {}, {}, {}, {'desync': 'not computed'}, {})}
     for used in (False, True):
         config.score.record_features = used
-        text = score.score_tables.markdown(score._report(config.score, protocol, systems, asked, lacking, {}, 0.0))
+        text = score.score_tables.markdown(score._report(scoring, systems, asked, lacking, {}, 0.0))
         assert ('DeSync: the picture features are those of the records' in text) == used
     config.extract.encoder = 'pixels'
     with pytest.raises(ValueError, match="needs records of the 'official' encoder, not of 'pixels'"):

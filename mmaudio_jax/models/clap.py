@@ -12,7 +12,6 @@ from mmaudio_jax.models import spectrograms
 from mmaudio_jax.models import transformer
 
 WIDTH = 512
-SAMPLE_RATE_HZ = 48_000
 TEXT_LENGTH = 77  # tokens
 PADDING = 1  # id of the token that fills up
 _EPS = 1e-5
@@ -65,5 +64,5 @@ class PostNormBlock(nn.Module):
 
 def _project(x: jax.Array) -> jax.Array:
     """Called within a module: matrix, ReLU, matrix, unit length."""
-    x = nn.Dense(WIDTH, name='projection_1')(nn.relu(nn.Dense(WIDTH, name='projection_0')(x)))
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    x = nn.relu(nn.Dense(WIDTH, name='projection_0')(x))
+    return transformer.of_length_one(nn.Dense(WIDTH, name='projection_1')(x))

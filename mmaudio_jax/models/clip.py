@@ -20,7 +20,6 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)  # of red, green and blue in [0, 1]
 STD = (0.26862954, 0.26130258, 0.27577711)
 LAYER_NORM_EPS = 1e-5
 MLP_RATIO = 4
-_NORM_FLOOR = 1e-12  # of the length that features are divided by
 
 
 def build(variant: str, dtype: Any) -> 'CLIP':
@@ -35,7 +34,7 @@ def build(variant: str, dtype: Any) -> 'CLIP':
 
 
 def normalize(frames: jax.Array) -> jax.Array:
-    """uint8 `[B, h, w, 3]` → float32, as the image tower takes them."""
+    """uint8 `[..., 3]` → float32, as the image tower takes them."""
     return (frames.astype(jnp.float32) / 255 - jnp.array(MEAN)) / jnp.array(STD)
 
 
@@ -109,7 +108,7 @@ class ImageTower(nn.Module):
         x, _ = transformer.Block(*fields, first_only=True, name='last_block')(x)
         x = transformer.LayerNorm(LAYER_NORM_EPS, self.dtype, name='norm_after')(x[:, 0])
         projection = self.param('projection', transformer.INIT, (self.width, self.features)).astype(self.dtype)
-        return _of_length_one(x @ projection)
+        return transformer.of_length_one(x @ projection)
 
 
 class TextTower(nn.Module):
@@ -128,10 +127,4 @@ class TextTower(nn.Module):
         x = embeddings[tokens].astype(self.dtype) + positions.astype(self.dtype)
         fields = (self.num_heads, MLP_RATIO * self.width, LAYER_NORM_EPS, transformer.quick_gelu, self.dtype)
         x, _ = transformer.repeat(transformer.Block, self.depth)(*fields, causal=True, name='blocks')(x)
-        return _of_length_one(transformer.LayerNorm(LAYER_NORM_EPS, self.dtype, name='norm')(x))
-
-
-def _of_length_one(x: jax.Array) -> jax.Array:
-    """x `[..., D]` over its Euclidean length, float32."""
-    x = x.astype(jnp.float32)
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), _NORM_FLOOR)
+        return transformer.of_length_one(transformer.LayerNorm(LAYER_NORM_EPS, self.dtype, name='norm')(x))

@@ -12,7 +12,6 @@ from mmaudio_jax.models import spectrograms
 
 WIDTH = 2048
 CLASSES = 527
-SAMPLE_RATE_HZ = 16_000
 SPECTRUM = 257  # values of a frame of the power spectrogram
 MEL_BINS = 64
 _CHANNELS = (64, 128, 256, 512, 1024, 2048)

@@ -5,24 +5,19 @@ CC BY-NC-SA 4.0: not for commercial use.** This code is written from the paper a
 """
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from mmaudio_jax.models import spectrograms
 from mmaudio_jax.models import transformer
 
 WIDTH = 1024
-SAMPLE_RATE_HZ = 16_000
 SIZE = 224  # pixels of a view, square
-PIXEL_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
-PIXEL_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 FRAMES, PATCH = 2, 14  # that a patch of a view covers
 _EPS = 1e-6
 _STEM_EPS = 1e-5
 
 
 class Vision(nn.Module):
-    """Views of two frames, normalised, `[B, 2, 224, 224, 3]` → `[B, 1024]` of unit length. ViT-H."""
+    """Views of two frames, as `clip.normalize` gives them, `[B, 2, 224, 224, 3]` → `[B, 1024]` of unit length. ViT-H."""
     width: int = 1280
     depth: int = 32
     heads: int = 16
@@ -53,5 +48,5 @@ class Audio(nn.Module):
 
 def _head(x: jax.Array) -> jax.Array:
     """Called within a module: LayerNorm of the class token, a matrix, unit length."""
-    x = nn.Dense(WIDTH, use_bias=False, name='head')(spectrograms.norm(_EPS, 'head_norm')(x[:, 0]))
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    x = spectrograms.norm(_EPS, 'head_norm')(x[:, 0])
+    return transformer.of_length_one(nn.Dense(WIDTH, use_bias=False, name='head')(x))

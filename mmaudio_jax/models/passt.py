@@ -11,7 +11,6 @@ from mmaudio_jax.models import transformer
 
 WIDTH = 768
 CLASSES = 527
-SAMPLE_RATE_HZ = 32_000
 _GRID = (12, 99)  # patches along frequency and time of 10 s
 _EPS = 1e-6
 _HEAD_EPS = 1e-5

@@ -12,7 +12,6 @@ from mmaudio_jax.models import spectrograms
 from mmaudio_jax.models import transformer
 
 WIDTH = 768
-SAMPLE_RATE_HZ = 16_000
 SEGMENTS = 14  # that the offset is found from
 PICTURE_TOKENS, SOUND_TOKENS = 8, 6  # of a segment
 _GRID = (12, 6)  # patches along frequency and time

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 _CACHED_LOGITS = 2**21  # float32 numbers that stay in a CPU's last cache
+_NORM_FLOOR = 1e-12  # of the length that features are divided by
 INIT = nn.initializers.normal(0.02)  # of what is not a matrix: tokens and positions
 
 
@@ -84,6 +85,12 @@ def quick_gelu(x: jax.Array) -> jax.Array:
 def gelu(x: jax.Array) -> jax.Array:
     """x · Φ(x), Φ the normal distribution function, by erf (quicker on CPU than erfc, and exact enough)."""
     return x * (0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5)))
+
+
+def of_length_one(x: jax.Array) -> jax.Array:
+    """x `[..., D]` over its Euclidean length, float32."""
+    x = x.astype(jnp.float32)
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), _NORM_FLOOR)
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: np.ndarray | jax.Array | None = None,

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 WIDTH = 128
-SAMPLE_RATE_HZ = 16_000
 _STAGES = ((64,), (128,), (256, 256), (512, 512))  # channels of the convolutions before each pooling
 
 
