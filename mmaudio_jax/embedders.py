@@ -79,7 +79,9 @@ class Embedder:
         return _load(self.path(folder), self.keys, self.build)
 
     def path(self, folder: pathlib.Path) -> pathlib.Path:
-        """The checkpoint in `folder`. Raises FileNotFoundError when it is not there."""
+        """The checkpoint in `folder`. Raises FileNotFoundError when it is not there, or the tokenizer of a text's network."""
+        for file in tokenizer_roberta.FILES if self.kind == 'text' else ():
+            _checkpoint(folder / file, self.name)
         return _checkpoint(folder / self.file, self.name)
 
 

@@ -43,6 +43,9 @@ _COUNTED_AT_ONCE = 16  # shards, when a set is opened
 _OTHER_FILES = 64  # that a process has open
 _MOST_FILES = 2**20  # that are asked for
 _TOO_MANY_FILES = os.strerror(errno.EMFILE)
+# Which field of the config says what a set must be.
+_ASKED = {'rate': 'config.sequence.rate', 'duration_s': 'config.sequence.duration_s', 'encoder': 'config.extract.encoder',
+          'codec': 'config.extract.codec', 'feature_dtype': 'config.extract.feature_dtype'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,7 +255,8 @@ def read_metadata(folder: pathlib.Path) -> dict[str, Any]:
       ValueError: the file is not JSON.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f'{folder}: no such record set; make it with --mode=extract, or correct config.input')
+        raise FileNotFoundError(f'{folder}: no such record set; make it with --mode=extract, or correct '
+                                'config.input (mixture, validation and statistics name sets)')
     path = folder / METADATA_FILE
     if not path.is_file():
         raise FileNotFoundError(f'{folder}: not a record set, {METADATA_FILE} is missing; delete it and run --mode=extract')
@@ -267,7 +271,7 @@ def check_metadata(folder: pathlib.Path, schema: Schema) -> None:
     stored = read_metadata(folder)
     for field, value in schema.metadata().items():
         if stored.get(field) != value:
-            raise ValueError(f'{folder}: {field} is {stored.get(field)!r}, the configuration asks for {value!r}; '
+            raise ValueError(f'{folder}: {field} is {stored.get(field)!r}, {_ASKED.get(field, "this version")} has {value!r}; '
                              'extract the set again in another folder, or change the configuration')
 
 

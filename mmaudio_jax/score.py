@@ -128,9 +128,10 @@ def score(config, workdir: pathlib.Path) -> None:
         raise ValueError('nothing to score: name a folder (config.score.generated) or several (--compare a=DIR b=DIR)')
     if options.sample and config.name in folders:
         raise ValueError(f'--compare: {config.name!r} is the name of the network that is sampled; choose another one')
-    made = split_sounds.write(config, workdir) if options.sample else {}
     settings = embeddings.Settings(pathlib.Path(options.weights), pathlib.Path(options.cache or workdir / 'embeddings'),
                                    protocol.duration_s, options.batch_size, options.workers)
+    _check_weights(protocol, settings.weights)
+    made = split_sounds.write(config, workdir) if options.sample else {}
     sources, listed = _sources(config, workdir, protocol, list(made))
     scoring = Scoring(config, protocol, settings, sources)
     generated = {name: score_inputs.sounds(folder, protocol.suffix) for name, folder in folders.items()}
@@ -188,6 +189,13 @@ def _protocol(options) -> Protocol:
     if not 0 <= options.duration_s < math.inf:
         raise ValueError(f"config.score.duration_s is {options.duration_s}; seconds are needed, or 0 for the protocol's")
     return dataclasses.replace(protocol, duration_s=options.duration_s or protocol.duration_s, metrics=names)
+
+
+def _check_weights(protocol: Protocol, folder: pathlib.Path) -> None:
+    """Raises FileNotFoundError for a network of the sounds whose file is missing, before hours of sampling."""
+    for name in dict.fromkeys(score_metrics.METRICS[metric].generated for metric in protocol.metrics):
+        if name:
+            embedders.embedders(folder)[name].path(folder)
 
 
 def _sources(config, workdir: pathlib.Path, protocol: Protocol,

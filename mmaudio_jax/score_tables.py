@@ -120,7 +120,7 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
     lines = [f'Protocol {report["protocol"]}, {report["duration_s"]:g} s of each clip, {report["asked"]} clips asked for. In '
              f'brackets: {report["interval"]:.0%} bootstrap intervals over clips.']
     if report['record_features'] and 'desync' in report['metrics']:
-        lines.append('DeSync: the picture features are those of the records, rounded and of the frames that training takes.')
+        lines.append('DeSync: the picture features are those of the records, rounded.')
     if report['lacking']:
         name, reason = next(iter(sorted(report['lacking'].items())))
         lines.append(f'**The references do not cover what was asked for**: {len(report["lacking"])} clips ({name}: {reason}).')

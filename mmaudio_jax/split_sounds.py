@@ -50,8 +50,7 @@ def examples(config, data: pathlib.Path) -> Iterator[dict[str, Any]]:
 class SyncFeatures(Mapping):
     """Id → {'segments': float32 [S, 8, 768]} of the records of a split: the picture features that DeSync compares with.
 
-    They are of the same network, rounded to the records' dtype, and of the frames that training takes: where a video has not
-    25 frames a second these are up to one frame later than those of the published scores.
+    They are of the same network and the same frames as those of the published scores, rounded to the records' dtype.
     """
 
     def __init__(self, config, data: pathlib.Path):
@@ -101,8 +100,11 @@ def make_sampler(config, model: mmaudio.MMAudio, params: Any, sequence: Sequence
 
 
 def mesh_and_size(config) -> tuple[jax.sharding.Mesh, int]:
-    """config.mesh, and config.sampling.batch_size, rounded up so that all devices have as many examples."""
-    mesh = partitioning.make_mesh(config.mesh, config.sharding.slice_axis)
+    """config.mesh, and config.sampling.batch_size, rounded up so that all devices have as many examples.
+
+    For an official network, which may be scored on fewer devices than config.mesh is for, what fits of it."""
+    axes = partitioning.fitted(config.mesh, jax.device_count()) if config.generate.pretrained else config.mesh
+    mesh = partitioning.make_mesh(axes, config.sharding.slice_axis)
     return mesh, partitioning.rounded_up(mesh, config.sampling.batch_size, 'config.sampling.batch_size')
 
 

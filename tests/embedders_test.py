@@ -90,6 +90,11 @@ def test_tensors_are_found_where_the_published_files_have_them(tmp_path, name, k
     with pytest.raises(FileNotFoundError, match='nothing is downloaded'):
         network.load(tmp_path)
     torch_writer.write(tmp_path / network.file, {'one.weight': np.arange(3, dtype=np.float32)}, *keys)
+    if network.kind == 'text':
+        with pytest.raises(FileNotFoundError, match='vocab.json: the published weights of clap_text are missing'):
+            network.load(tmp_path)
+        for file in embedders.tokenizer_roberta.FILES:
+            (tmp_path / file).touch()
     params, _ = network.load(tmp_path)
     assert list(params) == ['one.weight'] and params['one.weight'].tolist() == [0, 1, 2]
     if keys:

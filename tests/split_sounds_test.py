@@ -41,6 +41,13 @@ def _scored(workdir, config):
     return json.loads((workdir / 'scores.json').read_text())
 
 
+def test_missing_weights_of_the_metrics_are_said_before_sampling(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(split_sounds, 'write', lambda *_: pytest.fail('hours of sampling'))
+    config = _config(metrics=('onset_f1', 'is_panns'), weights=str(tmp_path))
+    with pytest.raises(FileNotFoundError, match='the published weights of panns are missing'):
+        evaluate.evaluate(config, trained)
+
+
 def test_made_once_and_resumed(trained, capsys):
     made = split_sounds.write(_config(), trained)
     folder = made['clip_0'].parent
