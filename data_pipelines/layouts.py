@@ -17,7 +17,7 @@ from mmaudio_jax import tables
 
 SUFFIXES = media.VIDEO_SUFFIXES + media.SOUND_SUFFIXES
 HEADER_SUFFIXES = ('.wav', '.flac', '.ogg', '.oga', '.aif', '.aiff')  # whose headers tell the length to the sample
-WINDOWS = 5  # of a sound file, at most (SPEC section 4)
+WINDOWS = 5  # of a sound file, at most, as in MMAudio's extraction
 WINDOW_MARGIN_S = 0.1  # windows are that much longer than a clip
 REPORT = 'clips_report.json'
 ID_COLUMNS = ('source', 'youtube_id', 'sound_id', 'file_name', 'id', 'file', 'video', 'audio')  # of id lists

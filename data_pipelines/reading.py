@@ -1,6 +1,6 @@
 """How clips are read for extraction: frames and sound of a clip, or why it cannot be used; runs in worker processes.
 
-The rules are those of MMAudio's data code (SPEC section 4): the sound is mono by averaging the channels; in the split train
+The rules are those of MMAudio's data code: the sound is mono by averaging the channels; in the split train
 its file is scaled to a peak of 0.95 and silence is rejected (there files without a sound, here clips); sound that ends too
 early is rejected; it is resampled after it is cut out, with some more behind it, so that the resampler sees no edge at the
 clip's end.

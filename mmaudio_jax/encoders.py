@@ -1,4 +1,4 @@
-"""Condition encoders behind one interface: frames and text → features of SPEC section 1.
+"""Condition encoders behind one interface: frames and text → features of the shapes in sequence.py.
 
 official: CLIP and Synchformer (official_encoder.py). pixels: fixed functions, without weights.
 

@@ -1,7 +1,7 @@
 """Frames of a video as the encoders take them: which ones, and how they are scaled.
 
 Source of the frame selection and the resizing: MMAudio's released code for its demonstration, its extraction and its batch
-evaluation (SPEC section 7), and FFmpeg's filter fps, which the latter two use.
+evaluation, and FFmpeg's filter fps, which the latter two use.
 """
 import dataclasses
 from fractions import Fraction
@@ -99,7 +99,7 @@ def divisor(requests: Sequence[FrameRequest], width: int, height: int) -> int:
 
 
 def fit_picture(picture: Image.Image, request: FrameRequest) -> np.ndarray:
-    """The picture at the request's size: uint8 [height, width, 3]. Pillow's bicubic is the one of SPEC section 7."""
+    """The picture at the request's size: uint8 [height, width, 3]. Pillow's bicubic is the released code's."""
     width, height = picture.size
     if request.fit == 'squash':
         return np.asarray(picture.resize((request.width, request.height), Image.Resampling.BICUBIC))
@@ -117,7 +117,7 @@ def fit_picture(picture: Image.Image, request: FrameRequest) -> np.ndarray:
 def fit_frame(frame: np.ndarray, request: FrameRequest) -> np.ndarray:
     """Scales one frame, uint8 [H, W, 3], to the request's size: uint8 [height, width, 3].
 
-    Bicubic with a = -0.5, antialiased, a horizontal and a vertical pass that each round to uint8 (SPEC section 7).
+    Bicubic with a = -0.5, antialiased, a horizontal and a vertical pass that each round to uint8.
     """
     return fit_picture(Image.fromarray(frame), request)
 

@@ -3,7 +3,7 @@
 Time zero of a file is the start of its video stream (of its sound when it has no video), for frames and sound alike, so that
 they stay together when a file's timestamps start late. Video that starts less than LATE_S after zero counts from zero, as the
 released code counts: containers that count in milliseconds often start a few of them late. Every failure is a MediaError: one
-line, the file first. Source of the frame selection: MMAudio's released data code (SPEC section 7).
+line, the file first. Source of the frame selection: MMAudio's released data code.
 """
 import contextlib
 import dataclasses
@@ -352,7 +352,7 @@ def read_track(path: Path, start_s: float, duration_s: float | None, stereo: boo
 
 
 def read_audio(path: Path, sample_rate_hz: int, start_s: float, duration_s: float | None) -> np.ndarray:
-    """Reads sound, mono by averaging the channels, resampled as in SPEC section 4.
+    """Reads sound, mono by averaging the channels, resampled as for MMAudio's features.
 
     Args:
       path: any container and codec that PyAV reads.

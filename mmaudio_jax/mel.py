@@ -1,4 +1,4 @@
-"""Waveform → log-mel spectrogram, as the official VAEs and vocoders take it (SPEC section 8).
+"""Waveform → log-mel spectrogram, as the official VAEs and vocoders take it.
 
 Source: BigVGAN (arXiv 2206.04658), whose 16 kHz and 44.1 kHz spectrograms these are; librosa's Slaney filters.
 """

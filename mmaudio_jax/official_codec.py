@@ -1,4 +1,4 @@
-"""The audio codec of the official networks: mel VAE and BigVGAN (SPEC sections 5 and 6).
+"""The audio codec of the official networks: mel VAE and BigVGAN.
 
 Work is cut into calls of a bounded number of mel frames, so that memory does not grow with the batch or the clip. A clip longer
 than one call goes through the vocoder in windows that overlap by all that it sees, so that the seams are exact.

@@ -1,4 +1,4 @@
-"""The condition encoders of the official networks: CLIP for frames and text, Synchformer for motion (SPEC section 7).
+"""The condition encoders of the official networks: CLIP for frames and text, Synchformer for motion.
 
 Frames go to the device as bytes and are normalised there. Work is cut into calls of one size, so that memory does not grow
 with the clips and each tower is compiled once; the last call of a piece of work is filled up with copies and cut back.

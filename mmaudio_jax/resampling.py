@@ -1,4 +1,4 @@
-"""Changes the sampling rate of sound: windowed sincs, one for features (SPEC section 4) and one for evaluation.
+"""Changes the sampling rate of sound: windowed sincs, one for features (MMAudio's extraction) and one for evaluation.
 
 The published scores depend on their resampler: another one moves Fréchet distances by tens. So evaluation has the one that they
 were computed with, which is shorter and lets more alias through.
@@ -51,7 +51,7 @@ def _matrix(up: int, down: int) -> tuple[np.ndarray, int, int, int]:
 def resample(waveform: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
     """Changes the sampling rate: float [samples] to float32 [ceil(samples * to_hz / from_hz)].
 
-    A Kaiser-windowed sinc of 64 zero crossings, roll-off 0.9476, beta 14.77 (librosa's kaiser_best), SPEC section 4. The
+    A Kaiser-windowed sinc of 64 zero crossings, roll-off 0.9476, beta 14.77 (librosa's kaiser_best). The
     polyphase filter is written as a matrix product, which is many times quicker than summing it result by result.
     """
     waveform = np.asarray(waveform, np.float32)

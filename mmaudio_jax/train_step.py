@@ -31,8 +31,8 @@ ASYNC_GRADIENTS = {
     'xla_tpu_ars_combiner_threshold_in_bytes': '1000000',
     'xla_tpu_scoped_vmem_limit_kib': '24576',
 }
-# The same for v5p: its sparse cores sum, and weights are gathered beside the products, too.
-ASYNC_GRADIENTS_V5P = {
+# The same where sparse cores can sum (v5p, v6e): weights are gathered beside the products, too.
+ASYNC_GRADIENTS_SPARSE = {
     'xla_tpu_enable_sparse_core_collective_offload_reduce_scatter': 'true',
     'xla_tpu_enable_sparse_core_collective_offload_all_gather': 'true',
     'xla_tpu_enable_sparse_core_collective_offload_all_reduce': 'true',
@@ -305,7 +305,8 @@ def compiler_options(config, device: Any) -> dict[str, str] | None:
     """What a TPU's compiler is told of the step, None elsewhere; config.train.compiler_options overrides async_gradients."""
     if device.platform != 'tpu':
         return None
-    asynchronous = ASYNC_GRADIENTS_V5P if device.device_kind in ('TPU v5', 'TPU v5p') else ASYNC_GRADIENTS
+    sparse = device.device_kind in ('TPU v5', 'TPU v5p', 'TPU v6 lite')
+    asynchronous = ASYNC_GRADIENTS_SPARSE if sparse else ASYNC_GRADIENTS
     return (asynchronous if config.train.async_gradients else {}) | dict(config.train.compiler_options)
 
 

@@ -1,8 +1,8 @@
 """The whole Pipeline against one run of the official one on a real video, with full-size synthetic weights, stage by stage.
 
-golden/end_to_end_launch.npz: the first two seconds of golden/oa4_launch.webm (SPEC's README of the goldens says how it was
-made). Errors are the largest ones over the golden's standard deviation. A stage is fed by our stages before it ("run"), and
-by the golden's result of the stage before it ("alone"), so that it shows where a difference arises and where it only grows.
+golden/end_to_end_launch.npz: the first two seconds of golden/oa4_launch.webm, by the official code. Errors are the largest ones
+over the golden's standard deviation. A stage is fed by our stages before it ("run"), and by the golden's result of the stage
+before it ("alone"), so that it shows where a difference arises and where it only grows.
 """
 import numpy as np
 import pytest

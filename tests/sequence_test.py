@@ -1,4 +1,4 @@
-"""Lengths of every stream against SPEC and the golden runs."""
+"""Lengths of every stream against published sizes and the golden runs."""
 import numpy as np
 import pytest
 

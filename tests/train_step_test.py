@@ -351,6 +351,6 @@ def test_only_tpus_are_told_how_to_compile():
     assert train_step.compiler_options(config, v5e) == train_step.compiler_options(config, v5p) == given
     config.train.async_gradients = True
     assert train_step.compiler_options(config, v5e) == train_step.ASYNC_GRADIENTS | given
-    assert train_step.compiler_options(config, v5p) == train_step.ASYNC_GRADIENTS_V5P | given
+    assert train_step.compiler_options(config, v5p) == train_step.ASYNC_GRADIENTS_SPARSE | given
     config.train.compiler_options += (('xla_tpu_scoped_vmem_limit_kib', '32768'),)
     assert train_step.compiler_options(config, v5e)['xla_tpu_scoped_vmem_limit_kib'] == '32768'

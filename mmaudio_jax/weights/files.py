@@ -1,4 +1,4 @@
-"""The official weight files: what each is, where it comes from, and how it is known to be whole. Source: SPEC section 9."""
+"""The official weight files: what each is, where it comes from, and how it is known to be whole. Source: MMAudio's release."""
 import dataclasses
 
 from mmaudio_jax.models import mmaudio
