@@ -113,7 +113,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Flow matching (flow_matching.py) and condition dropout for guidance.
     c.flow = ml_collections.ConfigDict()
-    c.flow.min_sigma = 0.0
+    c.flow.min_sigma = 0.0  # of the path in training; sampling ends at t = 1 whatever it is
     c.flow.video_dropout = 0.1
     c.flow.text_dropout = 0.1
     c.flow.independent_video_dropout = False  # v2: CLIP and sync dropped independently

@@ -1,7 +1,7 @@
 """Any folder of media: with a csv or tsv that lists them, or without one, when the names are the captions.
 
-Columns (a header is needed): file, or video, or audio (paths below the folder, or names); and, as they are there, caption, id,
-split, start_s, label, source. Without start_s, sounds are cut into windows and videos start at their beginning. Without an id,
+Columns (a header is needed): file, or video, or audio (paths below the folder, or names), or, as in MMAudio's tables of captions,
+id alone, which is the file's name then; and, as they are there, caption, id, split, start_s, label, source. Without start_s, sounds are cut into windows and videos start at their beginning. Without an id,
 it is the file's path, and the start where there is one: 'rain/long_000030' is the clip of 'rain/long.wav' from 30 s on. Without
 any listing, 'wolf/growl-2.ogg' becomes the training clip 'wolf growl' with the label 'wolf'.
 """
@@ -16,7 +16,7 @@ from data_pipelines import layouts
 from mmaudio_jax import tables
 from mmaudio_jax.media import VIDEO_SUFFIXES
 
-FILES = ('file', 'video', 'audio')
+FILES = ('file', 'video', 'audio', 'id')  # the first that is there
 KNOWN = ('caption', 'id', 'split', 'start_s', 'label', 'source')
 SPLITS = {'': 'train', 'val': 'validation', **{split: split for split in clips.SPLITS}}
 
@@ -45,7 +45,7 @@ def _entry(folder: pathlib.Path, column: str, row: dict[str, str], media: layout
     if not named.name.strip():
         return 'names no file'
     file = folder / named if (folder / named).is_file() else _found(named, column, media)
-    video = column == 'video' or column == 'file' and (file or named).suffix.lower() in VIDEO_SUFFIXES
+    video = column == 'video' or column != 'audio' and (file or named).suffix.lower() in VIDEO_SUFFIXES
     start = row.get('start_s', '').strip()
     split = SPLITS.get(row.get('split', '').strip())
     if split is None:

@@ -210,7 +210,8 @@ def test_greatest_hits(tmp_path):
     ('folder_csv', 'list.csv', 'video,caption,split\nx,rain,test\n', 'b/x.mp4'),
     ('folder_csv', 'list.csv', 'video,caption,split\nx.mp4,rain,test\n', 'b/x.mp4'),
     ('folder_csv', 'list.csv', 'video,caption,split\nx.avi,rain,test\n', 'b/x.mp4'),
-    ('folder_csv', 'list.csv', 'file,caption,split\nx.mp4,rain,test\n', 'b/x.mp4')])
+    ('folder_csv', 'list.csv', 'file,caption,split\nx.mp4,rain,test\n', 'b/x.mp4'),
+    ('folder_csv', 'list.tsv', 'id\tcaption\tsplit\nx\train\ttest\n', 'b/x.mp4')])
 def test_videos_are_found_beside_sounds_of_their_name(tmp_path, layout, name, text, video):
     source = tmp_path / 'source'
     write(source / name, text)
