@@ -1,9 +1,10 @@
 """Any folder of media: with a csv or tsv that lists them, or without one, when the names are the captions.
 
-Columns (a header is needed): file, or video, or audio (paths below the folder, or names), or, as in MMAudio's tables of captions,
-id alone, which is the file's name then; and, as they are there, caption, id, split, start_s, label, source. Without start_s, sounds are cut into windows and videos start at their beginning. Without an id,
-it is the file's path, and the start where there is one: 'rain/long_000030' is the clip of 'rain/long.wav' from 30 s on. Without
-any listing, 'wolf/growl-2.ogg' becomes the training clip 'wolf growl' with the label 'wolf'.
+Columns (a header is needed): file, or video, or audio (paths below the folder, or names), or id alone, which is then the file's
+name, as in MMAudio's tables of captions; and, as they are there, caption, id, split, start_s, label, source. Without start_s,
+sounds are cut into windows and videos start at their beginning. Without an id, it is the file's path, and the start where there
+is one: 'rain/long_000030' is the clip of 'rain/long.wav' from 30 s on. Without any listing, 'wolf/growl-2.ogg' becomes the
+training clip 'wolf growl' with the label 'wolf'.
 """
 import collections
 import math

@@ -210,8 +210,7 @@ def test_greatest_hits(tmp_path):
     ('folder_csv', 'list.csv', 'video,caption,split\nx,rain,test\n', 'b/x.mp4'),
     ('folder_csv', 'list.csv', 'video,caption,split\nx.mp4,rain,test\n', 'b/x.mp4'),
     ('folder_csv', 'list.csv', 'video,caption,split\nx.avi,rain,test\n', 'b/x.mp4'),
-    ('folder_csv', 'list.csv', 'file,caption,split\nx.mp4,rain,test\n', 'b/x.mp4'),
-    ('folder_csv', 'list.tsv', 'id\tcaption\tsplit\nx\train\ttest\n', 'b/x.mp4')])
+    ('folder_csv', 'list.csv', 'file,caption,split\nx.mp4,rain,test\n', 'b/x.mp4')])
 def test_videos_are_found_beside_sounds_of_their_name(tmp_path, layout, name, text, video):
     source = tmp_path / 'source'
     write(source / name, text)
@@ -220,6 +219,15 @@ def test_videos_are_found_beside_sounds_of_their_name(tmp_path, layout, name, te
     write_sound(source / 'b' / sound.name, 2.0).rename(source / video)
     tables, _ = make(tmp_path, layout)
     assert [row['video'] for row in tables['test'] if row['start_s'] == 0] == [str(source / video)]
+
+
+def test_a_table_of_ids_and_captions_names_the_files(tmp_path):
+    """As those that MMAudio publishes for its sets of sounds."""
+    write(tmp_path / 'source' / 'train.tsv', 'id\tcaption\n1021\train on a roof\n')
+    write_sound(tmp_path / 'source' / 'flac' / '1021.flac', 2.0)
+    tables, report = make(tmp_path, 'folder_csv')
+    assert tables['train'][0]['audio'].endswith('flac/1021.flac') and tables['train'][0]['caption'] == 'rain on a roof'
+    assert not any(report['counts'].values())
 
 
 @pytest.mark.parametrize('cell, found', [('x.wav', 'b/x.wav'), ('x', 'a/x.flac'), ('rain.1', 'c/rain.1.wav'),
