@@ -125,7 +125,7 @@ class Pipeline:
                 places = partitioning.state_shardings(self._mesh, parts.params, placement)
         self._params = jax.device_put(parts.params, places)
         self._programs: dict[tuple[sampler.SamplerSettings, Sequence], Any] = {}
-        self._rooms: dict[Sequence, tuple[encoders.Encoder, codec.Codec]] = {}
+        self._made: dict[Sequence, tuple[encoders.Encoder, codec.Codec]] = {}
 
         def load(name: str) -> Any:
             with stages('load', name):
@@ -174,16 +174,17 @@ class Pipeline:
             parts = pretrained.find(source, variant=variant, dtype=dtype, cache=cache, folder=folder, offline=offline,
                                     verify=verify, sigma_rel=sigma_rel, step=step, data_dir=data_dir)
             pipe = cls(parts, devices, stages, batch_size, placement)
-        pipe.room(Sequence(pipe.config['sequence']['rate'], pipe.config['sequence']['duration_s']))  # reports a missing codec
+        trained_on = pipe.config['sequence']
+        pipe.encoder_and_codec(Sequence(trained_on['rate'], trained_on['duration_s']))  # reports a missing codec
         return pipe
 
-    def room(self, sequence: Sequence) -> tuple[encoders.Encoder, codec.Codec]:
+    def encoder_and_codec(self, sequence: Sequence) -> tuple[encoders.Encoder, codec.Codec]:
         """Encoder and codec for clips of this length."""
-        if sequence not in self._rooms:
+        if sequence not in self._made:
             names = self.config['extract']
-            self._rooms[sequence] = (encoders.make(names['encoder'], sequence, self._load, self._mesh),
-                                     codec.make(names['codec'], sequence, self.codec_path, self._load, self._mesh))
-        return self._rooms[sequence]
+            self._made[sequence] = (encoders.make(names['encoder'], sequence, self._load, self._mesh),
+                                    codec.make(names['codec'], sequence, self.codec_path, self._load, self._mesh))
+        return self._made[sequence]
 
     def __call__(self, video: Any = None, prompt: Any = '', negative_prompt: Any = None, duration_s: Any = None,
                  seed: Any = None, num_steps: int | None = None, guidance: float | None = None, solver: str | None = None, *,
@@ -226,11 +227,9 @@ class Pipeline:
                    'duration_s': duration_s, 'seed': seed, 'noise': noise}
         rows, is_batch = request_lib.rows(columns)
         own_seeds = isinstance(seed, (list, tuple))
-        made = []
-        for index, row in enumerate(rows):
-            made.append(self.request(index=0 if own_seeds else index, takes=1 if takes is None else takes, mask_clip=mask_clip,
-                                     **row))
-        clips = self.generate(made, settings)
+        requests = [self.request(index=0 if own_seeds else index, takes=1 if takes is None else takes, mask_clip=mask_clip, **row)
+                    for index, row in enumerate(rows)]
+        clips = self.generate(requests, settings)
         results = [clip[0] if takes is None else clip for clip in clips]
         return results if is_batch else results[0]
 
@@ -254,44 +253,44 @@ class Pipeline:
                                 negative_prompt=defaults['negative_prompt'] if negative_prompt is None else negative_prompt,
                                 seed=defaults['seed'] if seed is None else seed, takes=takes, mask_clip=mask_clip, noise=noise)
 
-    def generate(self, made: Sequence_[Request], settings: sampler.SamplerSettings) -> list[list[Clip]]:
+    def generate(self, requests: Sequence_[Request], settings: sampler.SamplerSettings) -> list[list[Clip]]:
         """The takes of every request, in their order; those of equal length share batches of batch_size."""
         size = self.batch_size
         clips: dict[int, list[Clip]] = {}
-        for sequence in dict.fromkeys(one.sequence for one in made):
-            alike = [index for index, one in enumerate(made) if one.sequence == sequence]
+        for sequence in dict.fromkeys(request.sequence for request in requests):
+            alike = [index for index, request in enumerate(requests) if request.sequence == sequence]
             for start in range(0, len(alike), size):
                 chunk = alike[start:start + size]
-                batch = [made[index] for index in chunk]
+                batch = [requests[index] for index in chunk]
                 with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
                     frames = list(pool.map(self.read, batch))
                 clips |= zip(chunk, self.generate_batch(batch, frames, settings))
-        return [clips[index] for index in range(len(made))]
+        return [clips[index] for index in range(len(requests))]
 
-    def read(self, one: Request) -> list[np.ndarray]:
+    def read(self, request: Request) -> list[np.ndarray]:
         """Frames of its video, uint8: CLIP stream (unless masked) and sync stream; nothing without a video."""
-        if one.video is None:
+        if request.video is None:
             return []
-        frame_requests = self.room(one.sequence)[0].frame_requests[1 if one.mask_clip else 0:]
+        frame_requests = self.encoder_and_codec(request.sequence)[0].frame_requests[1 if request.mask_clip else 0:]
         if self._is_official:  # is shown the frames that the released demonstration shows it, others those of their records
             wanted = [dataclasses.replace(frame_request, rule='summed') for frame_request in frame_requests]
         else:
             wanted = list(frame_requests)
-        with self._stages('frames', 'in memory' if isinstance(one.video, Frames) else one.video.name):
-            if isinstance(one.video, Frames):
-                return sample_frames(one.video, wanted, one.sequence.duration_s)
-            return media.read_frames(one.video, wanted, 0.0, one.sequence.duration_s, needed_s=one.duration_s)
+        with self._stages('frames', 'in memory' if isinstance(request.video, Frames) else request.video.name):
+            if isinstance(request.video, Frames):
+                return sample_frames(request.video, wanted, request.sequence.duration_s)
+            return media.read_frames(request.video, wanted, 0.0, request.sequence.duration_s, needed_s=request.duration_s)
 
     def generate_batch(self, batch: Sequence_[Request], frames: Sequence_[list[np.ndarray]],
                        settings: sampler.SamplerSettings) -> list[list[Clip]]:
         """The takes of requests of one sequence; frames are what `read` gave for each of them."""
         sequence = batch[0].sequence
-        encoder = self.room(sequence)[0]
-        images = [None if one.image is None else request_lib.read_image(one.image) for one in batch]
+        encoder = self.encoder_and_codec(sequence)[0]
+        images = [None if request.image is None else request_lib.read_image(request.image) for request in batch]
         clip, sync = self.video_features(sequence, frames, images, encoder)
         with self._stages('text', f'{len(batch)} clips'):
-            text = encoder.encode_text([one.prompt for one in batch] + [one.negative_prompt for one in batch])
-        rows = [(index, take) for index, one in enumerate(batch) for take in range(one.takes)]
+            text = encoder.encode_text([request.prompt for request in batch] + [request.negative_prompt for request in batch])
+        rows = [(index, take) for index, request in enumerate(batch) for take in range(request.takes)]
         clips: list[list[Clip]] = [[] for _ in batch]
         for start in range(0, len(rows), self.batch_size):
             part = rows[start:start + self.batch_size]
@@ -302,9 +301,9 @@ class Pipeline:
                                                   text[len(batch) + at])
             self._check_finite(latents, waveforms, settings.guidance)
             for (index, _), waveform, latent in zip(part, waveforms, latents):
-                one = batch[index]
-                sound = waveform[:one.samples]
-                clips[index].append(Clip(sound, sequence.sample_rate_hz, one.video, images[index], one.prompt, latent))
+                request = batch[index]
+                sound = waveform[:request.samples]
+                clips[index].append(Clip(sound, sequence.sample_rate_hz, request.video, images[index], request.prompt, latent))
         return clips
 
     def video_features(self, sequence: Sequence, frames: Sequence_[list[np.ndarray]], images: Sequence_[np.ndarray | None],
@@ -329,7 +328,7 @@ class Pipeline:
 
     def _sample(self, settings: sampler.SamplerSettings, sequence: Sequence, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
         """Latents `[B, N, C]` and waveforms `[B, samples]`; a batch that the devices do not share evenly is filled up."""
-        weights, decode = self.room(sequence)[1].program()
+        weights, decode = self.encoder_and_codec(sequence)[1].program()
         if (settings, sequence) not in self._programs:
             self._programs[settings, sequence] = sampler.make_sampler(self._model, settings, self._mesh, decode)
         count = len(arrays[0])

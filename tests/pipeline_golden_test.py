@@ -69,7 +69,7 @@ def test_every_stage_is_the_official_one(monkeypatch):
     made = pipe.request(video=GOLDEN / 'oa4_launch.webm', prompt=str(golden['prompt']), duration_s=float(golden['duration']),
                         negative_prompt=str(golden['negative_prompt']), noise=noise)
     assert made.sequence.latent_length == 63
-    encoder, decoder = pipe.room(made.sequence)
+    encoder, decoder = pipe.encoder_and_codec(made.sequence)
 
     clip_frames, sync_frames = frames = pipe.read(made)
     assert clip_frames.shape == (16, 384, 384, 3) and sync_frames.shape == (50, 224, 224, 3)

@@ -96,7 +96,7 @@ def test_frames_in_memory_are_a_video(pipe, workdir, tmp_path):
 
 def test_a_still_image(pipe, tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (40, 64, 3), np.uint8)
-    encoder = pipe.room(Sequence('16k', 1.0))[0]
+    encoder = pipe.encoder_and_codec(Sequence('16k', 1.0))[0]
     clip = pipe(image=image, prompt='a glass')
     assert len(clip.audio) == RATE and np.abs(clip.audio - pipe(prompt='a glass').audio).max() > 1e-3
     made = pipe.request(image=image)
@@ -111,7 +111,7 @@ def test_masked_clip_leaves_the_timing(pipe, workdir):
     made = pipe.request(video=workdir / 'a.mp4', mask_clip=True)
     frames = pipe.read(made)
     assert len(frames) == 1
-    encoder = pipe.room(made.sequence)[0]
+    encoder = pipe.encoder_and_codec(made.sequence)[0]
     clip, sync = pipe.video_features(made.sequence, [frames], [None], encoder)
     np.testing.assert_array_equal(clip[0], np.broadcast_to(pipe._params['empty_clip_feat'], (8, 1024)))
     np.testing.assert_array_equal(sync, encoder.encode_sync(frames[0][None]))
@@ -136,7 +136,7 @@ def test_takes_seeds_and_noise(pipe, workdir):
 def test_frames_of_a_trained_network_are_those_of_its_records(pipe, workdir):
     """The released demonstration's way of counting, which takes other frames, is for the released networks."""
     made = pipe.request(video=workdir / 'a.mp4')
-    wanted = pipe.room(made.sequence)[0].frame_requests
+    wanted = pipe.encoder_and_codec(made.sequence)[0].frame_requests
     exact, summed = ([dataclasses.replace(one, rule=rule) for one in wanted] for rule in ('after', 'summed'))
     exact, summed = (media.read_frames(workdir / 'a.mp4', requests, 0.0, 1.0) for requests in (exact, summed))
     for stream, expected in zip(pipe.read(made), exact, strict=True):
