@@ -227,7 +227,8 @@ class Pipeline:
                    'duration_s': duration_s, 'seed': seed, 'noise': noise}
         rows, is_batch = request_lib.rows(columns)
         own_seeds = isinstance(seed, (list, tuple))
-        requests = [self.request(index=0 if own_seeds else index, takes=1 if takes is None else takes, mask_clip=mask_clip, **row)
+        count = 1 if takes is None else takes
+        requests = [self.request(index=0 if own_seeds else index, takes=count, mask_clip=mask_clip, **row)
                     for index, row in enumerate(rows)]
         clips = self.generate(requests, settings)
         results = [clip[0] if takes is None else clip for clip in clips]
