@@ -7,8 +7,12 @@ import collections
 import hashlib
 import itertools
 import json
+import multiprocessing
+import os
 import pathlib
+import signal
 import sys
+import threading
 from typing import Any, Iterator, Protocol
 from typing import Sequence as Sequence_
 
@@ -65,6 +69,25 @@ def _to_global(batch: dict[str, np.ndarray], sharding: jax.sharding.Sharding, ba
     }
 
 
+def start_reader(index: int, count: int) -> None:
+    """What a worker process does first; Grain gives its index and the number of them.
+
+    Slurm, systemd and Ctrl-C send their signals to readers, too, but the steps until the save that answers them need batches.
+    So a reader ignores them, and ends with the process that reads from it, however that ends.
+    """
+    del index, count
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 class TrainIterator:
     """Endless iterator over global batches; see `train_iterator`."""
 
@@ -87,7 +110,7 @@ class TrainIterator:
                 flags.FLAGS.mark_as_parsed()
             options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # the processes are the parallelism
             workers = grain.MultiprocessingOptions(num_workers=self._config.workers, per_worker_buffer_size=1)
-            return iter(dataset.to_iter_dataset(options).mp_prefetch(workers))
+            return iter(dataset.to_iter_dataset(options).mp_prefetch(workers, start_reader))
         ahead = max(1, self._config.prefetch)
         return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)))
 

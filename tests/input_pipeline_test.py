@@ -1,9 +1,12 @@
 """Which examples a batch holds, in which order, over hosts, workers, epochs and restarts."""
 import itertools
 import json
+import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 import types
 
 import numpy as np
@@ -14,6 +17,7 @@ from mmaudio_jax import input_pipeline
 from mmaudio_jax import partitioning
 from mmaudio_jax import records
 from tests import records_test
+from tests.impacts_test import is_running
 
 ROOT = pathlib.Path(__file__).parents[1]
 TRAIN, SOUNDS = 21, 6  # examples; records_test numbers them through, and latent_mean[0, 0] below is that number
@@ -257,6 +261,53 @@ def test_a_constant_channel_is_refused(tmp_path):
     records.write_metadata(folder, 'flat', records_test.SCHEMA, {'train': [1]}, {})
     with pytest.raises(ValueError, match=r'latent channels \[3\] never change'):
         input_pipeline.latent_statistics(make_config(statistics='flat'), tmp_path)
+
+
+READ = '''
+import multiprocessing, pathlib, sys, time
+from mmaudio_jax import input_pipeline, partitioning
+from tests import input_pipeline_test
+if __name__ == '__main__':
+    config = input_pipeline_test.make_config(workers=2, prefetch=0)
+    iterator = input_pipeline.train_iterator(config, pathlib.Path(sys.argv[1]), partitioning.make_mesh({'data': -1}))
+    for _ in range(2):  # of each reader
+        next(iterator)
+    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+    sys.stdin.readline()
+    for _ in range(20):
+        next(iterator)
+    print('read on', flush=True)
+    if sys.argv[2] == 'close':
+        iterator.close()
+    elif sys.argv[2] == 'kill':
+        time.sleep(600)
+    elif sys.argv[2] == 'raise':
+        raise ValueError('the end')
+    sys.exit(3)
+'''
+
+
+@pytest.mark.slow  # 8 s each
+@pytest.mark.parametrize('end, code', [('close', 3), ('exit', 3), ('raise', 1), ('kill', -signal.SIGKILL)])
+def test_readers_outlive_signals_but_not_the_run(folder, tmp_path, end, code):
+    """However it ends; those that ended by signals of their own left no batch for the save that the signals ask for."""
+    script = tmp_path / 'read.py'
+    script.write_text(READ)
+    with subprocess.Popen([sys.executable, str(script), str(folder), end], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          text=True, cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(ROOT)}) as run:
+        readers = [int(pid) for pid in run.stdout.readline().split()]
+        for pid, number in itertools.product(readers, (signal.SIGINT, signal.SIGTERM)):
+            os.kill(pid, number)
+        run.stdin.write('\n')
+        run.stdin.flush()
+        assert len(readers) == 2 and run.stdout.readline() == 'read on\n'
+        if end == 'kill':
+            run.kill()
+        assert run.wait(30) == code
+    until = time.monotonic() + 5
+    while any(map(is_running, readers)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(map(is_running, readers))
 
 
 HALF_A_MILLION = 1954 * 256
