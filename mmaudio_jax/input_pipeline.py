@@ -7,6 +7,7 @@ import collections
 import hashlib
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import pathlib
@@ -30,6 +31,9 @@ from mmaudio_jax import records
 BATCH_FIELDS = records.FEATURES + records.FLAGS
 _STATISTICS_THREADS = 8  # reads in flight: the files may be on a network
 _STATISTICS_BUFFER = 64  # examples
+_SHARED_MEMORY = '/dev/shm'  # where readers leave their batches; a write beyond its end kills them (SIGBUS)
+# Of each reader: the one it wants to hand over, the one on its way, and two in the thread of this process that takes them.
+_BATCHES_OF_A_READER = 4
 
 
 class _Batches:
@@ -256,6 +260,24 @@ def _check_mixture(input_config) -> None:
             raise ValueError(f'config.input.{field} names {", ".join(unknown)}, which config.input.mixture does not have')
 
 
+def _check_shared_memory(config, rows: int) -> None:
+    """Raises ValueError when readers that wait for the steps, as they should, have more in /dev/shm than there is room for.
+
+    rows: of every batch that this process reads.
+    """
+    schema, workers = records.schema_of(config), config.input.workers
+    if not workers or not os.path.isdir(_SHARED_MEMORY):
+        return
+    example = sum(map(math.prod, schema.shapes.values())) * records.FEATURE_DTYPES[schema.feature_dtype].itemsize
+    needed = (_BATCHES_OF_A_READER * workers + 1) * rows * example  # and the one that goes to the devices
+    status = os.statvfs(_SHARED_MEMORY)
+    free = status.f_bavail * status.f_frsize
+    if free < needed:
+        raise ValueError(f'config.input.workers is {workers}: their batches take {needed / 2**20:.0f} MiB of {_SHARED_MEMORY}, '
+                         f'where {free / 2**20:.0f} MiB are free; enlarge it (docker: --shm-size={-(-needed // 2**30)}g), '
+                         'or read with threads (config.input.workers=0)')
+
+
 def train_iterator(config, records_dir: pathlib.Path, mesh: jax.sharding.Mesh) -> TrainIterator:
     """The mixture config.input.mixture, shuffled as a whole in every epoch.
 
@@ -271,7 +293,8 @@ def train_iterator(config, records_dir: pathlib.Path, mesh: jax.sharding.Mesh) -
 
     Raises:
       FileNotFoundError: a set that is not there.
-      ValueError: a set of another schema or codec, a bad mixture, or fewer examples in an epoch than one batch.
+      ValueError: a set of another schema or codec, a bad mixture, fewer examples in an epoch than one batch, or more workers
+        than shared memory has room for.
     """
     _check_mixture(config.input)
     mixture = config.input.mixture
@@ -282,6 +305,8 @@ def train_iterator(config, records_dir: pathlib.Path, mesh: jax.sharding.Mesh) -
         raise ValueError(f'config.input.batch_size is {config.input.batch_size}, but an epoch of config.input.mixture has only '
                          f'{len(examples)} examples')
     partitioning.check_batch_size(mesh, config.input.batch_size, 'config.input.batch_size')
+    sharding = partitioning.batch_sharding(mesh)
+    _check_shared_memory(config, len(_local_rows(sharding, config.input.batch_size)))
     identity = {
         'seed': config.seed,
         'batch_size': config.input.batch_size,
@@ -291,7 +316,7 @@ def train_iterator(config, records_dir: pathlib.Path, mesh: jax.sharding.Mesh) -
     if config.input.balance:
         identity['balance'] = [list(pair) for pair in config.input.balance]
     seed = int.from_bytes(hashlib.sha256(f'{config.seed} order of the examples'.encode()).digest()[:4], 'big')
-    return TrainIterator(examples.shuffle(seed=seed), config.input, partitioning.batch_sharding(mesh), identity)
+    return TrainIterator(examples.shuffle(seed=seed), config.input, sharding, identity)
 
 
 class ValidationBatches:

@@ -153,6 +153,21 @@ def test_worker_processes_give_the_same_batches(folder):
     threads.close()
 
 
+def test_workers_that_shared_memory_has_no_room_for_are_refused(folder, monkeypatch):
+    """They would be killed in the middle of the run. The bound is what they hold when the device is slower."""
+    batch = sum(value.nbytes for value in records_test.SCHEMA.parse(
+        records_test.SCHEMA.encode(records_test.make_example(0))).values() if isinstance(value, np.ndarray)) * 8
+    room = types.SimpleNamespace(f_frsize=1, f_bavail=9 * batch)
+    monkeypatch.setattr(input_pipeline.os, 'statvfs', lambda path: room)
+    input_pipeline.train_iterator(make_config(workers=2), folder, make_mesh())
+    room.f_bavail -= 64 * 2**10
+    with pytest.raises(ValueError, match=r'config.input.workers is 2: .*docker: --shm-size=1g.*config.input.workers=0'):
+        input_pipeline.train_iterator(make_config(workers=2), folder, make_mesh())
+    input_pipeline.train_iterator(make_config(workers=0), folder, make_mesh())
+    monkeypatch.setattr(input_pipeline, '_SHARED_MEMORY', '/not/there')  # as on macOS
+    input_pipeline.train_iterator(make_config(workers=2), folder, make_mesh())
+
+
 @pytest.mark.parametrize('hosts', [2, 4])
 def test_hosts_share_every_batch(folder, monkeypatch, hosts):
     """Each host reads only its rows; together they are the batch that one host would read."""
