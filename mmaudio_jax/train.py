@@ -36,7 +36,7 @@ class Job:
     log: train_log.TrainLog
     step: Callable  # (state, batch) -> (state, metrics); the state is donated
     validation_loss: Callable  # params -> float
-    sample: Callable  # (step, state) -> None
+    sample: Callable  # (step, state) -> '' or why there are none
     profile: train_log.Profile
 
 
@@ -173,7 +173,9 @@ def _evaluate(job: Job, state: train_step.TrainState, step: int, last: bool) -> 
         job.log.write(step, {'validation_loss': loss})
         job.log.say(f'step {step}: validation loss {loss:.4f}')
     if config.train.sample_every and (last or _due(step, config.train.sample_every)):
-        job.sample(step, state)
+        failure = job.sample(step, state)
+        if failure:
+            job.log.say(f'step {step}: no samples: {failure}')
     if last or _due(step, config.ema.snapshot_every):
         averages = dict(zip(state.ema.sigma_rels, state.ema.averages, strict=True))
         snapshots.save(job.workdir, step, averages, config)
