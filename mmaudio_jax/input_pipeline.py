@@ -122,13 +122,26 @@ class TrainIterator:
         return self
 
     def __next__(self) -> dict[str, jax.Array]:
-        """The next batch; the transfer of the `prefetch` batches after it has been started."""
+        """The next batch; the transfer of the `prefetch` batches after it has been started.
+
+        Raises ValueError or OSError for records that cannot be read; the state stays that of the batch before.
+        """
         if self._host_batches is None:  # only now, so that set_state before the first batch starts no workers in vain
             self._host_batches = self._read()
         while len(self._on_device) <= self._config.prefetch:
-            self._on_device.append(_to_global(next(self._host_batches), self._sharding, self._config.batch_size))
+            self._on_device.append(_to_global(self._next_on_host(self._host_batches), self._sharding, self._config.batch_size))
         self._next += 1
         return self._on_device.popleft()
+
+    def _next_on_host(self, batches: grain.DatasetIterator) -> dict[str, np.ndarray]:
+        try:
+            return next(batches)
+        except RuntimeError as error:  # as Grain says that a worker process ended
+            names = ', '.join(name for name, *_ in self._identity['mixture'])
+            reason = str(error).split('. ')[0]
+            raise OSError(f'the records of {names} cannot be read on: {reason} (-9: mostly too little memory, -7: '
+                          f'{_SHARED_MEMORY} is full); lower config.input.workers, or read with threads '
+                          '(config.input.workers=0), and run the same command again') from error
 
     def get_state(self) -> dict[str, Any]:
         """JSON-able, and the same on every host: the next batch's number, and what the order of the batches depends on."""

@@ -53,6 +53,7 @@ def train(config, workdir: pathlib.Path) -> None:
       CheckpointError: the checkpoint is of another config (names the field), the disk is full, or another process trains here.
       NonFiniteError: loss, gradient or state is not finite; the last checkpoint is untouched.
       ValueError: a field of the config that cannot be trained with.
+      ValueError, OSError: the records cannot be read on; one process has saved the step that it had reached.
       SystemExit: after a save, with code 0 when it was a preemption notice (SIGTERM), 130 when it was Ctrl-C.
     """
     train_log.silence()
@@ -154,7 +155,11 @@ def _loop(job: Job, state: train_step.TrainState, step: int) -> bool:
             return preempted
         job.profile.before(step + 1)
         started = time.monotonic()
-        batch = next(job.iterator)
+        try:
+            batch = next(job.iterator)
+        except Exception:
+            _save_what_is_whole(job, state, step, pending)
+            raise
         read, idle = time.monotonic(), not pending or pending[1]['loss'].is_ready()
         state, metrics = job.step(state, batch)
         job.log.spent(read - started, time.monotonic() - read, idle)
@@ -163,6 +168,20 @@ def _loop(job: Job, state: train_step.TrainState, step: int) -> bool:
             job.log.add(*pending)
         step += 1
         pending = (step, metrics)
+
+
+def _save_what_is_whole(job: Job, state: train_step.TrainState, step: int, pending: tuple[int, Any] | None) -> None:
+    """Keeps this step when the batch after it cannot be read; on one process, for several would have to agree on it."""
+    if jax.process_count() > 1 or step <= (job.checkpointer.latest_step() or 0):
+        return
+    if pending:
+        job.log.add(*pending)
+    _check_finite(state, step)
+    job.log.close_interval()
+    job.log.settle()
+    job.checkpointer.save(step, state, job.iterator, job.config)
+    job.checkpointer.wait()
+    job.log.say(f'the batch after step {step} cannot be read: saved this step in {job.checkpointer.directory}')
 
 
 def _evaluate(job: Job, state: train_step.TrainState, step: int, last: bool) -> None:

@@ -1,6 +1,7 @@
 """Which examples a batch holds, in which order, over hosts, workers, epochs and restarts."""
 import itertools
 import json
+import multiprocessing
 import os
 import pathlib
 import signal
@@ -151,6 +152,20 @@ def test_worker_processes_give_the_same_batches(folder):
     assert take(processes, 6) == take(threads, 6)
     processes.close()
     threads.close()
+
+
+def test_a_reader_that_was_killed_is_named_with_its_records(folder):
+    iterator = input_pipeline.train_iterator(make_config(workers=1, prefetch=0), folder, make_mesh())
+    next(iterator)
+    before = iterator.get_state()
+    (reader,) = [child for child in multiprocessing.active_children() if child.name.startswith('grain')]
+    reader.kill()
+    with pytest.raises(OSError, match=r'the records of clips, sounds .* exit code -9 \(.*config.input.workers=0'):
+        for _ in range(9):
+            before = iterator.get_state()
+            next(iterator)
+    assert iterator.get_state() == before
+    iterator.close()
 
 
 def test_workers_that_shared_memory_has_no_room_for_are_refused(folder, monkeypatch):

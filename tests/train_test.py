@@ -323,6 +323,32 @@ def test_validation_loss_depends_neither_on_batches_nor_on_the_mesh(workdir, dev
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
 
+def test_when_the_next_batch_cannot_be_read_the_step_is_kept(workdir, tmp_path_factory, monkeypatch, capfd):
+    """And the run that goes on after it ends as if nothing had been."""
+    config = tiny_run.make_config(total_steps=5, checkpoint_every=0, validate_every=0)
+    read = input_pipeline._Batches.__getitem__
+
+    def broken(self, index):
+        if self._first + index == 3 + config.input.prefetch:
+            raise ValueError('bells: record 3 cannot be read')
+        return read(self, index)
+
+    with monkeypatch.context() as damaged:
+        damaged.setattr(input_pipeline._Batches, '__getitem__', broken)
+        for _ in range(2):  # the second time there is nothing to save
+            with pytest.raises(ValueError, match='bells: record 3 cannot be read'):
+                train.train(config, workdir)
+            assert steps_of(workdir / 'checkpoints') == [3]
+    assert capfd.readouterr().out.count('the batch after step 3 cannot be read: saved this step in') == 1
+    undisturbed = tmp_path_factory.mktemp('undisturbed')
+    config.data_dir = str(workdir)
+    for folder in (workdir, undisturbed):
+        train.train(config, folder)
+    jax.tree.map(np.testing.assert_array_equal, *(snapshots.load_params(folder)[0] for folder in (workdir, undisturbed)))
+    for folder in (workdir, undisturbed):
+        assert sum(line['steps'] for line in lines(folder) if 'loss' in line) == 5
+
+
 def test_log_after_a_resume_has_every_step_once(tmp_path):
     config = tiny_run.make_config(log_every=2, max_skipped=1)
     metrics = lambda step: {'loss': jnp.float32(np.nan if step == 3 else step), 'grad_norm': jnp.float32(2),
