@@ -4,6 +4,7 @@ Row r of batch k is a function of (seed, k, r) alone: not of the number of hosts
 A host reads the rows that its devices hold. So the whole state of the iterator is the number of batches handed out.
 """
 import collections
+import gc
 import hashlib
 import itertools
 import json
@@ -172,6 +173,7 @@ class TrainIterator:
         if self._host_batches is not None:
             self._host_batches.close()
         self._host_batches = None
+        gc.collect()  # JAX frees only then what its arrays on CPUs are made of: readers' shared memory, else told as leaked
 
 
 class _Examples(Protocol):

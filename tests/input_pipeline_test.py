@@ -150,8 +150,14 @@ def test_worker_processes_give_the_same_batches(folder):
     processes = input_pipeline.train_iterator(make_config(workers=2), folder, make_mesh())
     processes.set_state(threads.get_state())
     assert take(processes, 6) == take(threads, 6)
+    mapped = lambda: '/dev/shm/psm_' in pathlib.Path('/proc/self/maps').read_text()
+    assert mapped()
     processes.close()
     threads.close()
+    until = time.monotonic() + 5
+    while mapped() and time.monotonic() < until:  # Grain's thread unlinks it
+        time.sleep(0.01)
+    assert not mapped(), 'shared memory that is left at the end is told as leaked'
 
 
 def test_a_reader_that_was_killed_is_named_with_its_records(folder):
