@@ -69,7 +69,7 @@ def train(config, workdir: pathlib.Path) -> None:
             if hosts.agreed(done >= config.train.total_steps) and snapshots.exists(workdir, done):
                 hosts.say(f'training: all {done} steps are done (config.train.total_steps), in {checkpointer.directory}')
                 return
-            preempted = _run(config, workdir, checkpointer)
+            preempted = _run(config, workdir, checkpointer, preemption)
         except jax.errors.JaxRuntimeError:
             lost = jax.process_count() > 1  # one of the others, probably: closing would wait for its part of a checkpoint
             raise
@@ -88,7 +88,7 @@ def _check_averages(config) -> None:
         ema.sigma_rel_to_gamma(sigma_rel)
 
 
-def _run(config, workdir: pathlib.Path, checkpointer: checkpoints.Checkpointer) -> bool:
+def _run(config, workdir: pathlib.Path, checkpointer: checkpoints.Checkpointer, preemption: checkpoints.Preemption) -> bool:
     """Prepares everything and runs the loop; whether it ended because of a preemption notice."""
     mesh = partitioning.make_mesh(config.mesh, config.sharding.slice_axis)
     sequence = Sequence(**config.sequence)
@@ -103,6 +103,9 @@ def _run(config, workdir: pathlib.Path, checkpointer: checkpoints.Checkpointer) 
     restored = checkpointer.restore_latest(prepared.state, iterator, config)
     if restored is None:
         snapshots.check(workdir, config)
+        if preemption.noticed:  # during the pass over all records it waits: the loop saves what the pass has found, as step 0
+            hosts.say('told to stop before there was anything to save; the same command begins again')
+            return True
         state, step = _first_state(config, model, sequence, prepared, records), 0
     else:
         state, step = restored

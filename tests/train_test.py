@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import signal
 import time
 import types
 
@@ -284,6 +285,25 @@ def test_told_to_stop_at_the_last_step_it_says_that_something_is_left(workdir, m
     assert 'told to stop: saved step 2' in capfd.readouterr().out and not (workdir / 'ema').exists()
     train.train(config, workdir)
     assert steps_of(workdir / 'ema') == [2]
+
+
+@pytest.mark.parametrize('during, kept', [('the preparation', []), ('the pass', [0])])
+def test_told_to_stop_before_the_first_step(workdir, monkeypatch, capfd, during, kept):
+    """The pass over all records is not begun, or not done again."""
+    where, name = (train, '_validation') if during == 'the preparation' else (input_pipeline, 'latent_statistics')
+    before = getattr(where, name)
+    with monkeypatch.context() as told:
+        told.setattr(where, name, lambda *args: os.kill(os.getpid(), signal.SIGTERM) or before(*args))
+        if not kept:
+            told.setattr(input_pipeline, 'latent_statistics', lambda *_: pytest.fail('read every record'))
+        with pytest.raises(SystemExit) as stopped:
+            train.train(tiny_run.make_config(total_steps=1), workdir)
+    assert stopped.value.code == 0 and steps_of(workdir / 'checkpoints') == kept
+    assert ('told to stop before there was anything to save' in capfd.readouterr().out) == (not kept)
+    if kept:
+        monkeypatch.setattr(input_pipeline, 'latent_statistics', lambda *_: pytest.fail('read every record again'))
+    train.train(tiny_run.make_config(total_steps=1), workdir)
+    assert steps_of(workdir / 'checkpoints')[-1] == 1
 
 
 @pytest.mark.parametrize('field, value, message', [
