@@ -4,11 +4,17 @@ Row r of batch k is a function of (seed, k, r) alone: not of the number of hosts
 A host reads the rows that its devices hold. So the whole state of the iterator is the number of batches handed out.
 """
 import collections
+import gc
 import hashlib
 import itertools
 import json
+import math
+import multiprocessing
+import os
 import pathlib
+import signal
 import sys
+import threading
 from typing import Any, Iterator, Protocol
 from typing import Sequence as Sequence_
 
@@ -26,6 +32,9 @@ from mmaudio_jax import records
 BATCH_FIELDS = records.FEATURES + records.FLAGS
 _STATISTICS_THREADS = 8  # reads in flight: the files may be on a network
 _STATISTICS_BUFFER = 64  # examples
+_SHARED_MEMORY = '/dev/shm'  # where readers leave their batches; a write beyond its end kills them (SIGBUS)
+# Of each reader: the one it wants to hand over, the one on its way, and two in the thread of this process that takes them.
+_BATCHES_OF_A_READER = 4
 
 
 class _Batches:
@@ -65,6 +74,25 @@ def _to_global(batch: dict[str, np.ndarray], sharding: jax.sharding.Sharding, ba
     }
 
 
+def start_reader(index: int, count: int) -> None:
+    """What a worker process does first; Grain gives its index and the number of them.
+
+    Slurm, systemd and Ctrl-C send their signals to readers, too, but the steps until the save that answers them need batches.
+    So a reader ignores them, and ends with the process that reads from it, however that ends.
+    """
+    del index, count
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 class TrainIterator:
     """Endless iterator over global batches; see `train_iterator`."""
 
@@ -87,7 +115,7 @@ class TrainIterator:
                 flags.FLAGS.mark_as_parsed()
             options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # the processes are the parallelism
             workers = grain.MultiprocessingOptions(num_workers=self._config.workers, per_worker_buffer_size=1)
-            return iter(dataset.to_iter_dataset(options).mp_prefetch(workers))
+            return iter(dataset.to_iter_dataset(options).mp_prefetch(workers, start_reader))
         ahead = max(1, self._config.prefetch)
         return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)))
 
@@ -95,13 +123,26 @@ class TrainIterator:
         return self
 
     def __next__(self) -> dict[str, jax.Array]:
-        """The next batch; the transfer of the `prefetch` batches after it has been started."""
+        """The next batch; the transfer of the `prefetch` batches after it has been started.
+
+        Raises ValueError or OSError for records that cannot be read; the state stays that of the batch before.
+        """
         if self._host_batches is None:  # only now, so that set_state before the first batch starts no workers in vain
             self._host_batches = self._read()
         while len(self._on_device) <= self._config.prefetch:
-            self._on_device.append(_to_global(next(self._host_batches), self._sharding, self._config.batch_size))
+            self._on_device.append(_to_global(self._next_on_host(self._host_batches), self._sharding, self._config.batch_size))
         self._next += 1
         return self._on_device.popleft()
+
+    def _next_on_host(self, batches: grain.DatasetIterator) -> dict[str, np.ndarray]:
+        try:
+            return next(batches)
+        except RuntimeError as error:  # as Grain says that a worker process ended
+            names = ', '.join(name for name, *_ in self._identity['mixture'])
+            reason = str(error).split('. ')[0]
+            raise OSError(f'the records of {names} cannot be read on: {reason} (-9: mostly too little memory, -7: '
+                          f'{_SHARED_MEMORY} is full); lower config.input.workers, or read with threads '
+                          '(config.input.workers=0), and run the same command again') from error
 
     def get_state(self) -> dict[str, Any]:
         """JSON-able, and the same on every host: the next batch's number, and what the order of the batches depends on."""
@@ -132,6 +173,7 @@ class TrainIterator:
         if self._host_batches is not None:
             self._host_batches.close()
         self._host_batches = None
+        gc.collect()  # JAX frees only then what its arrays on CPUs are made of: readers' shared memory, else told as leaked
 
 
 class _Examples(Protocol):
@@ -233,6 +275,24 @@ def _check_mixture(input_config) -> None:
             raise ValueError(f'config.input.{field} names {", ".join(unknown)}, which config.input.mixture does not have')
 
 
+def _check_shared_memory(config, rows: int) -> None:
+    """Raises ValueError when readers that wait for the steps, as they should, have more in /dev/shm than there is room for.
+
+    rows: of every batch that this process reads.
+    """
+    schema, workers = records.schema_of(config), config.input.workers
+    if not workers or not os.path.isdir(_SHARED_MEMORY):
+        return
+    example = sum(map(math.prod, schema.shapes.values())) * records.FEATURE_DTYPES[schema.feature_dtype].itemsize
+    needed = (_BATCHES_OF_A_READER * workers + 1) * rows * example  # and the one that goes to the devices
+    status = os.statvfs(_SHARED_MEMORY)
+    free = status.f_bavail * status.f_frsize
+    if free < needed:
+        raise ValueError(f'config.input.workers is {workers}: their batches take {needed / 2**20:.0f} MiB of {_SHARED_MEMORY}, '
+                         f'where {free / 2**20:.0f} MiB are free; enlarge it (docker: --shm-size={-(-needed // 2**30)}g), '
+                         'or read with threads (config.input.workers=0)')
+
+
 def train_iterator(config, records_dir: pathlib.Path, mesh: jax.sharding.Mesh) -> TrainIterator:
     """The mixture config.input.mixture, shuffled as a whole in every epoch.
 
@@ -248,7 +308,8 @@ def train_iterator(config, records_dir: pathlib.Path, mesh: jax.sharding.Mesh) -
 
     Raises:
       FileNotFoundError: a set that is not there.
-      ValueError: a set of another schema or codec, a bad mixture, or fewer examples in an epoch than one batch.
+      ValueError: a set of another schema or codec, a bad mixture, fewer examples in an epoch than one batch, or more workers
+        than shared memory has room for.
     """
     _check_mixture(config.input)
     mixture = config.input.mixture
@@ -259,6 +320,8 @@ def train_iterator(config, records_dir: pathlib.Path, mesh: jax.sharding.Mesh) -
         raise ValueError(f'config.input.batch_size is {config.input.batch_size}, but an epoch of config.input.mixture has only '
                          f'{len(examples)} examples')
     partitioning.check_batch_size(mesh, config.input.batch_size, 'config.input.batch_size')
+    sharding = partitioning.batch_sharding(mesh)
+    _check_shared_memory(config, len(_local_rows(sharding, config.input.batch_size)))
     identity = {
         'seed': config.seed,
         'batch_size': config.input.batch_size,
@@ -268,7 +331,7 @@ def train_iterator(config, records_dir: pathlib.Path, mesh: jax.sharding.Mesh) -
     if config.input.balance:
         identity['balance'] = [list(pair) for pair in config.input.balance]
     seed = int.from_bytes(hashlib.sha256(f'{config.seed} order of the examples'.encode()).digest()[:4], 'big')
-    return TrainIterator(examples.shuffle(seed=seed), config.input, partitioning.batch_sharding(mesh), identity)
+    return TrainIterator(examples.shuffle(seed=seed), config.input, sharding, identity)
 
 
 class ValidationBatches:

@@ -36,7 +36,7 @@ class Job:
     log: train_log.TrainLog
     step: Callable  # (state, batch) -> (state, metrics); the state is donated
     validation_loss: Callable  # params -> float
-    sample: Callable  # (step, state) -> None
+    sample: Callable  # (step, state) -> '' or why there are none
     profile: train_log.Profile
 
 
@@ -53,6 +53,7 @@ def train(config, workdir: pathlib.Path) -> None:
       CheckpointError: the checkpoint is of another config (names the field), the disk is full, or another process trains here.
       NonFiniteError: loss, gradient or state is not finite; the last checkpoint is untouched.
       ValueError: a field of the config that cannot be trained with.
+      ValueError, OSError: the records cannot be read on; one process has saved the step that it had reached.
       SystemExit: after a save, with code 0 when it was a preemption notice (SIGTERM), 130 when it was Ctrl-C.
     """
     train_log.silence()
@@ -68,7 +69,7 @@ def train(config, workdir: pathlib.Path) -> None:
             if hosts.agreed(done >= config.train.total_steps) and snapshots.exists(workdir, done):
                 hosts.say(f'training: all {done} steps are done (config.train.total_steps), in {checkpointer.directory}')
                 return
-            preempted = _run(config, workdir, checkpointer)
+            preempted = _run(config, workdir, checkpointer, preemption)
         except jax.errors.JaxRuntimeError:
             lost = jax.process_count() > 1  # one of the others, probably: closing would wait for its part of a checkpoint
             raise
@@ -87,7 +88,7 @@ def _check_averages(config) -> None:
         ema.sigma_rel_to_gamma(sigma_rel)
 
 
-def _run(config, workdir: pathlib.Path, checkpointer: checkpoints.Checkpointer) -> bool:
+def _run(config, workdir: pathlib.Path, checkpointer: checkpoints.Checkpointer, preemption: checkpoints.Preemption) -> bool:
     """Prepares everything and runs the loop; whether it ended because of a preemption notice."""
     mesh = partitioning.make_mesh(config.mesh, config.sharding.slice_axis)
     sequence = Sequence(**config.sequence)
@@ -102,6 +103,9 @@ def _run(config, workdir: pathlib.Path, checkpointer: checkpoints.Checkpointer) 
     restored = checkpointer.restore_latest(prepared.state, iterator, config)
     if restored is None:
         snapshots.check(workdir, config)
+        if preemption.noticed:  # during the pass over all records it waits: the loop saves what the pass has found, as step 0
+            hosts.say('told to stop before there was anything to save; the same command begins again')
+            return True
         state, step = _first_state(config, model, sequence, prepared, records), 0
     else:
         state, step = restored
@@ -154,7 +158,11 @@ def _loop(job: Job, state: train_step.TrainState, step: int) -> bool:
             return preempted
         job.profile.before(step + 1)
         started = time.monotonic()
-        batch = next(job.iterator)
+        try:
+            batch = next(job.iterator)
+        except Exception:
+            _save_what_is_whole(job, state, step, pending)
+            raise
         read, idle = time.monotonic(), not pending or pending[1]['loss'].is_ready()
         state, metrics = job.step(state, batch)
         job.log.spent(read - started, time.monotonic() - read, idle)
@@ -165,6 +173,20 @@ def _loop(job: Job, state: train_step.TrainState, step: int) -> bool:
         pending = (step, metrics)
 
 
+def _save_what_is_whole(job: Job, state: train_step.TrainState, step: int, pending: tuple[int, Any] | None) -> None:
+    """Keeps this step when the batch after it cannot be read; on one process, for several would have to agree on it."""
+    if jax.process_count() > 1 or step <= (job.checkpointer.latest_step() or 0):
+        return
+    if pending:
+        job.log.add(*pending)
+    _check_finite(state, step)
+    job.log.close_interval()
+    job.log.settle()
+    job.checkpointer.save(step, state, job.iterator, job.config)
+    job.checkpointer.wait()
+    job.log.say(f'the batch after step {step} cannot be read: saved this step in {job.checkpointer.directory}')
+
+
 def _evaluate(job: Job, state: train_step.TrainState, step: int, last: bool) -> None:
     """Validation loss, samples and the EMA snapshot that are due at this step; each does nothing when its result is there."""
     config = job.config
@@ -173,7 +195,9 @@ def _evaluate(job: Job, state: train_step.TrainState, step: int, last: bool) -> 
         job.log.write(step, {'validation_loss': loss})
         job.log.say(f'step {step}: validation loss {loss:.4f}')
     if config.train.sample_every and (last or _due(step, config.train.sample_every)):
-        job.sample(step, state)
+        failure = job.sample(step, state)
+        if failure:
+            job.log.say(f'step {step}: no samples: {failure}')
     if last or _due(step, config.ema.snapshot_every):
         averages = dict(zip(state.ema.sigma_rels, state.ema.averages, strict=True))
         snapshots.save(job.workdir, step, averages, config)

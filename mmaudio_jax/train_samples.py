@@ -24,12 +24,13 @@ from mmaudio_jax.weights import store
 
 
 def make_sample(config, prepared: train_step.Prepared, mesh: jax.sharding.Mesh, sequence: Sequence,
-                records: pathlib.Path, workdir: pathlib.Path) -> Callable[[int, train_step.TrainState], None]:
-    """fn(step, state) that writes workdir/samples/<step>: a FLAC file and a PNG for each clip.
+                records: pathlib.Path, workdir: pathlib.Path) -> Callable[[int, train_step.TrainState], str]:
+    """fn(step, state) that writes workdir/samples/<step>: a FLAC file and a PNG for each clip; '' or why it could not.
 
     The clips are the first config.train.sample_clips of config.input.validation's split 'validation'. The weights are the
     stored average whose width is nearest to config.ema.synthesis_sigma_rel; the negative prompt is ''. A folder that is
-    there is left as it is. No samples are made when train.sample_every or train.sample_clips is 0.
+    there is left as it is. No samples are made when train.sample_every or train.sample_clips is 0. What process 0 alone does,
+    decoding and writing, leaves nothing when it fails, and does not end the run: the checkpoint of the step comes after it.
 
     Args:
       config: the run's ConfigDict.
@@ -44,7 +45,7 @@ def make_sample(config, prepared: train_step.Prepared, mesh: jax.sharding.Mesh, 
         the sampler; before training rather than during it.
     """
     if not config.train.sample_every or not config.train.sample_clips:
-        return lambda step, state: None
+        return lambda step, state: ''
     examples = list(itertools.islice(input_pipeline.read_split(config, records, config.input.validation, 'validation'),
                                      config.train.sample_clips))
     decoder_of = functools.partial(codec.make, config.extract.codec, sequence, records / 'codec.npz',
@@ -55,16 +56,21 @@ def make_sample(config, prepared: train_step.Prepared, mesh: jax.sharding.Mesh, 
     jax.eval_shape(functools.partial(sample, examples=examples), prepared.state.params)
     gather = jax.jit(lambda params: params, out_shardings=partitioning.shardings_of(prepared.state.params))
 
-    def write(step: int, state: train_step.TrainState) -> None:
+    def write(step: int, state: train_step.TrainState) -> str:
         folder = workdir / 'samples' / str(step)
         if hosts.agreed(folder.exists()):
-            return
+            return ''
         average = gather(_average(state, config.ema.synthesis_sigma_rel))
         latents = hosts.to_host(sample(average, examples))[:len(examples)]
-        if jax.process_index() == 0:
-            truth = np.stack([np.asarray(example['latent_mean'], np.float32) for example in examples])
+        if jax.process_index() != 0:
+            return ''
+        truth = np.stack([np.asarray(example['latent_mean'], np.float32) for example in examples])
+        try:
             decoder = decoder_of()  # anew each time: its weights would stay in the device's memory
             _write_clips(folder, examples, decoder.decode(latents), decoder.decode(truth), sequence)
+        except Exception as error:  # a disk, a codec's file, librosa, the device's memory: none of it is worth the run
+            return f'{type(error).__name__}: {error}'.splitlines()[0]
+        return ''
     return write
 
 
@@ -76,14 +82,17 @@ def _average(state: train_step.TrainState, sigma_rel: float) -> Any:
 
 def _write_clips(folder: pathlib.Path, examples: Sequence_[Mapping[str, Any]], sounds: np.ndarray, truths: np.ndarray,
                  sequence: Sequence) -> None:
-    """One FLAC and one PNG a clip; the folder is renamed when all are written."""
+    """One FLAC and one PNG a clip; the folder is renamed when all are written, and removed when they cannot be."""
     partial = folder.with_name(f'.{folder.name}.partial')
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for number, (example, sound, truth) in enumerate(zip(examples, np.asarray(sounds), np.asarray(truths), strict=True)):
-        name = f'{number:02d}_' + re.sub(r'[^\w.-]+', '_', str(example['id']))[:80]
-        sound, truth = sound[:sequence.samples], truth[:sequence.samples]
-        media.write_audio(partial / f'{name}.flac', sound, sequence.sample_rate_hz)
-        rows = {f'generated: {example["caption"]}': sound, 'truth, through the codec': truth}
-        plots.spectrogram(partial / f'{name}.png', rows, sequence.sample_rate_hz)
-    partial.rename(folder)
+    try:
+        for number, (example, sound, truth) in enumerate(zip(examples, np.asarray(sounds), np.asarray(truths), strict=True)):
+            name = f'{number:02d}_' + re.sub(r'[^\w.-]+', '_', str(example['id']))[:80]
+            sound, truth = sound[:sequence.samples], truth[:sequence.samples]
+            media.write_audio(partial / f'{name}.flac', sound, sequence.sample_rate_hz)
+            rows = {f'generated: {example["caption"]}': sound, 'truth, through the codec': truth}
+            plots.spectrogram(partial / f'{name}.png', rows, sequence.sample_rate_hz)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

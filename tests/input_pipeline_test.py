@@ -1,9 +1,13 @@
 """Which examples a batch holds, in which order, over hosts, workers, epochs and restarts."""
 import itertools
 import json
+import multiprocessing
+import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 import types
 
 import numpy as np
@@ -14,6 +18,7 @@ from mmaudio_jax import input_pipeline
 from mmaudio_jax import partitioning
 from mmaudio_jax import records
 from tests import records_test
+from tests.impacts_test import is_running
 
 ROOT = pathlib.Path(__file__).parents[1]
 TRAIN, SOUNDS = 21, 6  # examples; records_test numbers them through, and latent_mean[0, 0] below is that number
@@ -145,8 +150,43 @@ def test_worker_processes_give_the_same_batches(folder):
     processes = input_pipeline.train_iterator(make_config(workers=2), folder, make_mesh())
     processes.set_state(threads.get_state())
     assert take(processes, 6) == take(threads, 6)
+    mapped = lambda: '/dev/shm/psm_' in pathlib.Path('/proc/self/maps').read_text()
+    assert mapped()
     processes.close()
     threads.close()
+    until = time.monotonic() + 5
+    while mapped() and time.monotonic() < until:  # Grain's thread unlinks it
+        time.sleep(0.01)
+    assert not mapped(), 'shared memory that is left at the end is told as leaked'
+
+
+def test_a_reader_that_was_killed_is_named_with_its_records(folder):
+    iterator = input_pipeline.train_iterator(make_config(workers=1, prefetch=0), folder, make_mesh())
+    next(iterator)
+    before = iterator.get_state()
+    (reader,) = [child for child in multiprocessing.active_children() if child.name.startswith('grain')]
+    reader.kill()
+    with pytest.raises(OSError, match=r'the records of clips, sounds .* exit code -9 \(.*config.input.workers=0'):
+        for _ in range(9):
+            before = iterator.get_state()
+            next(iterator)
+    assert iterator.get_state() == before
+    iterator.close()
+
+
+def test_workers_that_shared_memory_has_no_room_for_are_refused(folder, monkeypatch):
+    """They would be killed in the middle of the run. The bound is what they hold when the device is slower."""
+    batch = sum(value.nbytes for value in records_test.SCHEMA.parse(
+        records_test.SCHEMA.encode(records_test.make_example(0))).values() if isinstance(value, np.ndarray)) * 8
+    room = types.SimpleNamespace(f_frsize=1, f_bavail=9 * batch)
+    monkeypatch.setattr(input_pipeline.os, 'statvfs', lambda path: room)
+    input_pipeline.train_iterator(make_config(workers=2), folder, make_mesh())
+    room.f_bavail -= 64 * 2**10
+    with pytest.raises(ValueError, match=r'config.input.workers is 2: .*docker: --shm-size=1g.*config.input.workers=0'):
+        input_pipeline.train_iterator(make_config(workers=2), folder, make_mesh())
+    input_pipeline.train_iterator(make_config(workers=0), folder, make_mesh())
+    monkeypatch.setattr(input_pipeline, '_SHARED_MEMORY', '/not/there')  # as on macOS
+    input_pipeline.train_iterator(make_config(workers=2), folder, make_mesh())
 
 
 @pytest.mark.parametrize('hosts', [2, 4])
@@ -257,6 +297,53 @@ def test_a_constant_channel_is_refused(tmp_path):
     records.write_metadata(folder, 'flat', records_test.SCHEMA, {'train': [1]}, {})
     with pytest.raises(ValueError, match=r'latent channels \[3\] never change'):
         input_pipeline.latent_statistics(make_config(statistics='flat'), tmp_path)
+
+
+READ = '''
+import multiprocessing, pathlib, sys, time
+from mmaudio_jax import input_pipeline, partitioning
+from tests import input_pipeline_test
+if __name__ == '__main__':
+    config = input_pipeline_test.make_config(workers=2, prefetch=0)
+    iterator = input_pipeline.train_iterator(config, pathlib.Path(sys.argv[1]), partitioning.make_mesh({'data': -1}))
+    for _ in range(2):  # of each reader
+        next(iterator)
+    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+    sys.stdin.readline()
+    for _ in range(20):
+        next(iterator)
+    print('read on', flush=True)
+    if sys.argv[2] == 'close':
+        iterator.close()
+    elif sys.argv[2] == 'kill':
+        time.sleep(600)
+    elif sys.argv[2] == 'raise':
+        raise ValueError('the end')
+    sys.exit(3)
+'''
+
+
+@pytest.mark.slow  # 8 s each
+@pytest.mark.parametrize('end, code', [('close', 3), ('exit', 3), ('raise', 1), ('kill', -signal.SIGKILL)])
+def test_readers_outlive_signals_but_not_the_run(folder, tmp_path, end, code):
+    """However it ends; those that ended by signals of their own left no batch for the save that the signals ask for."""
+    script = tmp_path / 'read.py'
+    script.write_text(READ)
+    with subprocess.Popen([sys.executable, str(script), str(folder), end], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          text=True, cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(ROOT)}) as run:
+        readers = [int(pid) for pid in run.stdout.readline().split()]
+        for pid, number in itertools.product(readers, (signal.SIGINT, signal.SIGTERM)):
+            os.kill(pid, number)
+        run.stdin.write('\n')
+        run.stdin.flush()
+        assert len(readers) == 2 and run.stdout.readline() == 'read on\n'
+        if end == 'kill':
+            run.kill()
+        assert run.wait(30) == code
+    until = time.monotonic() + 5
+    while any(map(is_running, readers)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(map(is_running, readers))
 
 
 HALF_A_MILLION = 1954 * 256

@@ -2,6 +2,8 @@
 import contextlib
 import itertools
 import json
+import os
+import signal
 import time
 import types
 
@@ -252,6 +254,25 @@ def test_told_to_stop_at_the_last_step_it_says_that_something_is_left(workdir, m
     assert steps_of(workdir / 'ema') == [2]
 
 
+@pytest.mark.parametrize('during, kept', [('the preparation', []), ('the pass', [0])])
+def test_told_to_stop_before_the_first_step(workdir, monkeypatch, capfd, during, kept):
+    """The pass over all records is not begun, or not done again."""
+    where, name = (train, '_validation') if during == 'the preparation' else (input_pipeline, 'latent_statistics')
+    before = getattr(where, name)
+    with monkeypatch.context() as told:
+        told.setattr(where, name, lambda *args: os.kill(os.getpid(), signal.SIGTERM) or before(*args))
+        if not kept:
+            told.setattr(input_pipeline, 'latent_statistics', lambda *_: pytest.fail('read every record'))
+        with pytest.raises(SystemExit) as stopped:
+            train.train(tiny_run.make_config(total_steps=1), workdir)
+    assert stopped.value.code == 0 and steps_of(workdir / 'checkpoints') == kept
+    assert ('told to stop before there was anything to save' in capfd.readouterr().out) == (not kept)
+    if kept:
+        monkeypatch.setattr(input_pipeline, 'latent_statistics', lambda *_: pytest.fail('read every record again'))
+    train.train(tiny_run.make_config(total_steps=1), workdir)
+    assert steps_of(workdir / 'checkpoints')[-1] == 1
+
+
 @pytest.mark.parametrize('field, value, message', [
     ('input.validation_batch_size', 0, 'config.input.validation_batch_size is 0'),
     ('input.validation_examples', 0, 'config.input.validation_examples is 0'),
@@ -287,6 +308,32 @@ def test_validation_loss_depends_neither_on_batches_nor_on_the_mesh(workdir, dev
     batch = {name: np.stack([example[name] for example in examples]) for name in input_pipeline.BATCH_FIELDS}
     expected = train_step.make_validation_step(config, model)(params, batch, np.arange(7, dtype=np.int32)).mean()
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+def test_when_the_next_batch_cannot_be_read_the_step_is_kept(workdir, tmp_path_factory, monkeypatch, capfd):
+    """And the run that goes on after it ends as if nothing had been."""
+    config = tiny_run.make_config(total_steps=5, checkpoint_every=0, validate_every=0)
+    read = input_pipeline._Batches.__getitem__
+
+    def broken(self, index):
+        if self._first + index == 3 + config.input.prefetch:
+            raise ValueError('bells: record 3 cannot be read')
+        return read(self, index)
+
+    with monkeypatch.context() as damaged:
+        damaged.setattr(input_pipeline._Batches, '__getitem__', broken)
+        for _ in range(2):  # the second time there is nothing to save
+            with pytest.raises(ValueError, match='bells: record 3 cannot be read'):
+                train.train(config, workdir)
+            assert steps_of(workdir / 'checkpoints') == [3]
+    assert capfd.readouterr().out.count('the batch after step 3 cannot be read: saved this step in') == 1
+    undisturbed = tmp_path_factory.mktemp('undisturbed')
+    config.data_dir = str(workdir)
+    for folder in (workdir, undisturbed):
+        train.train(config, folder)
+    jax.tree.map(np.testing.assert_array_equal, *(snapshots.load_params(folder)[0] for folder in (workdir, undisturbed)))
+    for folder in (workdir, undisturbed):
+        assert sum(line['steps'] for line in lines(folder) if 'loss' in line) == 5
 
 
 def test_log_after_a_resume_has_every_step_once(tmp_path):
