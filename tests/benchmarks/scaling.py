@@ -40,7 +40,7 @@ ONE_PART = {'microbatches': 1, 'remat': 'none', 'scan_layers': False, 'async_gra
 DATA_PARALLEL = {'data': -1, 'fsdp': 1, **ONE_PART}
 ASYNC = {'async_gradients': True}
 BETTER = {('L', 'v5e-64'): ASYNC, ('M', 'v5e-64'): ASYNC, ('S', 'v5e-64'): ASYNC,
-          ('L', 'v5p-128'): ASYNC, ('M', 'v5p-128'): ASYNC,
+          ('L', 'v5p-128'): ASYNC, ('M', 'v5p-128'): ASYNC, ('S', 'v5p-128'): ASYNC,
           ('L', 'v5e-256'): FEW_CLIPS, ('M', 'v5e-256'): FEW_CLIPS,
           ('L', 'v6e-8'): LOOP, ('M', 'v6e-8'): LOOP, ('L', 'v4-32'): LOOP}
 ENCODERS = ('frames', 'segments')  # of compile_report.PROGRAMS
@@ -154,7 +154,7 @@ def train_table(results: dict[str, Any]) -> str:
             lines.append(f'| {model} | {name} | {row["devices"]} | {row["devices"] // row["fsdp"]} × {row["fsdp"]} '
                          f'| {row["microbatches"]} | {", ".join(options(row))} | {memory(row)} '
                          f'| {largest or ""} | {1e3 * seconds["all"]:.0f} | {1e3 * seconds["collective"]:.0f} '
-                         f'| {row["utilisation"]:.0%} | {STEPS * seconds["all"] / 86_400:.1f} |')
+                         f'| {row["utilisation"]:.0%} | {STEPS * seconds["all"] / 86_400:.2g} |')
     return '\n'.join(lines)
 
 
