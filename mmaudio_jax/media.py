@@ -8,6 +8,7 @@ line, the file first. Source of the frame selection: MMAudio's released data cod
 import contextlib
 import dataclasses
 from fractions import Fraction
+import functools
 import hashlib
 import io
 import math
@@ -247,16 +248,13 @@ def read_frames(path: Path, requests: Sequence[FrameRequest], start_s: float, du
 
         def take(before, frame, until: Fraction) -> None:
             """Fills every sample whose time is at most until, the time of the frame that follows `before`."""
-            pictures: dict[int, Image.Image] = {}
+            turned = functools.cache(lambda shown: upright(shown, divisor(requests, shown.width, shown.height), converter))
             for i, request in enumerate(requests):
                 first = done[i]
                 while done[i] < lengths[i] and start + times[i][done[i]] <= until:
                     done[i] += 1
                 if done[i] > first:
-                    shown = before if request.rule == 'nearest' else frame
-                    if id(shown) not in pictures:
-                        pictures[id(shown)] = upright(shown, divisor(requests, shown.width, shown.height), converter)
-                    results[i][first:done[i]] = fit_picture(pictures[id(shown)], request)
+                    results[i][first:done[i]] = fit_picture(turned(before if request.rule == 'nearest' else frame), request)
 
         last, end, converter = None, start, VideoReformatter()
         for time, frame in decode(container, stream, start, threads, divisor(requests, stream.width, stream.height) > 1):

@@ -195,16 +195,15 @@ def _wait_for(writing: list[concurrent.futures.Future]) -> None:
 
 def _network(config, workdir: pathlib.Path, sequence: Sequence) -> pretrained.Pretrained:
     """The network that is scored, if it fits the config."""
-    source = config.generate.pretrained or workdir
-    step = pretrained.agreed_step(config.generate.pretrained) if config.generate.pretrained else hosts.agreed(
-        snapshots.latest(workdir))
-    parts = pretrained.find(source, variant=None, dtype=config.weights.dtype if config.generate.pretrained else None,
+    chosen = config.generate.pretrained
+    step = pretrained.agreed_step(chosen) if chosen else hosts.agreed(snapshots.latest(workdir))
+    parts = pretrained.find(chosen or workdir, variant=None, dtype=config.weights.dtype if chosen else None,
                             **store.places(config.weights), sigma_rel=config.ema.synthesis_sigma_rel, step=step,
                             data_dir=config.data_dir or None)
-    if not config.generate.pretrained:
+    if not chosen:
         checkpoints.check_config(parts.config, checkpoints.to_json(config), workdir / 'ema')
     elif parts.config['sequence']['rate'] != sequence.rate:
-        raise ValueError(f'config.generate.pretrained: {source} is a network of {parts.config["sequence"]["rate"]}, but the '
+        raise ValueError(f'config.generate.pretrained: {chosen} is a network of {parts.config["sequence"]["rate"]}, but the '
                          f'records are of {sequence.rate} (config.sequence.rate)')
     return parts
 

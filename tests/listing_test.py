@@ -221,15 +221,6 @@ def test_videos_are_found_beside_sounds_of_their_name(tmp_path, layout, name, te
     assert [row['video'] for row in tables['test'] if row['start_s'] == 0] == [str(source / video)]
 
 
-def test_a_table_of_ids_and_captions_names_the_files(tmp_path):
-    """As those that MMAudio publishes for its sets of sounds."""
-    write(tmp_path / 'source' / 'train.tsv', 'id\tcaption\n1021\train on a roof\n')
-    write_sound(tmp_path / 'source' / 'flac' / '1021.flac', 2.0)
-    tables, report = make(tmp_path, 'folder_csv')
-    assert tables['train'][0]['audio'].endswith('flac/1021.flac') and tables['train'][0]['caption'] == 'rain on a roof'
-    assert not any(report['counts'].values())
-
-
 @pytest.mark.parametrize('cell, found', [('x.wav', 'b/x.wav'), ('x', 'a/x.flac'), ('rain.1', 'c/rain.1.wav'),
                                          ('c/x.wav', 'c/x.flac')])
 def test_the_file_that_a_csv_names_in_full_is_preferred(tmp_path, cell, found):
