@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import pathlib
 from typing import Any, Iterator
@@ -69,8 +70,8 @@ def extract(config, workdir: pathlib.Path) -> None:
     places = _records_folders(config, root)
     folders = {name: root / folder for name, folder in settings.datasets}
     fitted_to = _fit_source(config, folders, places)
-    made_with = {name: {'tables': clips_lib.digests(folder), 'codec_fitted_to': fitted_to, **_frame_rule(settings.encoder)}
-                 for name, folder in folders.items()}
+    made_with = {name: {'tables': clips_lib.digests(folder), 'codec_fitted_to': fitted_to,
+                        **_frame_rule(settings.encoder, folder)} for name, folder in folders.items()}
     jobs: dict[str, dict[str, pathlib.Path]] = {}  # set → folder by rate
     for name in folders:
         for rate, place in places.items():
@@ -115,9 +116,12 @@ def _link_tables(root: pathlib.Path, place: pathlib.Path) -> None:
             link.symlink_to('../media')
 
 
-def _frame_rule(encoder: str) -> dict[str, str]:
-    """What sets of the official encoder say of their frames, because early ones hold others."""
-    return {'frames': 'nearest'} if encoder == 'official' else {}
+def _frame_rule(encoder: str, tables: pathlib.Path) -> dict[str, str]:
+    """What sets with videos of the official encoder say of their frames, because early ones hold others."""
+    if encoder != 'official':
+        return {}
+    clips = itertools.chain.from_iterable(clips_lib.read_splits(tables).values())
+    return {'frames': 'nearest'} if any(clip.video is not None for clip in clips) else {}
 
 
 def _place(settings) -> tuple[int, int]:

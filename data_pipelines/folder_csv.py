@@ -29,9 +29,10 @@ def read(folder: pathlib.Path, media: layouts.Media, report: layouts.Report) -> 
         yield from _by_name(folder, media)
     for path in listings:
         _, header = next(tables.csv_rows(path, tables.read_text(path)), (1, []))
-        column = next((name for name in FILES if name in header), None)
+        named = FILES if set(header).issubset(KNOWN) else FILES[:-1]  # another column may be a misspelt 'file'
+        column = next((name for name in named if name in header), None)
         if column is None:
-            raise ValueError(f'{path}: has no column {" or ".join(FILES)}; its first line is {header}')
+            raise ValueError(f'{path}: has no column {" or ".join(FILES[:-1])}; its first line is {header}')
         for line, row in layouts.read_csv(path, report, (column,), KNOWN):
             entry = _entry(folder, column, row, media)
             if isinstance(entry, str):
@@ -57,8 +58,9 @@ def _entry(folder: pathlib.Path, column: str, row: dict[str, str], media: layout
         start_s = math.nan
     if not 0 <= start_s < math.inf:
         return f'start_s is {start!r}, not a time in seconds from 0 on'
-    own = named.with_suffix('').as_posix() + (f'_{_written(start_s)}' if start else '')  # as VGGSound names its clips
-    return layouts.Entry(row.get('id', '').strip() or own, split, (row.get('caption', ''),), file,
+    name, place = row.get('id', '').strip(), f'_{_written(start_s)}' if start else ''  # as VGGSound names its clips
+    clip = name if name and column != 'id' else (name or named.with_suffix('').as_posix()) + place
+    return layouts.Entry(clip, split, (row.get('caption', ''),), file,
                          video, 'start' if video or start else 'spread', start_s, row.get('label', ''),
                          row.get('source', '') or str(named))
 

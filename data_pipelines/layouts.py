@@ -88,7 +88,7 @@ class Report:
     def __init__(self) -> None:
         self.lists: dict[str, list[str]] = {kind: [] for kind in (
             'missing_files', 'duplicate_ids', 'renamed_ids', 'empty_captions', 'unknown_columns', 'unusable_rows',
-            'unreadable_files', 'too_short', 'also_in_test')}
+            'unreadable_files', 'too_short', 'also_in_test', 'named_but_tested')}
         self.excluded: dict[str, list[str]] = {}  # by id list; also those that took nothing out
         self.listings: dict[str, str] = {}  # files that were read → their digests
 

@@ -93,7 +93,7 @@ def _is_done(folder: pathlib.Path, made_with: dict[str, Any]) -> bool:
         if os.path.isfile(listing) and media.digest(pathlib.Path(listing)) != digest:  # else the dataset was put away
             raise ValueError(f'{listing}: was changed since {folder} was made of it; delete {report} to list the clips again')
     for path, count in found.get('excluded', {}).items():
-        if not count:
+        if not count and not found['counts'].get('named_but_tested'):
             print(f'clips {folder.name}: WARNING: {path} excluded nothing when the tables were made; if it should, delete '
                   f'{report} to list the clips again', flush=True)
     return True
@@ -165,6 +165,9 @@ class _Listing:
                 print(f'clips {self._name}: WARNING: {path} EXCLUDES NOTHING: none of its {len(names)} ids, such as '
                       f'{min(names)!r}, is the source or the id of a clip, such as {layouts.source_of(kept[0].source)!r} and '
                       f'{kept[0].id!r}', flush=True)
+            for entry in itertools.compress(kept, named):
+                if entry.split == 'test':
+                    self._report.add('named_but_tested', entry.id)
             kept = [entry for entry, gone in zip(kept, trained) if not gone]
         tested = {entry.source for entry in kept if entry.split != 'train' and entry.source}
         for entry in kept:

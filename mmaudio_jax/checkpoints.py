@@ -63,29 +63,36 @@ def exclusive(workdir: pathlib.Path) -> Iterator[None]:
     """
     workdir.mkdir(parents=True, exist_ok=True)
     with open(workdir / f'.training-{jax.process_index()}', 'w', encoding='utf-8') as file:
+        free = True
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CheckpointError(f'{workdir}: another process is training there; wait for its end, or choose another '
-                                  '--workdir') from error
+        except BlockingIOError:
+            free = False
         except OSError:
             pass  # a file system without locks
-        _check_shared(workdir)
+        if not np.all(multihost_utils.process_allgather(np.array(free))):
+            raise CheckpointError(f'{workdir}: another process is training there; wait for its end, or choose another '
+                                  '--workdir')
+        if jax.process_count() > 1:
+            _check_shared(workdir)
         yield
 
 
 def _check_shared(workdir: pathlib.Path) -> None:
-    """Raises CheckpointError when the files that the processes have just made there are not all seen by all of them."""
-    if jax.process_count() == 1:
-        return
-    multihost_utils.sync_global_devices('folder held')
-    wanted = [workdir / f'.training-{index}' for index in range(jax.process_count())]
-    until = time.monotonic() + _SEEN_WITHIN_S
-    while not all(path.is_file() for path in wanted) and time.monotonic() < until:
-        time.sleep(0.5)
-    missing = [path.name for path in wanted if not path.is_file()]
-    if any(multihost_utils.process_allgather(np.array(bool(missing)))):
-        who = f'process {jax.process_index()} does not see {", ".join(missing)} there' if missing else 'another does not'
+    """Raises CheckpointError when a file that each process writes there is not seen by all of them."""
+    run = str(hosts.agreed(np.array(time.time_ns() % 2**31, np.int32)))  # of no earlier run
+    seen = [workdir / f'.seen-{index}' for index in range(jax.process_count())]
+    seen[jax.process_index()].write_text(run)
+    multihost_utils.sync_global_devices('folder tried')
+    until, missing = time.monotonic() + _SEEN_WITHIN_S, seen
+    while missing and time.monotonic() < until:
+        missing = [path for path in missing if not path.is_file() or path.read_text() != run]
+        time.sleep(0.5 if missing else 0)
+    lost = np.any(multihost_utils.process_allgather(np.array(bool(missing))))
+    seen[jax.process_index()].unlink()
+    if lost:
+        names = ', '.join(path.name for path in missing)
+        who = f'process {jax.process_index()} does not see {names} there' if missing else 'another does not'
         raise CheckpointError(f'{workdir}: is not a folder that all processes of the run see ({who}); name one that they '
                               'share with --workdir')
 

@@ -217,7 +217,8 @@ class _Run:
         options = self._config.generate
         return {
             **{name: _identity(getattr(job, name)) for name in ('video', 'image')},
-            **{name: getattr(job, name) for name in ('prompt', 'negative_prompt', 'seed', 'index', 'duration_s')},
+            **{name: getattr(job, name) for name in ('prompt', 'negative_prompt', 'seed', 'duration_s')},
+            **({'index': job.index} if job.index else {}),
             **{name: options[name] for name in ('mask_clip', 'audio_format', 'video_format', 'original_sound', 'original_db')},
             **{name: self._config.sampling[name] for name in ('solver', 'num_steps', 'guidance', 'schedule')},
             'weights': self._weights,

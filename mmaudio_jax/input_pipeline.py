@@ -13,10 +13,12 @@ import multiprocessing
 import os
 import pathlib
 import signal
+import socket
 import sys
 import threading
 from typing import Any, Iterator, Protocol
 from typing import Sequence as Sequence_
+import zlib
 
 from absl import flags
 import grain.python as grain
@@ -278,19 +280,27 @@ def _check_mixture(input_config) -> None:
 def _check_shared_memory(config, rows: int) -> None:
     """Raises ValueError when readers that wait for the steps, as they should, have more in /dev/shm than there is room for.
 
-    rows: of every batch that this process reads.
+    rows: of every batch that this process reads. Every process must call.
     """
     schema, workers = records.schema_of(config), config.input.workers
     if not workers or not os.path.isdir(_SHARED_MEMORY):
         return
     example = sum(map(math.prod, schema.shapes.values())) * records.FEATURE_DTYPES[schema.feature_dtype].itemsize
-    needed = (_BATCHES_OF_A_READER * workers + 1) * rows * example  # and the one that goes to the devices
+    held = _BATCHES_OF_A_READER * workers + 1  # and the one that goes to the devices
+    if jax.default_backend() == 'cpu':
+        held += config.input.prefetch  # whose arrays are the readers' memory
+    needed = held * rows * example * _processes_of_this_host()
     status = os.statvfs(_SHARED_MEMORY)
     free = status.f_bavail * status.f_frsize
     if free < needed:
         raise ValueError(f'config.input.workers is {workers}: their batches take {needed / 2**20:.0f} MiB of {_SHARED_MEMORY}, '
                          f'where {free / 2**20:.0f} MiB are free; enlarge it (docker: --shm-size={-(-needed // 2**30)}g), '
                          'or read with threads (config.input.workers=0)')
+
+
+def _processes_of_this_host() -> int:
+    own = np.uint32(zlib.crc32(socket.gethostname().encode()))
+    return int(np.sum(multihost_utils.process_allgather(own) == own))
 
 
 def train_iterator(config, records_dir: pathlib.Path, mesh: jax.sharding.Mesh) -> TrainIterator:

@@ -258,7 +258,7 @@ def read_frames(path: Path, requests: Sequence[FrameRequest], start_s: float, du
 
         last, end, converter = None, start, VideoReformatter()
         for time, frame in decode(container, stream, start, threads, divisor(requests, stream.width, stream.height) > 1):
-            if strict and frame.is_corrupt and time >= start:
+            if strict and time >= start and (frame.is_corrupt or last is not None and end < start and last.is_corrupt):
                 raise MediaError(path, f'the frame at {float(time - start) + start_s:.3f} s is damaged')
             take(last or frame, frame, time)
             last, end = frame, time

@@ -63,8 +63,9 @@ def find(source: Path, *, variant: str | None, dtype: str | None, cache: Path | 
 def agreed_step(source: Path) -> int | None:
     """The last stored step of a run's workdir, as process 0 sees it, for `find`; None for official weights. Every process of a
     job must call, because it may look while that run goes on."""
-    trained = os.fspath(source) not in mmaudio.VARIANTS and (pathlib.Path(source) / 'ema').is_dir()
-    return hosts.agreed(snapshots.latest(pathlib.Path(source))) if trained else None
+    official = os.fspath(source) in mmaudio.VARIANTS
+    step = hosts.agreed(-1 if official else max(snapshots.stored_steps(pathlib.Path(source)), default=-1))
+    return None if step < 0 else step
 
 
 def to_train_on(config, model: mmaudio.MMAudio, data: pathlib.Path) -> Any:

@@ -130,7 +130,7 @@ def score(config, workdir: pathlib.Path) -> None:
         raise ValueError(f'--compare: {config.name!r} is the name of the network that is sampled; choose another one')
     settings = embeddings.Settings(pathlib.Path(options.weights), pathlib.Path(options.cache or workdir / 'embeddings'),
                                    protocol.duration_s, options.batch_size, options.workers)
-    _check_weights(protocol, settings.weights)
+    _check_weights(options, protocol, settings.weights)
     made = split_sounds.write(config, workdir) if options.sample else {}
     sources, listed = _sources(config, workdir, protocol, list(made))
     scoring = Scoring(config, protocol, settings, sources)
@@ -191,11 +191,14 @@ def _protocol(options) -> Protocol:
     return dataclasses.replace(protocol, duration_s=options.duration_s or protocol.duration_s, metrics=names)
 
 
-def _check_weights(protocol: Protocol, folder: pathlib.Path) -> None:
-    """Raises FileNotFoundError for a network of the sounds whose file is missing, before hours of sampling."""
-    for name in dict.fromkeys(score_metrics.METRICS[metric].generated for metric in protocol.metrics):
-        if name:
-            embedders.embedders(folder)[name].path(folder)
+def _check_weights(options, protocol: Protocol, folder: pathlib.Path) -> None:
+    """Raises FileNotFoundError for a network whose file is missing, before hours of sampling."""
+    metrics = [score_metrics.METRICS[name] for name in protocol.metrics]
+    names = [metric.generated for metric in metrics]
+    if not options.reference_cache:
+        names += [metric.reference for metric in metrics]
+    for name in dict.fromkeys(filter(None, names)):
+        embedders.embedders(folder)[name].path(folder)
 
 
 def _sources(config, workdir: pathlib.Path, protocol: Protocol,

@@ -107,7 +107,7 @@ def _on_first_host(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 def exists(workdir: pathlib.Path, step: int) -> bool:
     """Whether the averages of that step are stored, as process 0 sees it."""
-    return hosts.agreed(step in _steps(workdir))
+    return hosts.agreed(step in stored_steps(workdir))
 
 
 def load_all(workdir: pathlib.Path) -> list[ema.Snapshot]:
@@ -193,7 +193,7 @@ def check_codec(workdir: pathlib.Path, step: int, codec: pathlib.Path) -> None:
 
 def check(workdir: pathlib.Path, config: Any) -> None:
     """Raises CheckpointError when workdir/ema holds averages of a run with another config: they must not be mixed."""
-    for step in _steps(workdir):
+    for step in stored_steps(workdir):
         folder = _folder(workdir) / str(step)
         checkpoints.check_config(json.loads((folder / 'config.json').read_text()), checkpoints.to_json(config), folder)
 
@@ -204,12 +204,13 @@ def _folder(workdir: pathlib.Path) -> pathlib.Path:
 
 def _trained_steps(workdir: pathlib.Path) -> list[int]:
     """Those whose averages are stored; raises CheckpointError when there is none."""
-    steps = _steps(workdir)
+    steps = stored_steps(workdir)
     if not steps:
         raise checkpoints.CheckpointError(f'no trained weights in {_folder(workdir)}: train first (--mode=train), or check '
                                           '--workdir')
     return steps
 
 
-def _steps(workdir: pathlib.Path) -> list[int]:
+def stored_steps(workdir: pathlib.Path) -> list[int]:
+    """Those whose averages are in workdir/ema, in order; none when there is no such folder."""
     return sorted(int(entry.name) for entry in _folder(workdir).glob('*') if entry.name.isdigit())

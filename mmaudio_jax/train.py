@@ -54,7 +54,7 @@ def train(config, workdir: pathlib.Path) -> None:
       NonFiniteError: loss, gradient or state is not finite; the last checkpoint is untouched.
       ValueError: a field of the config that cannot be trained with.
       ValueError, OSError: the records cannot be read on; one process has saved the step that it had reached.
-      SystemExit: after a save, with code 0 when it was a preemption notice (SIGTERM), 130 when it was Ctrl-C.
+      SystemExit: after a save, if there was anything to save; code 0 after a preemption notice (SIGTERM), 130 after Ctrl-C.
     """
     train_log.silence()
     config_checks.check(config)

@@ -50,7 +50,7 @@ def make_sample(config, prepared: train_step.Prepared, mesh: jax.sharding.Mesh, 
                                      config.train.sample_clips))
     decoder_of = functools.partial(codec.make, config.extract.codec, sequence, records / 'codec.npz',
                                    store.loader(config.weights))
-    decoder_of().program()  # reads its weights, too
+    _try(decoder_of)
     size = partitioning.rounded_up(mesh, len(examples), 'config.train.sample_clips')
     sample = record_sampler.make(config, prepared.network, mesh, sequence, size)
     jax.eval_shape(functools.partial(sample, examples=examples), prepared.state.params)
@@ -72,6 +72,18 @@ def make_sample(config, prepared: train_step.Prepared, mesh: jax.sharding.Mesh, 
             return f'{type(error).__name__}: {error}'.splitlines()[0]
         return ''
     return write
+
+
+def _try(decoder_of: Callable[[], codec.Codec]) -> None:
+    """Reads the codec's weights on process 0, which alone decodes; raises on every process when they cannot be read."""
+    failure: Exception | None = None
+    try:
+        if jax.process_index() == 0:
+            decoder_of().program()
+    except (ValueError, OSError) as error:
+        failure = error
+    if hosts.agreed(failure is not None):
+        raise failure or ValueError('process 0 cannot read the codec with which samples are decoded')
 
 
 def _average(state: train_step.TrainState, sigma_rel: float) -> Any:

@@ -341,7 +341,8 @@ def _hold_a_folder_of_its_own(folder: str, hosts: dict) -> None:
 def test_a_folder_that_is_not_shared_is_refused_before_training(tmp_path):
     for index, (code, told) in enumerate(ends(start_each(_hold_a_folder_of_its_own, tmp_path), 60)):
         assert code == 1 and 'trains' not in told
-        assert f'{tmp_path / str(index)}: is not a folder that all processes of the run see (process {index} does not' in told
+        assert f'{tmp_path / str(index)}: is not a folder that all processes of the run see' in told
+        assert f'(process {index} does not see .seen-{1 - index} there)' in told
 
 
 def _work_for_long(folder: str, hosts: dict) -> None:

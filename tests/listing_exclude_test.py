@@ -30,7 +30,12 @@ def test_test_clips_are_not_taken_out(tmp_path, capsys):
     write(tmp_path / 'ids.txt', 'b\nc\nd\n')
     tables, report = make(tmp_path, 'folder_csv', exclude=(('set', str(tmp_path / 'ids.txt')),))
     assert [row['id'] for row in tables['test']] == ['c'] and list(report['excluded'].values()) == [2]
-    assert 'b' not in [row['id'] for rows in tables.values() for row in rows] and 'WARNING' not in capsys.readouterr().out
+    assert 'b' not in [row['id'] for rows in tables.values() for row in rows] and report['lists']['named_but_tested'] == ['c']
+    write(tmp_path / 'ids.txt', 'c\n')
+    (tmp_path / 'media' / 'set' / 'clips_report.json').unlink()
+    for _ in range(2):
+        make(tmp_path, 'folder_csv', exclude=(('set', str(tmp_path / 'ids.txt')),))
+    assert 'WARNING' not in capsys.readouterr().out
 
 
 def test_an_id_list_that_takes_nothing_out_is_said_loudly(tmp_path, capsys):
