@@ -130,8 +130,10 @@ def score(config, workdir: pathlib.Path) -> None:
         raise ValueError(f'--compare: {config.name!r} is the name of the network that is sampled; choose another one')
     settings = embeddings.Settings(pathlib.Path(options.weights), pathlib.Path(options.cache or workdir / 'embeddings'),
                                    protocol.duration_s, options.batch_size, options.workers)
-    _check_weights(options, protocol, settings.weights)
-    made = split_sounds.write(config, workdir) if options.sample else {}
+    made = {}
+    if options.sample:
+        _check_weights(options, protocol, settings.weights)
+        made = split_sounds.write(config, workdir)
     sources, listed = _sources(config, workdir, protocol, list(made))
     scoring = Scoring(config, protocol, settings, sources)
     generated = {name: score_inputs.sounds(folder, protocol.suffix) for name, folder in folders.items()}
