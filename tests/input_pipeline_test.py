@@ -175,8 +175,8 @@ def test_a_reader_that_was_killed_is_named_with_its_records(folder):
 
 
 def test_workers_that_shared_memory_has_no_room_for_are_refused(folder, monkeypatch):
-    """They would be killed in the middle of the run. The bound is what they hold when the device is slower: four batches of each
-    reader, one on its way, and on CPUs those that are read ahead; all this for every process of the host."""
+    """They would be killed in the middle of the run. The bound is what they hold when the device is slower: four batches of
+    each reader, one on its way, and on CPUs those that are read ahead; all this for every process of the host."""
     batch = sum(value.nbytes for value in records_test.SCHEMA.parse(
         records_test.SCHEMA.encode(records_test.make_example(0))).values() if isinstance(value, np.ndarray)) * 8
     room = types.SimpleNamespace(f_frsize=1, f_bavail=(9 + make_config().input.prefetch) * batch)
