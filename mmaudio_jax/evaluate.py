@@ -60,7 +60,7 @@ def evaluate(config, workdir: pathlib.Path) -> None:
         return
     started = time.monotonic()
     data = pathlib.Path(config.data_dir or workdir)
-    step = hosts.agreed(snapshots.latest(workdir))
+    step = snapshots.latest_agreed(workdir)
     identity = _identity(config, workdir, data, step)
     path = workdir / 'report.json'
     if hosts.agreed(_matches(path, identity)):

@@ -19,7 +19,6 @@ import jax
 
 from mmaudio_jax import fingerprints
 from mmaudio_jax import generate_jobs
-from mmaudio_jax import hosts
 from mmaudio_jax import media
 from mmaudio_jax import mux
 from mmaudio_jax import pipeline
@@ -78,7 +77,7 @@ def _load(config, workdir: pathlib.Path) -> pipeline.Pipeline:
     if options.pretrained:
         return pipeline.Pipeline.from_pretrained(options.pretrained, dtype=config.weights.dtype,
                                                  step=pretrained.agreed_step(options.pretrained), **common)
-    step = hosts.agreed(snapshots.latest(workdir))
+    step = snapshots.latest_agreed(workdir)
     return pipeline.Pipeline.from_pretrained(workdir, sigma_rel=config.ema.synthesis_sigma_rel, step=step,
                                              data_dir=config.data_dir or None, **common)
 

@@ -119,14 +119,16 @@ def _from_csv(path: pathlib.Path, common: dict) -> list[Job]:
         raise ValueError(f'{path}: not a CSV file in UTF-8 ({error})') from error
     if not rows:
         raise ValueError(f'{path}: has no rows')
-    made = []
+    made, longer, seeded = [], [], []
     for line, row in rows:
         if len(row) != len(header):
             raise ValueError(f'{path}:{line}: {len(row)} cells, but the header has {len(header)} columns')
-        made.append((line, _job(path, line, {name: cell.strip() for name, cell in zip(header, row)}, common)))
-    apart = _named_apart([job for _, job in made], [f'{job.name}_{line}' for line, job in made])
-    has_seed = [bool(dict(zip(header, row)).get('seed', '').strip()) for _, row in rows]
-    return [job if seeded else _with_own_noise(job) for job, seeded in zip(apart, has_seed, strict=True)]
+        cells = {name: cell.strip() for name, cell in zip(header, row)}
+        made.append(_job(path, line, cells, common))
+        longer.append(f'{made[-1].name}_{line}')
+        seeded.append(bool(cells.get('seed')))
+    apart = _named_apart(made, longer)
+    return [job if own_seed else _with_own_noise(job) for job, own_seed in zip(apart, seeded, strict=True)]
 
 
 def _check_header(path: pathlib.Path, header: list[str]) -> None:

@@ -64,8 +64,8 @@ def agreed_step(source: Path) -> int | None:
     """The last stored step of a run's workdir, as process 0 sees it, for `find`; None for official weights. Every process of a
     job must call, because it may look while that run goes on."""
     official = os.fspath(source) in mmaudio.VARIANTS
-    step = hosts.agreed(-1 if official else max(snapshots.stored_steps(pathlib.Path(source)), default=-1))
-    return None if step < 0 else step
+    trained = not official and hosts.agreed(bool(snapshots.stored_steps(pathlib.Path(source))))
+    return snapshots.latest_agreed(pathlib.Path(source)) if trained else None
 
 
 def to_train_on(config, model: mmaudio.MMAudio, data: pathlib.Path) -> Any:

@@ -199,8 +199,9 @@ def _check_weights(options, protocol: Protocol, folder: pathlib.Path) -> None:
     names = [metric.generated for metric in metrics]
     if not options.reference_cache:
         names += [metric.reference for metric in metrics]
+    networks = embedders.embedders(folder)
     for name in dict.fromkeys(filter(None, names)):
-        embedders.embedders(folder)[name].path(folder)
+        networks[name].path(folder)
 
 
 def _sources(config, workdir: pathlib.Path, protocol: Protocol,

@@ -138,6 +138,14 @@ def latest(workdir: pathlib.Path) -> int:
     return _trained_steps(workdir)[-1]
 
 
+def latest_agreed(workdir: pathlib.Path) -> int:
+    """`latest` as process 0 sees it: others may look at another moment of a run. Every process must call, and all raise."""
+    step = hosts.agreed(max(stored_steps(workdir), default=-1))
+    if step < 0:
+        raise _untrained(workdir)
+    return step
+
+
 def load_params(workdir: pathlib.Path, sigma_rel: float | None = None, step: int | None = None) -> tuple[Any, dict]:
     """Weights to sample from: the average of width sigma_rel at a step, synthesised from the stored snapshots.
 
@@ -206,9 +214,13 @@ def _trained_steps(workdir: pathlib.Path) -> list[int]:
     """Those whose averages are stored; raises CheckpointError when there is none."""
     steps = stored_steps(workdir)
     if not steps:
-        raise checkpoints.CheckpointError(f'no trained weights in {_folder(workdir)}: train first (--mode=train), or check '
-                                          '--workdir')
+        raise _untrained(workdir)
     return steps
+
+
+def _untrained(workdir: pathlib.Path) -> checkpoints.CheckpointError:
+    return checkpoints.CheckpointError(f'no trained weights in {_folder(workdir)}: train first (--mode=train), or check '
+                                       '--workdir')
 
 
 def stored_steps(workdir: pathlib.Path) -> list[int]:

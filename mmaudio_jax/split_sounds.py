@@ -196,7 +196,7 @@ def _wait_for(writing: list[concurrent.futures.Future]) -> None:
 def _network(config, workdir: pathlib.Path, sequence: Sequence) -> pretrained.Pretrained:
     """The network that is scored, if it fits the config."""
     chosen = config.generate.pretrained
-    step = pretrained.agreed_step(chosen) if chosen else hosts.agreed(snapshots.latest(workdir))
+    step = pretrained.agreed_step(chosen) if chosen else snapshots.latest_agreed(workdir)
     parts = pretrained.find(chosen or workdir, variant=None, dtype=config.weights.dtype if chosen else None,
                             **store.places(config.weights), sigma_rel=config.ema.synthesis_sigma_rel, step=step,
                             data_dir=config.data_dir or None)

@@ -285,7 +285,7 @@ def test_weights_are_synthesised_from_the_snapshots(tmp_path):
         np.testing.assert_allclose(params['dense']['kernel'], np.full((3, 2), value), rtol=1e-6)
         np.testing.assert_array_equal(params['latent_mean'], np.full((1, 1, 2), 7))
         assert saved == checkpoints.to_json(config)
-    assert snapshots.latest(tmp_path) == 30
+    assert snapshots.latest(tmp_path) == snapshots.latest_agreed(tmp_path) == 30
     own_width = snapshots.load_params(tmp_path, config.ema.synthesis_sigma_rel)[0]
     np.testing.assert_array_equal(snapshots.load_params(tmp_path)[0]['dense']['kernel'], own_width['dense']['kernel'])
     with pytest.raises(ValueError, match='no EMA snapshot of step 25'):
@@ -368,6 +368,8 @@ def test_fields_of_another_version_are_said_and_continued_with(tmp_path):
 def test_no_weights_says_train_first(tmp_path):
     with pytest.raises(checkpoints.CheckpointError, match='train first'):
         snapshots.load_params(tmp_path, 0.05)
+    with pytest.raises(checkpoints.CheckpointError, match='train first'):
+        snapshots.latest_agreed(tmp_path)
 
 
 def test_a_second_process_is_refused(tmp_path):
