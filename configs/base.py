@@ -89,7 +89,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Training begins with these weights and the statistics of latents that they go with, in a new workdir: an official network
     # ('large_44k_v2'), a folder with official files, or the workdir of another run (its averages). '': as initialised.
     c.weights.start_from = ''
-    c.weights.dtype = 'float32'  # 'float32' or 'bfloat16', as loaded
+    c.weights.dtype = 'float32'  # of encoders and official networks; 'bfloat16' halves their memory and is quicker on TPUs
     c.weights.export = ('network',)  # 'network' is what the workdir trained; else official networks and VAEs, e.g. 'vae_44k'
     c.weights.export_format = 'pth'  # 'pth' or 'safetensors'
 
@@ -142,7 +142,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.mesh = ml_collections.ConfigDict()
     c.mesh.data = -1
     c.mesh.fsdp = 1  # also splits parameters, moments and averages; divides config.model's width
-    c.mesh.tensor = 1  # splits heads and the width of the MLPs; divides both
+    c.mesh.tensor = 1  # splits heads and the width of the MLPs; divides both: 2 for M and L, nothing else of the official sizes
 
     # What the axes split.
     c.sharding = ml_collections.ConfigDict()
@@ -223,8 +223,8 @@ def get_config() -> ml_collections.ConfigDict:
     # Ahead-of-time compilation for TPUs that need not be there (compile_report.py): --mode=compile, with --topology.
     c.compile = ml_collections.ConfigDict()
     c.compile.topology = 'v5e:16x16'  # chip (v4, v5e, v5p, v6e) and arrangement
-    c.compile.slices = 1  # of that kind, in a network of
-    c.compile.network_gbits = 50.0  # a chip, assumed, Gbit/s; only estimates of several slices depend on it
+    c.compile.slices = 1  # of that kind
+    c.compile.network_gbits = 50.0  # of each chip, between slices, Gbit/s; an assumption on which only their estimates depend
     c.compile.programs = ('train', 'sampler', 'frames', 'segments')  # any of compile_report.PROGRAMS
     c.compile.clips_per_device = 8  # of the sampler's batch
 

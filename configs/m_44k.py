@@ -2,10 +2,12 @@
 
     python run.py --config=configs/m_44k.py --workdir=DIR
 
-Set config.extract.datasets to your clip tables and add --mode=extract for the features first; the official encoders are needed.
+Features first: --mode=extract with config.clips.datasets and config.extract.datasets (docs/data.md), for every set of
+config.input.mixture; the official encoders are needed.
 The mesh is for TPU slices of 16 chips and more. On fewer devices set --config.mesh.fsdp to their number, and
---config.train.microbatches so that each has at most 32 clips at once for every 16 GiB of its memory. With few clips a device,
---config.train.async_gradients=True makes steps shorter and their compilation longer (docs/scaling.md).
+--config.train.microbatches so that each has at most 32 clips at once for every 16 GiB of its memory. With 8 clips a device,
+--config.train.async_gradients=True makes steps shorter and their compilation longer; with 2, on v5e,
+--config.model.convolution=xla_taps and --config.mesh.fsdp=32 do, without it (docs/scaling.md).
 Cost: 300 000 steps of 512 clips; its authors advise eight 80 GB H100s. Not run by us.
 Expected (the paper, VGGSound test): FD PaSST 61.88, FD PANNs 4.74, IS 17.41, IB 32.99, DeSync 0.443.
 """

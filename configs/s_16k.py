@@ -2,7 +2,10 @@
 
     python run.py --config=configs/s_16k.py --workdir=DIR
 
-Set config.extract.datasets to your clip tables and add --mode=extract for the features first; the official encoders are needed.
+Features first: --mode=extract with config.clips.datasets and config.extract.datasets (docs/data.md), for every set of
+config.input.mixture; the official encoders are needed.
+On TPU slices of 8 chips and more set --config.mesh.fsdp=8, with 8 clips a chip also --config.train.async_gradients=True
+(docs/scaling.md).
 Cost: 300 000 steps of 512 clips; its authors advise two 80 GB H100s. Not run by us.
 Expected (the paper, VGGSound test): FD PaSST 70.19, FD PANNs 5.22, IS 14.44, IB 29.13, DeSync 0.483.
 """
