@@ -164,10 +164,13 @@ def _identity(config, workdir: pathlib.Path, data: pathlib.Path, step: int) -> d
     counted = checkpoints.without_free_fields(config, _WITH_INFLUENCE)
     counted['sampling'].pop('batch_size')
     digest = hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
+    places = store.places(config.weights)
     return {
         'report_version': REPORT_VERSION, 'fingerprint': digest, 'step': step,
-        'weights': fingerprints.of_weights(workdir, config.name, step, store.places(config.weights)),
-        'records': fingerprints.of_records(config, data), 'codec': fingerprints.of_file(data / 'records' / 'codec.npz'),
+        'weights': fingerprints.of_weights(workdir, config.name, step, places),
+        'records': fingerprints.of_records(config, data),
+        'codec': fingerprints.of_codec(config.extract.codec, config.sequence.rate, data / 'records' / 'codec.npz', places),
+        'encoder': None, **fingerprints.of_negative_prompt(config),
         'table': fingerprints.of_file(_table_path(config, data)),
     }
 

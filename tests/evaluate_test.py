@@ -94,6 +94,23 @@ def test_a_report_of_other_data_or_weights_is_made_anew(evaluated, tmp_path, cap
         evaluate.evaluate(config, run)
 
 
+def test_a_report_of_another_vocoder_or_encoder_is_made_anew(evaluated, tmp_path):
+    _, workdir = evaluated
+    config = trained_run.make_config()
+    config.extract.update(encoder='official', codec='official')
+    config.weights.update(folder=str(tmp_path), cache=str(tmp_path / 'cache'), verify=False)
+    config.sampling.negative_prompt = 'music'
+    identity = lambda: evaluate._identity(config, workdir, workdir, trained_run.STEP)
+    report = tmp_path / 'report.json'
+    report.write_text(json.dumps({name: value for name, value in identity().items() if name != 'encoder'}))  # an older one
+    assert evaluate._matches(report, identity())
+    for name in ('best_netG.pt', 'open_clip_pytorch_model.bin'):
+        (tmp_path / name).write_bytes(b'mine')
+        assert not evaluate._matches(report, identity()), name
+        report.write_text(json.dumps(identity()))
+        assert evaluate._matches(report, identity())
+
+
 def test_sounds_that_are_not_finite_are_said(evaluated):
     _, workdir = evaluated
     config = trained_run.make_config()
