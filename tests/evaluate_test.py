@@ -1,5 +1,6 @@
 """Evaluation of a split, with its controls: what the report says, what is skipped, and what is refused."""
 import json
+import os
 import shutil
 import unicodedata
 
@@ -68,6 +69,22 @@ def test_a_second_run_does_nothing_and_a_changed_one_does(evaluated, capsys):
         config.evaluate.onset_windows_s = (0.1, 0.05, 0.3)
     assert list(json.loads((workdir / 'report.json').read_text())['onsets']) == ['0.2']
     evaluate.evaluate(config, workdir)
+
+
+def test_a_report_that_is_left_is_the_newer_one_again(evaluated):
+    """Ablations take the newer of scores.json and report.json: what was asked for last."""
+    config, workdir = evaluated
+    report, scores = workdir / 'report.json', workdir / 'scores.json'
+    before = report.read_text()
+    os.utime(report, (1, 1))
+    evaluate.evaluate(config, workdir)
+    assert report.stat().st_mtime == 1  # there are no scores
+    scores.touch()
+    try:
+        evaluate.evaluate(config, workdir)
+        assert report.read_text() == before and report.stat().st_mtime_ns >= scores.stat().st_mtime_ns
+    finally:
+        scores.unlink()
 
 
 def test_a_report_of_other_data_or_weights_is_made_anew(evaluated, tmp_path, capsys):
