@@ -49,6 +49,17 @@ def check(config) -> None:
         check_entries(field, _read(config, field), *parts)
 
 
+def checked_stages(stages: Any, modes: tuple[str, ...]) -> Any:
+    """config.stages; raises ValueError for none, and for one that is not of `modes`, which its turn would show days later."""
+    wanted = f'it must be a tuple of one or more of {", ".join(modes)}, or set --mode'
+    if not stages or not isinstance(stages, (tuple, list)):
+        raise ValueError(f'config.stages is {stages!r}; {wanted}')
+    unknown = [stage for stage in stages if stage not in modes]
+    if unknown:
+        raise ValueError(f'config.stages is {stages!r}, but there is no stage {unknown[0]!r}; {wanted}')
+    return stages
+
+
 def check_entries(field: str, value: Any, *parts: str) -> None:
     """Raises ValueError for a field of the config that is no tuple of tuples, each with one value for every one of `parts`, or
     that names twice what it must name once: one of the two would be left out."""
