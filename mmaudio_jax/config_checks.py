@@ -25,7 +25,7 @@ ENTRIES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ('train.compiler_options', ('option', 'value')), ('extract.datasets', ('record set', 'folder of clip tables')),
     ('extract.memmaps', ('record set', 'split', 'folder of memory maps')))
 SERIES = ('optimizer.betas', 'optimizer.schedule_steps', 'ema.sigma_rels', 'evaluate.onset_windows_s', 'train.profile_steps')
-NUMBERS = ('repeats', 'share', 'exponent')  # parts that are; the others are strings
+NUMBERS = {'repeats': 5, 'share': 0.5, 'exponent': 0.5}  # parts that are, each with an example; the others are strings
 DISTINCT = {'clips.datasets': 1, 'extract.datasets': 1, 'extract.memmaps': 2}  # field → first parts that come once
 
 
@@ -69,6 +69,9 @@ def check_entries(field: str, value: Any, *parts: str) -> None:
             raise ValueError(f'config.{field} is {value!r}; it must be a tuple of ({", ".join(parts)}) tuples with a comma '
                              f"behind each, also a single one: '(({form}),)'")
         for part, found in zip(parts, entry):
+            if part in NUMBERS and not _is_number(found):
+                raise ValueError(f'config.{field} is {value!r}; the {part} {found!r} must be a number, not in quotes: '
+                                 f"'(({entry[0]!r}, {NUMBERS[part]}),)'")
             if part not in NUMBERS and not isinstance(found, str):
                 raise ValueError(f'config.{field} is {value!r}; the {part} {found!r} must be a string, in quotes')
     names = collections.Counter(', '.join(entry[:DISTINCT[field]]) for entry in value) if field in DISTINCT else {}
@@ -76,6 +79,11 @@ def check_entries(field: str, value: Any, *parts: str) -> None:
         if count > 1:
             raise ValueError(f'config.{field} names {name!r} {count} times; give every one a name of its own, or put its media '
                              'into one folder')
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a finite int or float; True and False are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _read(config, field: str) -> Any:
