@@ -60,7 +60,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.extract.ray_address = ''  # of an existing cluster, e.g. 'auto'; '' starts one on this machine
     c.extract.ray_actors = 1  # processes that hold the encoders
     c.extract.ray_cpus = 2.0  # of each
-    c.extract.ray_resources = ()  # (name, amount) pairs of each besides, e.g. (('TPU', 4.0),)
+    c.extract.ray_resources = ()  # (resource, amount) pairs of each besides, e.g. (('TPU', 4.0),) or (('GPU', 1.0),)
 
     # Loader (input_pipeline.py).
     c.input = ml_collections.ConfigDict()

@@ -23,9 +23,10 @@ ENTRIES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ('input.balance', ('record set', 'exponent')), ('ablations.rows', ('name', 'file of configs/')),
     ('clips.datasets', ('record set', 'layout', 'folder')), ('clips.exclude', ('record set', 'file of ids')),
     ('train.compiler_options', ('option', 'value')), ('extract.datasets', ('record set', 'folder of clip tables')),
-    ('extract.memmaps', ('record set', 'split', 'folder of memory maps')))
+    ('extract.memmaps', ('record set', 'split', 'folder of memory maps')), ('extract.ray_resources', ('resource', 'amount')))
 SERIES = ('optimizer.betas', 'optimizer.schedule_steps', 'ema.sigma_rels', 'evaluate.onset_windows_s', 'train.profile_steps')
-NUMBERS = {'repeats': 5, 'share': 0.5, 'exponent': 0.5}  # parts that are, each with an example; the others are strings
+# Parts that are numbers, each with an example; the others are strings.
+NUMBERS = {'repeats': 5, 'share': 0.5, 'exponent': 0.5, 'amount': 1.0}
 DISTINCT = {'clips.datasets': 1, 'extract.datasets': 1, 'extract.memmaps': 2}  # field → first parts that come once
 
 

@@ -25,6 +25,7 @@ def test_every_config_is_in_order(name):
     ('input.balance', (('bbc', '1'),), r"is .*; the exponent '1' must be a number, not in quotes: '\(\('bbc', 0.5\),\)'"),
     ('input.balance', (('bbc', float('nan')),), 'is .*; the exponent nan must be a number'),
     ('input.mixture', (('bbc', True),), r"is .*; the repeats True must be a number, not in quotes: '\(\('bbc', 5\),\)'"),
+    ('extract.ray_resources', ('GPU', 1.0), r"is \('GPU', 1.0\); it must be a tuple of \(resource, amount\) tuples"),
     ('extract.workers', 0, 'is 0; it must be at least 1'), ('score.batch_size', 0, 'is 0; it must be at least 1'),
     ('evaluate.onset_windows_s', (), r'is \(\); it must hold numbers of seconds, at least one'),
     ('evaluate.onset_windows_s', (float('nan'),), r'is \(nan,\); it must hold numbers of seconds, at least one'),
