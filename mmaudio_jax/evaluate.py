@@ -44,8 +44,9 @@ Row = Mapping[str, Any]
 def evaluate(config, workdir: pathlib.Path) -> None:
     """Samples config.evaluate.dataset's split, scores it, prints the table and writes workdir/report.json.
 
-    The batches are split over all devices; every process samples, the first one decodes, scores and writes. Clips to look at
-    are in workdir/generated/<split>. A report of the same config, weights and data is left as it is; any other is replaced.
+    The batches are split over all devices; every process samples and decodes, the first one decodes the true latents (the row
+    'codec'), scores and writes. Clips to look at are in workdir/generated/<split>. A report of the same config, weights and
+    data is left as it is; any other is replaced.
 
     Args:
       config: the whole configuration, of the run in workdir but for what training does not depend on.

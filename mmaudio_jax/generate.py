@@ -2,7 +2,8 @@
 
     OUTPUT/NAME.flac (or .wav), NAME.mp4 (or .mkv …) with the new sound, NAME.png (spectrogram), NAME.json (the settings):
                          for each input
-    OUTPUT/report.jsonl  one line an input of the last run: name, what was asked for, status (done, kept, failed), files, error
+    OUTPUT/report.jsonl  one line an input of the last run: name, what was asked for, status (done, kept, failed), files, error;
+                         of several processes, process i writes report_<i>.jsonl
 """
 from collections.abc import Iterator
 import concurrent.futures
