@@ -47,7 +47,7 @@ def run_mode(mode: str, config, workdir: pathlib.Path | None) -> int:
     elif mode == 'compile':
         from mmaudio_jax.compile_report import report as stage
     else:
-        raise ValueError(f'stage {mode!r} is not one of {", ".join(MODES)}; change config.stages')
+        raise ValueError(f'{mode!r} is not one of {", ".join(MODES)}')
     return stage(config, workdir) or 0
 
 
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
             _CONFIG.value.data_dir = str(_folder('config.data_dir', _CONFIG.value.data_dir))
         pathlib.Path(workdir or '.').mkdir(parents=True, exist_ok=True)
         config_checks.check(_CONFIG.value)
-        modes = [_MODE.value] if _MODE.value else _CONFIG.value.stages
+        modes = [_MODE.value] if _MODE.value else config_checks.checked_stages(_CONFIG.value.stages, MODES)
         alone = 'ablations' in modes or ALONE.issuperset(modes)  # the runs of ablations join for themselves
         with distributed.joined(_CONFIG.value.hosts, alone):
             code = next(filter(None, (run_mode(mode, _CONFIG.value, workdir) for mode in modes)), 0)  # the first failure

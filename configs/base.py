@@ -60,7 +60,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.extract.ray_address = ''  # of an existing cluster, e.g. 'auto'; '' starts one on this machine
     c.extract.ray_actors = 1  # processes that hold the encoders
     c.extract.ray_cpus = 2.0  # of each
-    c.extract.ray_resources = ()  # (name, amount) pairs of each besides, e.g. (('TPU', 4.0),)
+    c.extract.ray_resources = ()  # (resource, amount) pairs of each besides, e.g. (('TPU', 4.0),) or (('GPU', 1.0),)
 
     # Loader (input_pipeline.py).
     c.input = ml_collections.ConfigDict()
@@ -155,8 +155,8 @@ def get_config() -> ml_collections.ConfigDict:
     # batch and parameters put them. (('/fused$', (('data', 'fsdp'), 'tensor', None)),) splits the tokens between fused blocks.
     c.sharding.activations = ()
 
-    # Several processes (distributed.py). TPU pods, Slurm and Open MPI need nothing here; otherwise set the first three, or
-    # JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    # Several processes (distributed.py). TPU pods, Slurm and Open MPI 4 need nothing here; otherwise set the first three,
+    # or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
     c.hosts = ml_collections.ConfigDict()
     c.hosts.coordinator = ''  # 'host:port' of process 0, any free port
     c.hosts.count = ''  # number of processes, as text: '4'

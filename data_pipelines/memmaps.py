@@ -47,10 +47,14 @@ def open_maps(folder: pathlib.Path, schema: records.Schema) -> Maps:
 
     Raises:
       FileNotFoundError: a file that is missing.
-      ValueError: a meta.json of another form, tensors of another shape or dtype than the schema's, or a tsv of another length;
-        names the file.
+      ValueError: a meta.json of another form, or with half of the features of videos; tensors of another shape or dtype than
+        the schema's; a tsv of another length. Names the file.
     """
     forms, features = _forms(folder), dict[str, np.ndarray]()
+    there, missing = sorted(OF_VIDEO, key=lambda name: TENSORS[name] not in forms)
+    if TENSORS[there] in forms and TENSORS[missing] not in forms:
+        raise ValueError(f'{folder / "meta.json"}: names {TENSORS[there]!r}, but no tensor {TENSORS[missing]!r}; videos have '
+                         'both, and sounds neither: copy the whole folder again, or extract what is missing')
     for name, tensor in TENSORS.items():
         if tensor not in forms:
             if name in OF_VIDEO:

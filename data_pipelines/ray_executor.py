@@ -15,6 +15,7 @@ from data_pipelines import processes
 from data_pipelines import shards as shards_lib
 
 RETRIES = 4  # of a shard whose actor died
+_ARGUMENTS = {'CPU': 'num_cpus', 'GPU': 'num_gpus'}  # which Ray refuses among the other resources
 
 
 class _Actor:
@@ -54,8 +55,7 @@ def run(plan: shards_lib.Plan, missing: list[shards_lib.Shard], settings, report
       OSError: no cluster at config.extract.ray_address, or an actor that dies at the same shard again and again.
     """
     _connect(settings)
-    resources = dict(settings.ray_resources)
-    actor_class = ray.remote(num_cpus=settings.ray_cpus, resources=resources, max_restarts=-1, max_task_retries=0)(_Actor)
+    actor_class = ray.remote(**_room(settings), max_restarts=-1, max_task_retries=0)(_Actor)
     actors = [actor_class.remote(plan) for _ in range(min(settings.ray_actors, len(missing)))]
     waiting, tries = collections.deque(missing), collections.Counter[int]()
     under_way: dict[Any, tuple[Any, shards_lib.Shard]] = {}
@@ -85,6 +85,13 @@ def run(plan: shards_lib.Plan, missing: list[shards_lib.Shard], settings, report
     finally:
         for actor in actors:
             ray.kill(actor)
+
+
+def _room(settings) -> dict[str, Any]:
+    """What an actor takes of its machine, as arguments of ray.remote."""
+    resources = dict(settings.ray_resources)
+    named = {argument: resources.pop(name) for name, argument in _ARGUMENTS.items() if name in resources}
+    return {'num_cpus': settings.ray_cpus, **named, 'resources': resources}
 
 
 def _connect(settings) -> None:

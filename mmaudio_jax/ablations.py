@@ -3,7 +3,8 @@
 Each run is the command `python run.py --config=ROW --workdir=WORKDIR/ROW/seed_N` with all its stages. The first one makes
 the media and records, which the others share, config.ablations.at_once of them at a time. They resume where they stopped;
 when this process is told to stop (SIGTERM, SIGINT), so are they.
-The figures are those of a run's scores.json (score.py) or report.json (evaluate.py), of both the newer one.
+The figures are those of a run's scores.json (score.py) or report.json (evaluate.py): the former when the flags of all runs ask
+for scores, otherwise, as a row's file may ask for them, the one that was asked for last (the newer one).
 """
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from mmaudio_jax import media
 from mmaudio_jax import score_metrics
 from mmaudio_jax import score_tables
 
+_SCORES = ('sample', 'generated', 'compare')  # fields of config.score that ask for scores.json, as evaluate.py has it
 _OWN_FLAGS = ('--config=', '--workdir=', '--mode=', '--config.ablations.')
 # Figure of a report → title of its column and digits after the point.
 _ONSETS = {'f1': ('onset F1', 3), 'average_precision': ('AP', 3), 'median_error_ms': ('median error ms', 1),
@@ -74,15 +76,16 @@ def run(config, workdir: pathlib.Path) -> int:
         succeeded = _run_one(name, file, seed, workdir, data, share, config.ablations.flags, children)
         cores.put(share)
         with writing:
-            _write(workdir, summarize(workdir, names, seeds), published)
+            _write(workdir, summarize(workdir, names, seeds, scored), published)
         return '' if succeeded else f'{name}, seed {seed}'
 
+    scored = _asks_for_scores(config.ablations.flags)
     with _Children() as children:
         results = [finish(*first)]
         with concurrent.futures.ThreadPoolExecutor(config.ablations.at_once) as pool:
             results += pool.map(lambda one: finish(*one), others)
     failed = [result for result in results if result]
-    print(table(summarize(workdir, names, seeds), published), flush=True)
+    print(table(summarize(workdir, names, seeds, scored), published), flush=True)
     if children.stopped:
         print(f'ablations: told to stop, {len(failed)} runs are not done; the same command continues', file=sys.stderr,
               flush=True)
@@ -133,7 +136,8 @@ def _run_one(name: str, file: str, seed: int, workdir: pathlib.Path, data: pathl
                f'--config.data_dir={data}', f'--config.score.cache={data / "embeddings"}', *flags, *_passed_on(sys.argv[1:])]
     print(f'ablations: {name}, seed {seed}: {shlex.join(command[1:])}', flush=True)
     code = children.run(command, cores)
-    reason = f'exit code {code}' if code else '' if _figures(folder) else 'ended without a report'
+    there = _figures(folder, _asks_for_scores(flags))
+    reason = f'exit code {code}' if code else '' if there else 'ended without a report'
     if reason and not children.stopped:
         print(f'ablations: FAILED: {name}, seed {seed}: {reason}', file=sys.stderr, flush=True)
     return not reason
@@ -147,8 +151,8 @@ def _shares(at_once: int) -> list[set[int]]:
     return [set(cores[place::at_once]) for place in range(at_once)]
 
 
-def summarize(workdir: pathlib.Path, names: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
-    """Figures of the runs that are there.
+def summarize(workdir: pathlib.Path, names: Sequence[str], seeds: Sequence[int], scored: bool = False) -> dict[str, Any]:
+    """Figures of the runs that are there; `scored`: scores alone, no report of another command.
 
     Returns:
       {'seeds', 'rows': {name: {'runs': {seed: figures}, 'mean': figures, 'spread': figures}}}; figures are the scores of a run,
@@ -158,7 +162,7 @@ def summarize(workdir: pathlib.Path, names: Sequence[str], seeds: Sequence[int])
     """
     rows = {}
     for name in names:
-        found = {seed: _figures(workdir / name / f'seed_{seed}') for seed in seeds}
+        found = {seed: _figures(workdir / name / f'seed_{seed}', scored) for seed in seeds}
         runs = {str(seed): figures for seed, figures in found.items() if figures}
         if runs:
             columns: dict[str, list[float]] = {key: [] for figures in runs.values() for key in figures}
@@ -193,9 +197,10 @@ def table(summary: Mapping[str, Any], published: Mapping[str, Mapping[str, float
     return '\n'.join(lines)
 
 
-def _figures(folder: pathlib.Path) -> dict[str, float | None]:
-    """Of one run, {} when it has none yet."""
-    paths = [path for path in (folder / 'scores.json', folder / 'report.json') if path.is_file()]
+def _figures(folder: pathlib.Path, scored: bool) -> dict[str, float | None]:
+    """Of one run, {} when it has none yet; those of scores.json alone when `scored`."""
+    names = ('scores.json',) if scored else ('scores.json', 'report.json')
+    paths = [folder / name for name in names if (folder / name).is_file()]
     if not paths:
         return {}
     path = max(paths, key=lambda path: path.stat().st_mtime_ns)
@@ -211,6 +216,13 @@ def _figures(folder: pathlib.Path) -> dict[str, float | None]:
         'shuffled_f1': rows['shuffled']['macro']['f1'] if 'shuffled' in rows else None,
         'codec_f1': rows['codec']['macro']['f1'],
     }
+
+
+def _asks_for_scores(flags: Sequence[str]) -> bool:
+    """Whether the runs' flags do, those of the table (`flags`) and of this command; the last of a field counts."""
+    given = [flag.partition('=') for flag in (*flags, *_passed_on(sys.argv[1:]))]
+    values = {name: value if is_set else 'true' for name, is_set, value in given}
+    return any(values.get(f'--config.score.{name}', '').lower() not in ('', 'false', 'f', '0') for name in _SCORES)
 
 
 def _passed_on(arguments: Sequence[str]) -> list[str]:

@@ -23,9 +23,10 @@ ENTRIES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ('input.balance', ('record set', 'exponent')), ('ablations.rows', ('name', 'file of configs/')),
     ('clips.datasets', ('record set', 'layout', 'folder')), ('clips.exclude', ('record set', 'file of ids')),
     ('train.compiler_options', ('option', 'value')), ('extract.datasets', ('record set', 'folder of clip tables')),
-    ('extract.memmaps', ('record set', 'split', 'folder of memory maps')))
+    ('extract.memmaps', ('record set', 'split', 'folder of memory maps')), ('extract.ray_resources', ('resource', 'amount')))
 SERIES = ('optimizer.betas', 'optimizer.schedule_steps', 'ema.sigma_rels', 'evaluate.onset_windows_s', 'train.profile_steps')
-NUMBERS = ('repeats', 'share', 'exponent')  # parts that are; the others are strings
+# Parts that are numbers, each with an example; the others are strings.
+NUMBERS = {'repeats': 5, 'share': 0.5, 'exponent': 0.5, 'amount': 1.0}
 DISTINCT = {'clips.datasets': 1, 'extract.datasets': 1, 'extract.memmaps': 2}  # field → first parts that come once
 
 
@@ -49,6 +50,17 @@ def check(config) -> None:
         check_entries(field, _read(config, field), *parts)
 
 
+def checked_stages(stages: Any, modes: tuple[str, ...]) -> Any:
+    """config.stages; raises ValueError for none, and for one that is not of `modes`, which its turn would show days later."""
+    wanted = f'it must be a tuple of one or more of {", ".join(modes)}, or set --mode'
+    if not stages or not isinstance(stages, (tuple, list)):
+        raise ValueError(f'config.stages is {stages!r}; {wanted}')
+    unknown = [stage for stage in stages if stage not in modes]
+    if unknown:
+        raise ValueError(f'config.stages is {stages!r}, but there is no stage {unknown[0]!r}; {wanted}')
+    return stages
+
+
 def check_entries(field: str, value: Any, *parts: str) -> None:
     """Raises ValueError for a field of the config that is no tuple of tuples, each with one value for every one of `parts`, or
     that names twice what it must name once: one of the two would be left out."""
@@ -58,6 +70,9 @@ def check_entries(field: str, value: Any, *parts: str) -> None:
             raise ValueError(f'config.{field} is {value!r}; it must be a tuple of ({", ".join(parts)}) tuples with a comma '
                              f"behind each, also a single one: '(({form}),)'")
         for part, found in zip(parts, entry):
+            if part in NUMBERS and not _is_number(found):
+                raise ValueError(f'config.{field} is {value!r}; the {part} {found!r} must be a number, not in quotes: '
+                                 f"'(({entry[0]!r}, {NUMBERS[part]}),)'")
             if part not in NUMBERS and not isinstance(found, str):
                 raise ValueError(f'config.{field} is {value!r}; the {part} {found!r} must be a string, in quotes')
     names = collections.Counter(', '.join(entry[:DISTINCT[field]]) for entry in value) if field in DISTINCT else {}
@@ -65,6 +80,11 @@ def check_entries(field: str, value: Any, *parts: str) -> None:
         if count > 1:
             raise ValueError(f'config.{field} names {name!r} {count} times; give every one a name of its own, or put its media '
                              'into one folder')
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a finite int or float; True and False are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _read(config, field: str) -> Any:

@@ -1,6 +1,6 @@
 """Several processes as one run: starts jax.distributed, and lets no process outlive a lost one.
 
-Every process runs the same command. TPU pods, Slurm and Open MPI are found by JAX (under the latter two each process gets
+Every process runs the same command. TPU pods, Slurm and Open MPI 4 are found by JAX (under the latter two each process gets
 one GPU of its node); anywhere else config.hosts, or the environment, names the coordinator, the number and the index.
 """
 from collections.abc import Iterator
@@ -22,6 +22,9 @@ _LOST = re.compile(r'^(UNAVAILABLE|ABORTED)|\bGloo\b|\bBarrier (failed|timed out
                    'heartbeat timeout|GetKeyValue.. timed out|remote process exited')
 _NO_CLUSTER = 'coordinator_address should be defined'  # how JAX says that it found none
 _COUNTS = ('SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE')  # of a launcher's processes
+# Number of the processes that a launcher started together → index of this one. Not SLURM_NTASKS: a batch script, which is one
+# process, has that of its job; srun gives each step its own.
+_LAUNCHED = {'OMPI_COMM_WORLD_SIZE': 'OMPI_COMM_WORLD_RANK', 'SLURM_STEP_NUM_TASKS': 'SLURM_PROCID'}
 _SILENT_S = 2  # only who waits for longer at the start says so
 _END_TIMEOUT_S = 7 * 24 * 3600  # the parts of a job take very different times, and JAX itself waits for 300 s only
 
@@ -139,10 +142,22 @@ def _start(hosts: Any) -> int:
     except ValueError as error:
         if named or _NO_CLUSTER not in str(error):
             raise ValueError(f'the processes cannot start together: {error}; correct config.hosts') from error
+        _check_launched_alone()
         return 1
     finally:
         waiting.cancel()
     return service.global_state.num_processes
+
+
+def _check_launched_alone() -> None:
+    """Raises ValueError when a launcher started several processes that JAX does not find: each would do the whole run alone."""
+    for name, index in _LAUNCHED.items():
+        count = os.environ.get(name, '')
+        if count.isdecimal() and int(count) > 1 and index in os.environ:
+            where, number, own = _ENVIRONMENT.values()
+            raise ValueError(f'{name} says that {count} processes were started, but JAX cannot tell where they meet (Open MPI '
+                             f'5 does not say so): set {where}=HOST:PORT of process 0, {number}={count} and {own}=${index} for '
+                             f'each of them; where each is to work alone, unset {name}')
 
 
 def _named(hosts: Any) -> dict[str, Any]:

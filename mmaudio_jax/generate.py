@@ -2,7 +2,8 @@
 
     OUTPUT/NAME.flac (or .wav), NAME.mp4 (or .mkv …) with the new sound, NAME.png (spectrogram), NAME.json (the settings):
                          for each input
-    OUTPUT/report.jsonl  one line an input of the last run: name, what was asked for, status (done, kept, failed), files, error
+    OUTPUT/report.jsonl  one line an input of the last run: name, what was asked for, status (done, kept, failed), files, error;
+                         of several processes, process i writes report_<i>.jsonl
 """
 from collections.abc import Iterator
 import concurrent.futures
@@ -28,6 +29,7 @@ from mmaudio_jax import sampler
 from mmaudio_jax import snapshots
 from mmaudio_jax.generate_jobs import Job
 from mmaudio_jax.request import Request
+from mmaudio_jax.weights import files
 from mmaudio_jax.weights import store
 
 _CHOICES = {'audio_format': [suffix[1:] for suffix in media.SOUND_FORMATS],
@@ -85,8 +87,11 @@ def _load(config, workdir: pathlib.Path) -> pipeline.Pipeline:
 def _weights(config, workdir: pathlib.Path, pipe: pipeline.Pipeline) -> dict[str, Any]:
     """What says that results are of the same weights."""
     chosen = config.generate.pretrained
-    digest = fingerprints.of_weights(chosen or workdir, pipe.name, pipe.step, store.places(config.weights))
-    found = {'run': pipe.name, 'step': pipe.step, 'digest': digest, 'codec': fingerprints.of_file(pipe.codec_path)}
+    source, places, names = chosen or workdir, store.places(config.weights), pipe.config['extract']
+    loaded_from = fingerprints.loaded_from(source, pipe.step, places)
+    codec = fingerprints.of_codec(names['codec'], pipe.config['sequence']['rate'], pipe.codec_path, loaded_from)
+    found = {'run': pipe.name, 'step': pipe.step, 'digest': fingerprints.of_weights(source, pipe.name, pipe.step, places),
+             'codec': codec, **fingerprints.of_encoder(names['encoder'], (files.CLIP, files.SYNCHFORMER), loaded_from)}
     if chosen:
         return found | {'pretrained': chosen, 'dtype': config.weights.dtype}
     return found | {'seed': pipe.config['seed'], 'sigma_rel': config.ema.synthesis_sigma_rel}

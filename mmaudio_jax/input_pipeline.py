@@ -245,14 +245,21 @@ def _epoch_of(config, records_dir: pathlib.Path, dataset: str, repeats: int) -> 
     return grain.MapDataset.source(_Chosen(part, places))
 
 
-def _check_codecs(records_dir: pathlib.Path, names: Sequence_[str]) -> None:
-    """Raises ValueError for sets whose latents are those of codecs that were fitted to different clips."""
-    fitted = {name: records.read_metadata(records_dir / name)['made_with'].get('codec_fitted_to')
-              for name in names}
+def _check_codecs(records_dir: pathlib.Path, input_config) -> None:
+    """Raises ValueError for sets, of whichever field, whose latents are those of codecs that were fitted to different clips.
+
+    A set of statistics or validation that is not there is left to its reader: not every run reads it.
+    """
+    names, places = [name for name, _ in input_config.mixture], dict[str, str]()
+    for field in ('statistics', 'validation'):
+        if (records_dir / input_config[field] / records.METADATA_FILE).is_file():
+            places[input_config[field]] = field
+    places |= dict.fromkeys(names, 'mixture')
+    fitted = {name: records.read_metadata(records_dir / name)['made_with'].get('codec_fitted_to') for name in places}
     for name, source in fitted.items():
         if source != fitted[names[0]]:
-            raise ValueError(f'config.input.mixture: the latents of {names[0]!r} are those of a codec that was fitted to '
-                             f'{fitted[names[0]]}, those of {name!r} of one fitted to {source}; delete one of the sets and '
+            raise ValueError(f'config.input.{places[name]}: the latents of {names[0]!r} are those of a codec that was fitted '
+                             f'to {fitted[names[0]]}, those of {name!r} of one fitted to {source}; delete one of the sets and '
                              'extract it again with the codec of the other (config.extract.codec_fit_dataset)')
 
 
@@ -318,13 +325,13 @@ def train_iterator(config, records_dir: pathlib.Path, mesh: jax.sharding.Mesh) -
 
     Raises:
       FileNotFoundError: a set that is not there.
-      ValueError: a set of another schema or codec, a bad mixture, fewer examples in an epoch than one batch, or more workers
-        than shared memory has room for.
+      ValueError: a set of another schema or codec (also one of statistics or validation), a bad mixture, fewer examples in an
+        epoch than one batch, or more workers than shared memory has room for.
     """
     _check_mixture(config.input)
     mixture = config.input.mixture
     parts = [_epoch_of(config, records_dir, name, repeats) for name, repeats in mixture]
-    _check_codecs(records_dir, [name for name, _ in mixture])
+    _check_codecs(records_dir, config.input)
     examples = grain.MapDataset.concatenate(parts)
     if len(examples) < config.input.batch_size:
         raise ValueError(f'config.input.batch_size is {config.input.batch_size}, but an epoch of config.input.mixture has only '

@@ -212,11 +212,14 @@ def _folder(config, workdir: pathlib.Path, data: pathlib.Path, parts: pretrained
     """The folder of these sounds, with settings.json."""
     plain = checkpoints.to_json(config)
     plain['sampling'].pop('batch_size')
+    source, places = config.generate.pretrained or workdir, store.places(config.weights)
     settings = {'network': parts.config, 'step': parts.step, 'pretrained': config.generate.pretrained,
                 'sigma_rel': config.ema.synthesis_sigma_rel, 'sampling': plain['sampling'], 'sequence': plain['sequence'],
-                'weights': fingerprints.of_weights(config.generate.pretrained or workdir, parts.name, parts.step,
-                                                   store.places(config.weights)),
-                'records': fingerprints.of_records(config, data), 'codec': fingerprints.of_file(parts.codec_path)}
+                'weights': fingerprints.of_weights(source, parts.name, parts.step, places),
+                'records': fingerprints.of_records(config, data),
+                'codec': fingerprints.of_codec(parts.config['extract']['codec'], config.sequence.rate, parts.codec_path,
+                                               fingerprints.loaded_from(source, parts.step, places)),
+                **fingerprints.of_negative_prompt(config)}
     text = json.dumps(settings, indent=1, sort_keys=True) + '\n'
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     folder = workdir / 'generated' / f'{config.evaluate.dataset}_{config.evaluate.split}_{digest}'

@@ -183,6 +183,32 @@ def test_of_scores_and_a_report_the_newer_counts(tmp_path):
     assert 'onset F1 ↑' in lines[0] and lines[2].startswith('| a | 2 | 0.500') and lines[3].endswith('| 0.7000 ± 0.0000 |')
 
 
+def test_flags_that_ask_for_scores_are_answered_by_scores_alone(fake, monkeypatch, capfd):
+    """The fake writes reports: runs that leave no scores failed, and figures of another kind are in no table."""
+    (fake / 'out').mkdir()
+    assert ablations.run(_config(), fake / 'out') == 0
+    scores = {'metrics': ['onset_f1'], 'systems': {'ours': {'scores': {'onset_f1': {'value': 0.7}}}}}
+    for seed in (0, 2):
+        path = fake / 'out' / 'default' / f'seed_{seed}' / 'scores.json'
+        path.write_text(json.dumps(scores))
+        os.utime(path, (0, 0))  # older than the report
+    monkeypatch.setattr(sys, 'argv', [*sys.argv, '--config.score.sample=True'])
+    assert ablations.run(_config(), fake / 'out') == 1
+    rows = json.loads((fake / 'out' / 'ablations.json').read_text())['rows']
+    assert {name: row['mean'] for name, row in rows.items()} == {'default': {'onset_f1': 0.7}}
+    assert 'FAILED: no_sync, seed 0: ended without a report' in capfd.readouterr().err
+
+
+@pytest.mark.parametrize('flags, command, expected', [
+    ((), (), False), (('--config.score.sample=True',), (), True), ((), ('--config.score.sample',), True),
+    (('--config.score.sample=True',), ('--config.score.sample=0',), False), ((), ('--config.score.compare=a=b c=d',), True),
+    ((), ('--config.score.generated=',), False), ((), ('--config.score.batch_size=3',), False),
+])
+def test_which_flags_ask_for_scores(monkeypatch, flags, command, expected):
+    monkeypatch.setattr(sys, 'argv', ['run.py', '--config=table.py', *command])
+    assert ablations._asks_for_scores(flags) == expected
+
+
 def test_the_command_of_the_table_can_be_typed(fake, monkeypatch):
     monkeypatch.setattr(sys, 'argv', [*sys.argv, "--config.score.metrics=('onset_f1',)", '--config.name=a b'])
     ablations.run(_config(), fake)

@@ -1,5 +1,6 @@
 """Evaluation of a split, with its controls: what the report says, what is skipped, and what is refused."""
 import json
+import os
 import shutil
 import unicodedata
 
@@ -70,6 +71,22 @@ def test_a_second_run_does_nothing_and_a_changed_one_does(evaluated, capsys):
     evaluate.evaluate(config, workdir)
 
 
+def test_a_report_that_is_left_is_the_newer_one_again(evaluated):
+    """Ablations take the newer of scores.json and report.json: what was asked for last."""
+    config, workdir = evaluated
+    report, scores = workdir / 'report.json', workdir / 'scores.json'
+    before = report.read_text()
+    os.utime(report, (1, 1))
+    evaluate.evaluate(config, workdir)
+    assert report.stat().st_mtime == 1  # there are no scores
+    scores.touch()
+    try:
+        evaluate.evaluate(config, workdir)
+        assert report.read_text() == before and report.stat().st_mtime_ns >= scores.stat().st_mtime_ns
+    finally:
+        scores.unlink()
+
+
 def test_a_report_of_other_data_or_weights_is_made_anew(evaluated, tmp_path, capsys):
     _, workdir = evaluated
     config, run = trained_run.make_config(), tmp_path / 'run'
@@ -92,6 +109,23 @@ def test_a_report_of_other_data_or_weights_is_made_anew(evaluated, tmp_path, cap
     trained_run.write_codec(tmp_path, config, 2)
     with pytest.raises(checkpoints.CheckpointError, match='is not the codec of the network'):
         evaluate.evaluate(config, run)
+
+
+def test_a_report_of_another_vocoder_or_encoder_is_made_anew(evaluated, tmp_path):
+    _, workdir = evaluated
+    config = trained_run.make_config()
+    config.extract.update(encoder='official', codec='official')
+    config.weights.update(folder=str(tmp_path), cache=str(tmp_path / 'cache'), verify=False)
+    config.sampling.negative_prompt = 'music'
+    identity = lambda: evaluate._identity(config, workdir, workdir, trained_run.STEP)
+    report = tmp_path / 'report.json'
+    report.write_text(json.dumps({name: value for name, value in identity().items() if name != 'encoder'}))  # an older one
+    assert evaluate._matches(report, identity())
+    for name in ('best_netG.pt', 'open_clip_pytorch_model.bin'):
+        (tmp_path / name).write_bytes(b'mine')
+        assert not evaluate._matches(report, identity()), name
+        report.write_text(json.dumps(identity()))
+        assert evaluate._matches(report, identity())
 
 
 def test_sounds_that_are_not_finite_are_said(evaluated):

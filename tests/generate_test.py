@@ -88,6 +88,20 @@ def test_a_picture_that_cannot_be_drawn_fails_no_input(workdir, tmp_path, capfd,
     assert row['status'] == 'done' and [name.split('.')[1] for name in row['files']] == ['flac']
 
 
+def test_a_result_of_another_vocoder_or_encoder_is_made_again(workdir, tmp_path):
+    config = _config(workdir)
+    config.weights.update(folder=str(tmp_path), cache=str(tmp_path / 'cache'), verify=False)
+    pipe = generate._load(config, workdir)
+    pipe.config['extract'].update(encoder='official', codec='official')
+    weights = [generate._weights(config, workdir, pipe)]
+    assert weights[0]['codec'] is None and 'encoder' not in weights[0]  # as older results have it
+    for name in ('v1-16.pth', 'best_netG.pt', 'open_clip_pytorch_model.bin', 'synchformer_state_dict.pth'):
+        (tmp_path / name).write_bytes(b'mine')
+        found = generate._weights(config, workdir, pipe)
+        assert found not in weights, name
+        weights.append(found)
+
+
 def test_one_file_with_other_settings_is_made_again(workdir):
     config = _config(workdir, input=str(workdir / 'videos' / 'c.mp4'), output=str(workdir / 'one'), audio_format='wav')
     assert generate.generate(config, workdir) == 0

@@ -295,6 +295,16 @@ def test_sets_of_two_codecs_do_not_mix(tmp_path):
         input_pipeline.train_iterator(make_config(), tmp_path, make_mesh())
 
 
+@pytest.mark.parametrize('field', ['statistics', 'validation'])
+def test_sets_beside_the_mixture_are_of_its_codec(tmp_path, field):
+    for i, (name, dataset) in enumerate({'clips': 'clips', 'sounds': 'clips', 'others': 'others'}.items()):
+        write_numbered(tmp_path / name, 100 * i, {'train': TRAIN, 'validation': 8}, codec_fitted_to={'dataset': dataset})
+    for harmless in ('sounds', 'nowhere', ''):  # those that are missing are said by who reads them
+        input_pipeline.train_iterator(make_config(**{field: harmless}), tmp_path, make_mesh())
+    with pytest.raises(ValueError, match=f"input.{field}: .* of 'clips' .* fitted to .*'clips'.* of 'others' .* fitted to"):
+        input_pipeline.train_iterator(make_config(**{field: 'others'}), tmp_path, make_mesh())
+
+
 def test_a_constant_channel_is_refused(tmp_path):
     records_test.write_set(tmp_path / 'clips', {'train': [1]})
     folder = tmp_path / 'flat'

@@ -138,3 +138,13 @@ def test_what_does_not_fit_is_named(tmp_path):
     (folder / 'meta.json').unlink()
     with pytest.raises(FileNotFoundError, match='vgg: holds no meta.json'):
         memmaps.open_maps(folder, SCHEMA)
+
+
+@pytest.mark.parametrize('there, missing', [memmaps.OF_VIDEO, memmaps.OF_VIDEO[::-1]])
+def test_half_of_the_features_of_videos_is_refused(tmp_path, there, missing):
+    write(tmp_path / 'vgg', 'label', True)
+    meta = json.loads((tmp_path / 'vgg' / 'meta.json').read_text())
+    del meta[missing]
+    (tmp_path / 'vgg' / 'meta.json').write_text(json.dumps(meta))
+    with pytest.raises(ValueError, match=f"vgg/meta.json: names '{there}', but no tensor '{missing}'; videos have both"):
+        memmaps.open_maps(tmp_path / 'vgg', SCHEMA)

@@ -1,22 +1,25 @@
 """Extraction on a local Ray cluster of two workers: the same bytes as without, also when a worker is killed on the way."""
+import importlib
 import os
 import pathlib
 import signal
+import sys
 import threading
 import time
+import types
 
 import pytest
 
+from configs import base
+import data_pipelines
 from data_pipelines import extract
 from tests import extract_test
-
-ray = pytest.importorskip('ray')
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(name='address', scope='module')
 def fixture_address():
     """A cluster of two nodes with one actor's room each."""
+    ray = pytest.importorskip('ray')
     from ray import cluster_utils
     os.environ.setdefault('RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO', '0')
     room = {'num_cpus': 1, 'object_store_memory': 80 * 2**20}
@@ -48,6 +51,7 @@ def kill_one(workdir: pathlib.Path, killed: list[int]) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kill', [False, True])
 def test_the_same_bytes_as_without_ray(tmp_path, address, kill):
     extract_test.sounds_workdir(tmp_path, 40)
@@ -63,9 +67,36 @@ def test_the_same_bytes_as_without_ray(tmp_path, address, kill):
     assert len(killed) == kill
 
 
+@pytest.mark.slow
 def test_errors_come_through(tmp_path, address):
     extract_test.sounds_workdir(tmp_path, 6)
     config = extract_test.sounds_config(executor='ray', ray_address=address, ray_actors=2, ray_cpus=1.0, max_rejected=0.0)
     (tmp_path / 'media' / 'sounds' / '3.wav').unlink()
     extract.extract(config, tmp_path)  # one reject of six: too few to judge
     assert len((tmp_path / 'records' / 'sounds' / 'rejected.jsonl').read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize('resources, expected', [
+    ((), {'num_cpus': 2.0, 'resources': {}}),
+    ((('TPU', 4.0),), {'num_cpus': 2.0, 'resources': {'TPU': 4.0}}),
+    ((('GPU', 1.0), ('CPU', 3.0), ('fast_disk', 1.0)), {'num_cpus': 3.0, 'num_gpus': 1.0, 'resources': {'fast_disk': 1.0}}),
+])
+def test_gpus_and_cpus_are_asked_for_by_their_own_arguments(monkeypatch, resources, expected):
+    """Ray need not be here: what stands for it refuses what ray.remote of 2.60 refuses."""
+    asked = []
+
+    def remote(*, resources, max_restarts, max_task_retries, **room):
+        if {'CPU', 'GPU'} & set(resources):
+            raise ValueError("Use the 'num_cpus' and 'num_gpus' keyword instead of 'CPU' and 'GPU' in 'resources' keyword")
+        asked.append({**room, 'resources': resources})
+        return lambda cls: cls
+
+    name = 'data_pipelines.ray_executor'
+    monkeypatch.setitem(sys.modules, 'ray', types.SimpleNamespace(remote=remote, is_initialized=lambda: True))
+    monkeypatch.setitem(sys.modules, name, None)  # so that afterwards it is as it was, and not this one
+    monkeypatch.setattr(data_pipelines, 'ray_executor', None, raising=False)
+    del sys.modules[name]
+    settings = base.get_config().extract
+    settings.ray_resources = resources
+    importlib.import_module(name).run(None, [], settings, lambda *_: None)
+    assert asked == [expected]

@@ -37,6 +37,9 @@ def test_names_that_are_not_utf8_are_printed(tmp_path, monkeypatch):
     ((BASE, '--workdir=w', '--config.stages[99]=train'), 'index out of range; every field'),
     ((BASE, '--workdir=w', '--config.train.total_steps=abc'), 'total_steps'),
     ((BASE, '--workdir=w', '--verbos'), 'verbos'),
+    ((BASE, '--workdir=w', "--config.stages=('generate', 'evalute')"),  # before the first stage, which fails here, too
+     "config.stages is ('generate', 'evalute'), but there is no stage 'evalute'; it must be a tuple of one or more of impacts"),
+    ((BASE, '--workdir=w', '--config.stages=()'), 'config.stages is (); it must be a tuple of one or more of impacts, extract'),
     ((BASE, '--workdir=w', '--mode=generate', '--config.sampling.batch_size=0'), 'config.sampling.batch_size is 0; it must be'),
     ((BASE, '--workdir=w', '--mode=train', "--config.input.mixture=('vggsound', 5)"),
      """config.input.mixture is ('vggsound', 5); it must be a tuple of (record set, repeats) tuples with a comma"""),

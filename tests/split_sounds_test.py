@@ -14,6 +14,7 @@ from mmaudio_jax import records
 from mmaudio_jax import score
 from mmaudio_jax import score_inputs
 from mmaudio_jax import split_sounds
+from mmaudio_jax.sequence import Sequence
 from tests import scored_folders
 from tests import trained_run
 
@@ -88,6 +89,21 @@ def test_sounds_of_other_data_or_weights_are_others(trained, tmp_path):
         trained_run.write_weights(run, config, seed=seed)
         folders.append(split_sounds.write(config, run)['clip_0'].parent)
     assert len(set(folders)) == 4
+
+
+def test_sounds_of_another_vocoder_or_encoder_are_others(trained, tmp_path):
+    config = _config()
+    config.weights.update(folder=str(tmp_path), cache=str(tmp_path / 'cache'), verify=False)
+    parts = split_sounds._network(config, trained, Sequence(**config.sequence))
+    parts.config['extract'].update(encoder='official', codec='official')
+    config.extract.encoder, config.sampling.negative_prompt = 'official', 'music'
+    names = [split_sounds._folder(config, trained, trained, parts).name]
+    for name in ('best_netG.pt', 'open_clip_pytorch_model.bin', 'v1-44.pth'):  # the last is of the other rate
+        (tmp_path / name).write_bytes(b'mine')
+        names.append(split_sounds._folder(config, trained, trained, parts).name)
+    (tmp_path / 'best_netG.pt').write_bytes(b'another')
+    names.append(split_sounds._folder(config, trained, trained, parts).name)
+    assert len(set(names)) == 4 and names[2] == names[3]
 
 
 def test_a_split_is_scored_against_its_own_media(trained, capsys):

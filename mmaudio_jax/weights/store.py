@@ -125,6 +125,24 @@ def converted(name: str, *, cache: Path | None = None, folder: Path | None = Non
     return place(md5)
 
 
+def own_md5(name: str, *, cache: Path | None = None, folder: Path | None = None, offline: bool = False,
+            verify: bool = True) -> str | None:
+    """The MD5 of the file that `load` reads for a model when it is one of your own; None when it is the released one.
+
+    Nothing is converted or downloaded, and a file is read once (download.checked_md5). A file whose MD5 was never published
+    counts as released when it came from the hub. Arguments and errors are those of `load`.
+    """
+    del offline
+    entry, root = files.get(name), download.cache_folder(cache)
+    if verify and entry.md5:
+        return None  # `load` takes no other
+    source = download.find(entry, root, folder)
+    if source is None or not entry.md5 and download.is_from_hub(source):
+        return None
+    md5 = download.checked_md5(entry, source, root, verify)
+    return None if md5 == entry.md5 else md5
+
+
 def _converted_before(entry: files.OfficialFile, pattern: pathlib.Path) -> pathlib.Path | None:
     """A conversion of an official file that was deleted since; when no MD5 is published, of one that came from the hub."""
     for path in sorted(pattern.parent.glob(pattern.name), key=lambda path: path.stat().st_mtime, reverse=True):
