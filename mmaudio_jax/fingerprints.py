@@ -33,9 +33,17 @@ def of_weights(source: Path, name: str, step: int | None, places: dict[str, Any]
     sums = []
     for path in sorted(folder.glob('ema/*/*.npz')):
         if path.parent.name.isdigit() and int(path.parent.name) <= step:
-            with zipfile.ZipFile(path) as file:
-                sums.append((path.parent.name, path.name, [(entry.filename, entry.CRC) for entry in file.infolist()]))
+            sums.append((path.parent.name, path.name, _checksums(path)))
     return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+
+
+def _checksums(path: pathlib.Path) -> list[tuple[str, int]]:
+    """Of the tensors in an .npz; none of a damaged one: whoever samples from it says so, and others do not need it."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return [(entry.filename, entry.CRC) for entry in file.infolist()]
+    except zipfile.BadZipFile:
+        return []
 
 
 def loaded_from(source: Path, step: int | None, places: dict[str, Any]) -> dict[str, Any]:

@@ -249,6 +249,8 @@ def _is_done(stem: pathlib.Path, settings: dict) -> bool:
         found = json.loads(_beside(stem, '.json').read_text())
     except (OSError, ValueError):
         return False
+    if not isinstance(found, dict):  # another program's file
+        return False
     return found.get('settings') == settings and all((stem.parent / file).is_file() for file in found.get('files', ['']))
 
 

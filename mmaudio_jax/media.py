@@ -104,7 +104,7 @@ def atomic_file(path: Path, synced: bool = False) -> Iterator[pathlib.Path]:
       MediaError: disk full, no such folder, no permission.
     """
     path = pathlib.Path(path)
-    beside = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:12]}.part')
+    beside = path.with_name(f'.{uuid.uuid4().hex}.part')  # not longer than the name, which may be as long as names can be
     try:
         with explained(path):
             if not path.parent.is_dir():

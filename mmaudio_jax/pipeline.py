@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from mmaudio_jax import codec
 from mmaudio_jax import encoders
@@ -34,6 +35,7 @@ from mmaudio_jax.weights import download
 READERS = 4  # files that are decoded at a time
 MOST_DB = 200.0  # of the original sound in a mixture, up or down: far beyond what 16 bits hold
 STILL_FPS = 25.0  # of the video that a still image makes
+STILL_SIDE = 4096  # pixels of it at most: h264 takes no panorama at full size
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,7 +89,9 @@ class Clip:
         pictures = self.video
         if self.image is not None:
             count = max(1, round(self.duration_s * STILL_FPS))
-            pictures = Frames(np.broadcast_to(self.image, (count, *self.image.shape)), STILL_FPS)
+            still = Image.fromarray(self.image)
+            still.thumbnail((STILL_SIDE, STILL_SIDE))
+            pictures = Frames(np.broadcast_to(np.asarray(still), (count, still.height, still.width, 3)), STILL_FPS)
         if pictures is None:
             raise ValueError(f'{path}: this sound was made without a video; save it as {" or ".join(media.SOUND_FORMATS)}')
         if path.suffix.lower() not in mux.CONTAINERS:

@@ -162,7 +162,7 @@ def _write(report: Mapping[str, Any], workdir: pathlib.Path) -> None:
     for suffix, content in (('json', json.dumps(report, indent=1)), ('md', score_tables.markdown(report)),
                             ('tex', score_tables.latex(report))):
         with media.atomic_file(workdir / f'scores.{suffix}') as partial:
-            partial.write_text(content + '\n', encoding='utf-8')
+            partial.write_text(content + '\n', encoding='utf-8', errors='backslashreplace')  # names need not be UTF-8
 
 
 def _plot(report: Mapping[str, Any], path: pathlib.Path) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 from mmaudio_jax import score_metrics
 
 _RESULTS = pathlib.Path(__file__).with_name('published_results.json')
+_LATEX = str.maketrans({letter: '\\' + letter for letter in '&%$#_{}'} | {
+    '^': r'\textasciicircum{}', '~': r'\textasciitilde{}', '\\': r'\textbackslash{}'})
 _SPREAD = 2.0  # how many times the difference of the one known rerun still counts as the same
 
 
@@ -57,9 +59,9 @@ def markdown(report: Mapping[str, Any]) -> str:
         for name in names:
             cell = _interval(row['scores'].get(name, {}), name)
             cells.append(f'**{cell}**' if best[name] == system else cell)
-        lines.append(f'| {system} | {" | ".join(cells)} |')
+        lines.append(f'| {_cell(system)} | {" | ".join(cells)} |')
     for pair, scores in report['differences'].items():
-        lines.append(f'| {pair} | {" | ".join(_interval(scores.get(name, {}), name) for name in names)} |')
+        lines.append(f'| {_cell(pair)} | {" | ".join(_interval(scores.get(name, {}), name) for name in names)} |')
     table = report['published']
     for row_name, scores in all_rows(table).items():
         lines.append(f'| *{row_name}, published* | {" | ".join(_number(scores.get(name), name) for name in names)} |')
@@ -67,7 +69,7 @@ def markdown(report: Mapping[str, Any]) -> str:
             own = row_name in table['rows']  # how far reruns of other systems differ is not known
             cells = [_against(row['scores'].get(name, {}), scores.get(name), spread(table, name) if own else None, name)
                      for name in names]
-            lines.append(f'| {system} − {row_name} | {" | ".join(cells)} |')
+            lines.append(f'| {_cell(system)} − {row_name} | {" | ".join(cells)} |')
     return '\n'.join([*lines, '', *_notes(report)])
 
 
@@ -81,9 +83,13 @@ def latex(report: Mapping[str, Any]) -> str:
         for name in names:
             cell = _number(row['scores'].get(name, {}).get('value'), name).replace('–', '--')
             cells.append(rf'\textbf{{{cell}}}' if best[name] == system else cell)
-        label = ''.join('\\' + letter if letter in '&%$#_{}' else letter for letter in system)
-        lines.append(f'{label} & {" & ".join(cells)} \\\\')
+        lines.append(f'{system.translate(_LATEX)} & {" & ".join(cells)} \\\\')
     return '\n'.join(lines)
+
+
+def _cell(name: str) -> str:
+    """A name in a Markdown table."""
+    return name.replace('|', r'\|')
 
 
 def _best(report: Mapping[str, Any], name: str) -> str | None:

@@ -35,12 +35,12 @@ _CODEC = 'codec.json'
 class _StoredTensor:
     """A tensor in an .npz file, read when numpy asks for it: many snapshots of a large network do not fit in memory."""
 
-    def __init__(self, path: pathlib.Path, file: np.lib.npyio.NpzFile, name: str):
-        self._path, self._file, self._name = path, file, name
+    def __init__(self, path: pathlib.Path, name: str):
+        self._path, self._name = path, name
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        with _damage_explained(self._path):
-            return np.asarray(self._file[self._name], dtype)
+        with _damage_explained(self._path), np.load(self._path) as file:  # a process may not hold all snapshots open
+            return np.asarray(file[self._name], dtype)
 
 
 @contextlib.contextmanager
@@ -125,9 +125,9 @@ def _load_step(folder: pathlib.Path) -> list[ema.Snapshot]:
     if not paths:
         raise checkpoints.CheckpointError(f'{folder}: holds no {_SIGMA_REL}*.npz; restore them, or delete the folder')
     for path in paths:
-        with _damage_explained(path):
-            file = np.load(path)
-        tree = traverse_util.unflatten_dict({name: _StoredTensor(path, file, name) for name in file.files}, sep='/')
+        with _damage_explained(path), np.load(path) as file:
+            names = file.files
+        tree = traverse_util.unflatten_dict({name: _StoredTensor(path, name) for name in names}, sep='/')
         gamma = ema.sigma_rel_to_gamma(float(path.stem.removeprefix(_SIGMA_REL)))
         found.append(ema.Snapshot(gamma, int(folder.name), tree))
     return found

@@ -205,6 +205,10 @@ def _network(config, workdir: pathlib.Path, sequence: Sequence) -> pretrained.Pr
     elif parts.config['sequence']['rate'] != sequence.rate:
         raise ValueError(f'config.generate.pretrained: {chosen} is a network of {parts.config["sequence"]["rate"]}, but the '
                          f'records are of {sequence.rate} (config.sequence.rate)')
+    elif parts.config['extract']['encoder'] != config.extract.encoder:
+        raise ValueError(f'config.generate.pretrained: {chosen} knows features of the encoder '
+                         f'{parts.config["extract"]["encoder"]!r}, but the records hold those of {config.extract.encoder!r} '
+                         '(config.extract.encoder); score it on records that were extracted with its own')
     return parts
 
 

@@ -1,5 +1,6 @@
 import copy
 import itertools
+import os
 import pathlib
 import signal
 
@@ -286,6 +287,9 @@ def test_weights_are_synthesised_from_the_snapshots(tmp_path):
         np.testing.assert_array_equal(params['latent_mean'], np.full((1, 1, 2), 7))
         assert saved == checkpoints.to_json(config)
     assert snapshots.latest(tmp_path) == snapshots.latest_agreed(tmp_path) == 30
+    handles = len(os.listdir('/proc/self/fd')) if os.path.isdir('/proc/self/fd') else None
+    stored = snapshots.load_all(tmp_path)
+    assert len(stored) == 6 and (handles is None or len(os.listdir('/proc/self/fd')) == handles)
     own_width = snapshots.load_params(tmp_path, config.ema.synthesis_sigma_rel)[0]
     np.testing.assert_array_equal(snapshots.load_params(tmp_path)[0]['dense']['kernel'], own_width['dense']['kernel'])
     with pytest.raises(ValueError, match='no EMA snapshot of step 25'):

@@ -79,6 +79,7 @@ def test_a_picture_that_cannot_be_drawn_fails_no_input(workdir, tmp_path, capfd,
 
     config = _config(workdir, input='', prompt='rain', output=str(tmp_path))
     assert generate.generate(config, workdir) == 0
+    next(tmp_path.glob('*.json')).write_text('[]')  # as another program's
     monkeypatch.setattr(generate.plots, 'spectrogram', refuse)
     config.sampling.seed = 7
     assert generate.generate(config, workdir) == 0

@@ -374,3 +374,9 @@ def test_damaged_frames_are_refused_where_they_are_asked_to_be(tmp_path):
     assert len(media.read_frames(path, [SMALL], 0.0, 1.5)[0]) == 37
     with pytest.raises(media.MediaError, match='the frame at 0.800 s is damaged'):
         media.read_frames(path, [SMALL], 0.0, 1.5, strict=True)
+
+
+def test_a_name_as_long_as_names_can_be(tmp_path):
+    path = tmp_path / ('a' * 250 + '.flac')
+    media.write_audio(path, np.zeros(160, np.float32), 16_000)
+    assert [path.name for path in tmp_path.iterdir()] == [path.name]

@@ -105,6 +105,9 @@ def test_a_still_image(pipe, tmp_path):
     np.testing.assert_array_equal(features[1][0], np.broadcast_to(pipe._params['empty_sync_feat'], (16, 768)))
     clip.save(tmp_path / 'still.mp4')
     assert media.probe(tmp_path / 'still.mp4').duration_s == 1.0
+    dataclasses.replace(clip, image=np.zeros((40, 17_000, 3), np.uint8)).save(tmp_path / 'wide.mp4')  # h264 has 16 384 at most
+    with av.open(str(tmp_path / 'wide.mp4')) as container:
+        assert container.streams.video[0].width == 4096
 
 
 def test_masked_clip_leaves_the_timing(pipe, workdir):

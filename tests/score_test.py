@@ -54,6 +54,18 @@ def test_two_systems_in_one_table(folders, capsys):
     assert [path.name for path in (folders / 'run' / 'scores').iterdir()] == ['clip_00.png']
 
 
+def test_names_that_tables_cannot_hold_as_they_are(tmp_path, monkeypatch):
+    scores = {'is_panns': {'value': 2.0, 'low': 1.0, 'high': 3.0, 'covered': 2, 'clips': 2}}
+    report = {'metrics': ['is_panns'], 'systems': {r'a|b^2~c\d_e': {'scores': scores}}, 'differences': {},
+              'published': {'rows': {}, 'others': {}}}
+    row = score.score_tables.latex(report).splitlines()[1]
+    assert row.startswith(r'a|b\textasciicircum{}2\textasciitilde{}c\textbackslash{}d\_e & ')
+    assert score.score_tables._cell('a|b') == r'a\|b'
+    monkeypatch.setattr(score.score_tables, 'markdown', lambda report: 'caf\udce9')
+    score._write(report, tmp_path)
+    assert (tmp_path / 'scores.md').read_text() == 'caf\\udce9\n'
+
+
 def test_sheets_have_the_reference_above_every_system_with_its_onsets(folders, monkeypatch):
     sheets = []
     monkeypatch.setattr(score.plots, 'spectrogram', lambda *arguments: sheets.append(arguments))

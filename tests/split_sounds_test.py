@@ -219,6 +219,9 @@ def test_mistakes(trained, tmp_path):
     config.sequence.rate, config.generate.pretrained = '44k', str(trained)
     with pytest.raises(ValueError, match='is a network of 16k, but the records are of 44k'):
         split_sounds.write(config, trained)
+    config.sequence.rate, config.extract.encoder = '16k', 'official'
+    with pytest.raises(ValueError, match="knows features of the encoder 'pixels', but the records hold those of 'official'"):
+        split_sounds.write(config, trained)
     with pytest.raises(ValueError, match="'impacts' is the name of the network that is sampled"):
         evaluate.evaluate(_config(compare='impacts=x'), trained)
     table = trained / 'media' / 'impacts' / 'test.jsonl'
