@@ -34,6 +34,7 @@ from mmaudio_jax.weights import download
 
 READERS = 4  # files that are decoded at a time
 MOST_DB = 200.0  # of the original sound in a mixture, up or down: far beyond what 16 bits hold
+PROGRAMS = 8  # compiled ones that are kept: each guidance, solver, number of steps and length has its own
 STILL_FPS = 25.0  # of the video that a still image makes
 STILL_SIDE = 4096  # pixels of it at most: h264 takes no panorama at full size
 
@@ -334,12 +335,16 @@ class Pipeline:
     def _sample(self, settings: sampler.SamplerSettings, sequence: Sequence, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
         """Latents `[B, N, C]` and waveforms `[B, samples]`; a batch that the devices do not share evenly is filled up."""
         weights, decode = self.encoder_and_codec(sequence)[1].program()
-        if (settings, sequence) not in self._programs:
-            self._programs[settings, sequence] = sampler.make_sampler(self._model, settings, self._mesh, decode)
+        program = self._programs.pop((settings, sequence), None)
+        if program is None:
+            program = sampler.make_sampler(self._model, settings, self._mesh, decode)
+        self._programs[settings, sequence] = program  # the last one used is last
+        while len(self._programs) > PROGRAMS:
+            self._programs.pop(next(iter(self._programs)))
         count = len(arrays[0])
         missing = 0 if self._mesh is None else -count % partitioning.batch_shards(self._mesh)
         filled = [np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) for array in arrays]
-        results = self._programs[settings, sequence](self._params, *filled, weights)
+        results = program(self._params, *filled, weights)
         return tuple(np.asarray(result)[:count] for result in results)
 
     def _check_finite(self, latents: np.ndarray, waveforms: np.ndarray, guidance: float) -> None:

@@ -110,6 +110,22 @@ def test_a_still_image(pipe, tmp_path):
         assert container.streams.video[0].width == 4096
 
 
+def test_the_programs_used_last_are_kept(pipe, monkeypatch):
+    made = []
+
+    def make(model, settings, mesh, decode):
+        del model, mesh, decode
+        made.append(settings.guidance)
+        return lambda params, noise, *_: (noise,)
+
+    monkeypatch.setattr(pipeline, 'PROGRAMS', 2)
+    monkeypatch.setattr(pipeline.sampler, 'make_sampler', make)
+    monkeypatch.setattr(pipe, '_programs', {})
+    for guidance in (1.0, 2.0, 1.0, 3.0, 1.0, 2.0):
+        pipe._sample(sampler.SamplerSettings('euler', 2, guidance), Sequence('16k', 1.0), np.zeros((1, 32, 20)))
+    assert made == [1.0, 2.0, 3.0, 2.0] and len(pipe._programs) == 2
+
+
 def test_masked_clip_leaves_the_timing(pipe, workdir):
     made = pipe.request(video=workdir / 'a.mp4', mask_clip=True)
     frames = pipe.read(made)
