@@ -28,6 +28,15 @@ def fixture_folders(tmp_path, monkeypatch):
     return tmp_path
 
 
+def _caches(folders, *stems):
+    """Some of av-benchmark's: those of all networks together are of no one length."""
+    folder = folders / 'caches'
+    folder.mkdir(exist_ok=True)
+    for stem in stems:
+        shutil.copy(GOLDEN / 'av_benchmark' / f'{stem}.pth', folder)
+    return str(folder)
+
+
 def _run(folders, **changes):
     config = scored_folders.make_config(folders)
     config.score.update(**changes)
@@ -116,7 +125,7 @@ def test_a_score_without_references_still_covers_what_is_asked_for(folders):
     _run(folders, generated=str(folders / 'good'), metrics=('is_panns',), references='')  # nothing is asked for
     with pytest.raises(ValueError, match='none of its 11 clips .* has the name of one of the 3 references'):
         _run(folders, generated=str(folders / 'good'), metrics=('is_panns',), references='',
-             reference_cache=str(GOLDEN / 'av_benchmark'))
+             reference_cache=_caches(folders, 'pann_features'))
 
 
 def test_systems_that_cover_different_clips_are_not_compared(folders):
@@ -157,12 +166,17 @@ def test_published_caches_in_the_place_of_references(folders):
         shutil.copy(folders / 'good' / 'clip_00.wav', folders / f'{name}.wav')
         (folders / 'named').mkdir(exist_ok=True)
         shutil.move(folders / f'{name}.wav', folders / 'named')
-    report, _ = _run(folders, generated=str(folders / 'named'), references='', reference_cache=str(GOLDEN / 'av_benchmark'),
-                     metrics=('fd_panns', 'kl_panns'))
+    options = {'generated': str(folders / 'named'), 'references': '', 'reference_cache': _caches(folders, 'pann_features')}
+    report, text = _run(folders, **options, metrics=('fd_panns', 'kl_panns'))
     assert report['asked'] == 3 and report['systems']['named']['scores']['kl_panns']['clips'] == 3
+    assert "named, KL PANNs: the length of the reference caches' clips is not known." in text
+    _caches(folders, 'vggish_features')
     with pytest.raises(ValueError, match='the references: 1 clips .* no reference for vggish'):
-        _run(folders, generated=str(folders / 'named'), references='', reference_cache=str(GOLDEN / 'av_benchmark'),
-             metrics=('fd_panns', 'fd_vgg'))
+        _run(folders, **options, metrics=('fd_panns', 'fd_vgg'), duration_s=3.0)
+    report, text = _run(folders, **options, metrics=('fd_panns',), duration_s=3.0)
+    assert 'is not known' not in text
+    with pytest.raises(ValueError, match='vggish_features.pth: its clips have up to 3 patches, but 5 s have 5'):
+        _run(folders, **options, metrics=('fd_panns',), duration_s=5.0)
 
 
 def test_captions_that_are_named_go_before_those_of_the_caches(folders, monkeypatch):
@@ -176,7 +190,7 @@ def test_captions_that_are_named_go_before_those_of_the_caches(folders, monkeypa
     weights = scored_folders.write_weights(folders / 'weights')
     for name in embedders.tokenizer_roberta.FILES:
         (weights / name).write_text('')
-    report, _ = _run(folders, generated=str(folders / 'named'), references='', reference_cache=str(GOLDEN / 'av_benchmark'),
+    report, _ = _run(folders, generated=str(folders / 'named'), references='', reference_cache=_caches(folders, 'pann_features'),
                      captions=str(folders / 'captions.csv'), metrics=('clap', 'fd_panns'))
     assert sorted(read) == ['one strike', 'rain on glass', 'two strikes']
     assert report['systems']['named']['scores']['clap']['clips'] == report['asked'] == 3
