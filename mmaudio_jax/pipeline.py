@@ -300,7 +300,7 @@ class Pipeline:
             with self._stages('flow and codec', f'{len(part)} sounds of {sequence.duration_s:g} s, {settings.num_steps} steps'):
                 latents, waveforms = self._sample(settings, sequence, noise, clip[at], sync[at], text[at],
                                                   text[len(batch) + at])
-            self._check_finite(latents, waveforms, settings.guidance)
+            self._check_finite(latents, waveforms, settings)
             for (index, _), waveform, latent in zip(part, waveforms, latents):
                 request = batch[index]
                 sound = waveform[:request.samples]
@@ -338,7 +338,7 @@ class Pipeline:
         results = self._programs[settings, sequence](self._params, *filled, weights)
         return tuple(np.asarray(result)[:count] for result in results)
 
-    def _check_finite(self, latents: np.ndarray, waveforms: np.ndarray, guidance: float) -> None:
+    def _check_finite(self, latents: np.ndarray, waveforms: np.ndarray, settings: sampler.SamplerSettings) -> None:
         if np.isfinite(latents).all() and np.isfinite(waveforms).all():
             return
         leaves, _ = jax.tree_util.tree_flatten_with_path(self._params)
@@ -347,8 +347,9 @@ class Pipeline:
             raise ValueError(f'{self.name}: the result is not finite: its weights hold NaN or infinity, first in {bad[0]}')
         dtype = jnp.dtype(self._model.dtype).name
         advice = '' if dtype == 'float32' else ", or take dtype='float32'"
-        raise ValueError(f'{self.name}: the result is not finite, though its weights are: guidance {guidance:g} leads to '
-                         f'numbers too large for {dtype}; lower it{advice}')
+        steps = f', or to more than the {sampler.DOPRI5_MAX_STEPS} steps that dopri5 may take'
+        raise ValueError(f'{self.name}: the result is not finite, though its weights are: guidance {settings.guidance:g} leads '
+                         f'to numbers too large for {dtype}{steps if settings.solver == "dopri5" else ""}; lower it{advice}')
 
 
 def check_db(name: str, level_db: float) -> None:
