@@ -215,14 +215,22 @@ def _sources(config, workdir: pathlib.Path, protocol: Protocol,
     cached = published_caches.names(pathlib.Path(options.reference_cache)) if options.reference_cache else set()
     if options.references != RECORDS and (options.references or options.reference_cache or not options.sample):
         found = score_inputs.references(options.references, options.captions, protocol.duration_s, ending=protocol.suffix)
-        return found, cached | set(found.sounds) | set(ids)
+        return _restricted(options, found, cached | set(found.sounds) | set(ids))
     data = pathlib.Path(config.data_dir or workdir)
     if not ids:
         ids = [example['id'] for example in split_sounds.examples(config, data)]
     table = data / 'media' / config.evaluate.dataset / f'{config.evaluate.split}.jsonl'
     named = options.references == RECORDS or table.is_file()  # a metric without references needs no table
     found = score_inputs.references(str(table) if named else '', options.captions, protocol.duration_s, ids)
-    return found, cached | set(ids)
+    return _restricted(options, found, cached | set(ids))
+
+
+def _restricted(options, found: score_inputs.References, listed: set[str]) -> tuple[score_inputs.References, set[str]]:
+    """A table of captions without the rows of other clips, if something else says which clips there are."""
+    clips = listed | set(found.onsets)
+    if options.captions and clips:
+        found = dataclasses.replace(found, captions=score_inputs.captions_of(found.captions, clips, options.captions))
+    return found, listed
 
 
 def _references(scoring: Scoring, listed: set[str],

@@ -45,7 +45,7 @@ def test_caches_of_another_length_are_refused(tmp_path):
         assert 'is not known' in published_caches.length_note(folder, other)
         shutil.copy(FOLDER / f'{embedder}.pth', folder)
         assert published_caches.length_note(folder, fits) == ''
-    with pytest.raises(ValueError, match='vggish_features.pth: its clips have up to 3 patches, but 5 s have 5; set config.score'):
+    with pytest.raises(ValueError, match='vggish_features.pth: its clips have up to 3 patches, but 5 s have 5; set config'):
         published_caches.length_note(tmp_path / 'vggish_features', 5.0)
     with pytest.raises(ValueError, match='synchformer_video.pth: its clips have up to 2 segments, but 8 s have 24; set'):
         published_caches.length_note(tmp_path / 'synchformer_video', 8.0)

@@ -190,10 +190,32 @@ def test_captions_that_are_named_go_before_those_of_the_caches(folders, monkeypa
     weights = scored_folders.write_weights(folders / 'weights')
     for name in embedders.tokenizer_roberta.FILES:
         (weights / name).write_text('')
-    report, _ = _run(folders, generated=str(folders / 'named'), references='', reference_cache=_caches(folders, 'pann_features'),
-                     captions=str(folders / 'captions.csv'), metrics=('clap', 'fd_panns'))
+    report, _ = _run(folders, generated=str(folders / 'named'), references='',
+                     reference_cache=_caches(folders, 'pann_features'), captions=str(folders / 'captions.csv'),
+                     metrics=('clap', 'fd_panns'))
     assert sorted(read) == ['one strike', 'rain on glass', 'two strikes']
     assert report['systems']['named']['scores']['clap']['clips'] == report['asked'] == 3
+
+
+def test_captions_of_clips_that_nobody_asks_for_are_passed_over(folders, monkeypatch, capsys):
+    """A table of a whole set beside the references of a split: its other rows are neither embedded nor asked for."""
+    read = []
+    monkeypatch.setattr(embedders.tokenizer_roberta, 'RobertaTokenizer', lambda folder: lambda texts: (
+        read.extend(texts) or np.arange(len(texts[0]), dtype=np.float32)[None, :8]))
+    for name in embedders.tokenizer_roberta.FILES:
+        (scored_folders.write_weights(folders / 'weights') / name).write_text('')
+    rows = [f'clip_{index:02},caption {index:02}\n' for index in range(40)]
+    options = {'generated': str(folders / 'good'), 'captions': str(folders / 'captions.csv'), 'metrics': ('clap', 'fd_passt')}
+    (folders / 'captions.csv').write_text('name,caption\n' + ''.join(rows))
+    report, _ = _run(folders, **options)
+    assert report['systems']['good']['scores']['clap']['clips'] == report['asked'] == scored_folders.CLIPS
+    assert len(read) == scored_folders.CLIPS and 'score: passes over 28 rows of' in capsys.readouterr().out
+    (folders / 'captions.csv').write_text('name,caption\n' + ''.join(rows[1:]))
+    with pytest.raises(ValueError, match='the references: 1 clips cannot be scored; clip_00: no reference for clap_text'):
+        _run(folders, **options)
+    (folders / 'captions.csv').write_text('name,caption\n' + ''.join(rows[:11]))
+    report, _ = _run(folders, **{**options, 'references': '', 'metrics': ('clap',)}, allow_unpaired=True)
+    assert report['asked'] == 11  # the captions alone say which clips there are
 
 
 def test_onsets(folders):
