@@ -163,7 +163,8 @@ class Pipeline:
             network's parameters and of a batch (partitioning.fitted). None: all parameters.
 
         Raises:
-          ValueError: an unknown name, nothing in the folder, a file of other weights, a step that is not stored.
+          ValueError: an unknown name, nothing in the folder, a file of other weights, a step that is not stored, an argument
+            of a training run for official weights, or a `variant` where there is no choice.
           FileNotFoundError: the fitted codec is missing.
           OSError: no network, disk full.
         """
@@ -173,6 +174,9 @@ class Pipeline:
         with stages('load', os.fspath(source)):
             parts = pretrained.find(source, variant=variant, dtype=dtype, cache=cache, folder=folder, offline=offline,
                                     verify=verify, sigma_rel=sigma_rel, step=step, data_dir=data_dir)
+            if parts.step is None and sigma_rel is not None:
+                raise ValueError(f'sigma_rel is {sigma_rel!r}, but {os.fspath(source)} has official weights, of one average; '
+                                 'it chooses among those of a training run')
             pipe = cls(parts, devices, stages, batch_size, placement)
         trained_on = pipe.config['sequence']
         pipe.encoder_and_codec(Sequence(trained_on['rate'], trained_on['duration_s']))  # reports a missing codec

@@ -49,15 +49,28 @@ def find(source: Path, *, variant: str | None, dtype: str | None, cache: Path | 
     if dtype not in (None, *store.DTYPES):
         raise ValueError(f'dtype {dtype!r} is not one of {", ".join(store.DTYPES)}')
     if os.fspath(source) in mmaudio.VARIANTS:
+        if variant not in (None, os.fspath(source)):
+            raise ValueError(f'variant is {variant!r}, but {os.fspath(source)!r} names the network already; leave one out')
+        _check_no_step(source, step)
         return _official(os.fspath(source), dtype, _loader(dtype, cache, folder, offline, verify))
     place = pathlib.Path(source)
     if not place.is_dir():
         raise ValueError(f'{os.fspath(source)!r} is neither an official network ({", ".join(mmaudio.VARIANTS)}) nor a folder '
                          'with official files or of a training run')
     if (place / 'ema').is_dir():
+        if variant is not None:
+            raise ValueError(f'variant is {variant!r}, but {place} is a training run, which has one network; it chooses among '
+                             'official files')
         loader = functools.partial(_loader, cache=cache, folder=folder, offline=offline, verify=verify)
         return _trained(place, dtype, loader, sigma_rel, step, data_dir)
+    _check_no_step(source, step)
     return _official(_variant_in(place, variant), dtype, _loader(dtype, cache, place, offline, verify))
+
+
+def _check_no_step(source: Path, step: int | None) -> None:
+    if step is not None:
+        raise ValueError(f'step is {step}, but {os.fspath(source)} has official weights, without steps; it chooses among those '
+                         'of a training run')
 
 
 def agreed_step(source: Path) -> int | None:
@@ -81,7 +94,8 @@ def to_train_on(config, model: mmaudio.MMAudio, data: pathlib.Path) -> Any:
     """
     source = config.weights.start_from
     step = agreed_step(source)
-    found = find(source, variant=config.model.variant if step is None else None, dtype='float32', step=step, data_dir=data,
+    chosen = config.model.variant if step is None and source not in mmaudio.VARIANTS else None
+    found = find(source, variant=chosen, dtype='float32', step=step, data_dir=data,
                  sigma_rel=config.ema.synthesis_sigma_rel, **store.places(config.weights))
     fields = [field.name for field in dataclasses.fields(model) if field.name not in _HOW]
     pairs: dict[str, tuple[Any, Any]] = {'sequence.rate': (found.config['sequence']['rate'], config.sequence.rate)}
