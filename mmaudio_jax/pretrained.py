@@ -1,5 +1,6 @@
 """Finds trained networks, for a Pipeline or to train on from: official ones by name or in a folder, or what a run left."""
 from collections.abc import Callable
+from collections.abc import Mapping
 import dataclasses
 import functools
 import os
@@ -97,15 +98,31 @@ def to_train_on(config, model: mmaudio.MMAudio, data: pathlib.Path) -> Any:
     chosen = config.model.variant if step is None and source not in mmaudio.VARIANTS else None
     found = find(source, variant=chosen, dtype='float32', step=step, data_dir=data,
                  sigma_rel=config.ema.synthesis_sigma_rel, **store.places(config.weights))
-    fields = [field.name for field in dataclasses.fields(model) if field.name not in _HOW]
-    pairs: dict[str, tuple[Any, Any]] = {'sequence.rate': (found.config['sequence']['rate'], config.sequence.rate)}
-    pairs |= {f'model.{name}': (getattr(found.model, name), getattr(model, name)) for name in fields}
-    pairs |= {f'extract.{name}': (found.config['extract'][name], config.extract[name]) for name in ('encoder', 'codec')}
-    for field, (theirs, ours) in pairs.items():
-        if theirs != ours:
-            raise ValueError(f'config.weights.start_from: {source} was trained with {field} {theirs!r}, and config.{field} is '
-                             f'{ours!r}')
+    for field, (theirs, ours) in differences(found.config, found.model, config, model).items():
+        raise ValueError(f'config.weights.start_from: {source} was trained with {field} {theirs!r}, and config.{field} is '
+                         f'{ours!r}')
     return found.params
+
+
+def differences(config: Mapping[str, Any], model: mmaudio.MMAudio, other_config: Mapping[str, Any],
+                other_model: mmaudio.MMAudio) -> dict[str, tuple[Any, Any]]:
+    """Field → its two values, of what changes the meaning of a network's parameters: rate, sizes and forms, encoder, codec."""
+    pairs: dict[str, tuple[Any, Any]] = {'sequence.rate': (config['sequence']['rate'], other_config['sequence']['rate'])}
+    pairs |= {f'model.{field.name}': (getattr(model, field.name), getattr(other_model, field.name))
+              for field in dataclasses.fields(model) if field.name not in _HOW}
+    pairs |= {f'extract.{name}': (config['extract'][name], other_config['extract'][name]) for name in ('encoder', 'codec')}
+    return {field: values for field, values in pairs.items() if values[0] != values[1]}
+
+
+def official_config(variant: str, dtype: str | None = None) -> dict[str, Any]:
+    """Plain data of an official network, as Pretrained.config."""
+    return {
+        'name': variant,
+        'sequence': {'rate': files.rate_of(variant), 'duration_s': TRAINING_S},
+        'extract': {'encoder': 'official', 'codec': 'official'},
+        'model': {**store.OFFICIAL, 'variant': variant, 'dtype': dtype or 'float32'},
+        'sampling': dict(SAMPLING),
+    }
 
 
 def _loader(dtype: str | None, cache: Path | None, folder: Path | None, offline: bool, verify: bool) -> Callable[[str], Any]:
@@ -120,15 +137,9 @@ def _loader(dtype: str | None, cache: Path | None, folder: Path | None, offline:
 
 
 def _official(variant: str, dtype: str | None, load: Callable[[str], Any]) -> Pretrained:
-    sequence = Sequence(files.rate_of(variant), TRAINING_S)
-    config: dict[str, Any] = {
-        'name': variant,
-        'sequence': {'rate': sequence.rate, 'duration_s': sequence.duration_s},
-        'extract': {'encoder': 'official', 'codec': 'official'},
-        'model': {**store.OFFICIAL, 'variant': variant, 'dtype': dtype or 'float32'},
-        'sampling': dict(SAMPLING),
-    }
-    return Pretrained(variant, config, mmaudio.build(config['model'], sequence), load(f'mmaudio_{variant}'), None, load, None)
+    config = official_config(variant, dtype)
+    model = mmaudio.build(config['model'], Sequence(**config['sequence']))
+    return Pretrained(variant, config, model, load(f'mmaudio_{variant}'), None, load, None)
 
 
 def _trained(workdir: pathlib.Path, dtype: str | None, loader: Callable[[str], Callable[[str], Any]], sigma_rel: float | None,
