@@ -119,7 +119,7 @@ def integrate_adaptive(velocity: Velocity, initial: jax.Array, settings: Sampler
     import diffrax  # here: it takes a second, and the other solvers do not need it
 
     class Controller(diffrax.PIDController):
-        """Ends at once when no step can succeed any more, where diffrax tries all of them: after NaN its next step is NaN."""
+        """Ends when steps fail down to the least one, where diffrax goes on trying ever shorter ones: NaN fails them all."""
 
         def adapt_step_size(self, *arguments):
             keep, start, end, *others, result = super().adapt_step_size(*arguments)
