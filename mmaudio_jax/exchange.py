@@ -2,6 +2,7 @@
 import pathlib
 from typing import Any
 
+from mmaudio_jax import pretrained
 from mmaudio_jax import snapshots
 from mmaudio_jax.models import mmaudio
 from mmaudio_jax.sequence import Sequence
@@ -54,7 +55,14 @@ def export_weights(config: Any, workdir: pathlib.Path) -> None:
 def _trained(config: Any, workdir: pathlib.Path) -> tuple[dict[str, Any], str]:
     params, run = snapshots.load_params(workdir, config.ema.synthesis_sigma_rel)
     model = mmaudio.build(run['model'], Sequence(run['sequence']['rate'], run['sequence']['duration_s']))
-    return mmaudio_weights.from_params(params, model), f'mmaudio_{run["model"]["variant"]}'
+    stem = f'mmaudio_{run["model"]["variant"]}'
+    official = pretrained.official_config(run['model']['variant'])
+    theirs = mmaudio.build(official['model'], Sequence(**official['sequence']))
+    others = pretrained.differences(run, model, official, theirs)
+    if others:  # written all the same: code that is told of them can load it
+        print(f'{OWN}: has the names of {stem}, but is another network, which the official code does not know by that name: '
+              f'{", ".join(f"{field} {ours!r} (not {official!r})" for field, (ours, official) in others.items())}', flush=True)
+    return mmaudio_weights.from_params(params, model), stem
 
 
 def _official(name: str, config: Any) -> tuple[dict[str, Any], str]:

@@ -168,7 +168,8 @@ class Pipeline:
             network's parameters and of a batch (partitioning.fitted). None: all parameters.
 
         Raises:
-          ValueError: an unknown name, nothing in the folder, a file of other weights, a step that is not stored.
+          ValueError: an unknown name, nothing in the folder, a file of other weights, a step that is not stored, an argument
+            of a training run for official weights, or a `variant` where there is no choice.
           FileNotFoundError: the fitted codec is missing.
           OSError: no network, disk full.
         """
@@ -178,6 +179,9 @@ class Pipeline:
         with stages('load', os.fspath(source)):
             parts = pretrained.find(source, variant=variant, dtype=dtype, cache=cache, folder=folder, offline=offline,
                                     verify=verify, sigma_rel=sigma_rel, step=step, data_dir=data_dir)
+            if parts.step is None and sigma_rel is not None:
+                raise ValueError(f'sigma_rel is {sigma_rel!r}, but {os.fspath(source)} has official weights, of one average; '
+                                 'it chooses among those of a training run')
             pipe = cls(parts, devices, stages, batch_size, placement)
         trained_on = pipe.config['sequence']
         pipe.encoder_and_codec(Sequence(trained_on['rate'], trained_on['duration_s']))  # reports a missing codec
@@ -305,7 +309,7 @@ class Pipeline:
             with self._stages('flow and codec', f'{len(part)} sounds of {sequence.duration_s:g} s, {settings.num_steps} steps'):
                 latents, waveforms = self._sample(settings, sequence, noise, clip[at], sync[at], text[at],
                                                   text[len(batch) + at])
-            self._check_finite(latents, waveforms, settings.guidance)
+            self._check_finite(latents, waveforms, settings)
             for (index, _), waveform, latent in zip(part, waveforms, latents):
                 request = batch[index]
                 sound = waveform[:request.samples]
@@ -347,7 +351,7 @@ class Pipeline:
         results = program(self._params, *filled, weights)
         return tuple(np.asarray(result)[:count] for result in results)
 
-    def _check_finite(self, latents: np.ndarray, waveforms: np.ndarray, guidance: float) -> None:
+    def _check_finite(self, latents: np.ndarray, waveforms: np.ndarray, settings: sampler.SamplerSettings) -> None:
         if np.isfinite(latents).all() and np.isfinite(waveforms).all():
             return
         leaves, _ = jax.tree_util.tree_flatten_with_path(self._params)
@@ -356,8 +360,9 @@ class Pipeline:
             raise ValueError(f'{self.name}: the result is not finite: its weights hold NaN or infinity, first in {bad[0]}')
         dtype = jnp.dtype(self._model.dtype).name
         advice = '' if dtype == 'float32' else ", or take dtype='float32'"
-        raise ValueError(f'{self.name}: the result is not finite, though its weights are: guidance {guidance:g} leads to '
-                         f'numbers too large for {dtype}; lower it{advice}')
+        steps = f', or to more than the {sampler.DOPRI5_MAX_STEPS} steps that dopri5 may take'
+        raise ValueError(f'{self.name}: the result is not finite, though its weights are: guidance {settings.guidance:g} leads '
+                         f'to numbers too large for {dtype}{steps if settings.solver == "dopri5" else ""}; lower it{advice}')
 
 
 def check_db(name: str, level_db: float) -> None:

@@ -1,5 +1,6 @@
 """Finds trained networks, for a Pipeline or to train on from: official ones by name or in a folder, or what a run left."""
 from collections.abc import Callable
+from collections.abc import Mapping
 import dataclasses
 import functools
 import os
@@ -49,15 +50,28 @@ def find(source: Path, *, variant: str | None, dtype: str | None, cache: Path | 
     if dtype not in (None, *store.DTYPES):
         raise ValueError(f'dtype {dtype!r} is not one of {", ".join(store.DTYPES)}')
     if os.fspath(source) in mmaudio.VARIANTS:
+        if variant not in (None, os.fspath(source)):
+            raise ValueError(f'variant is {variant!r}, but {os.fspath(source)!r} names the network already; leave one out')
+        _check_no_step(source, step)
         return _official(os.fspath(source), dtype, _loader(dtype, cache, folder, offline, verify))
     place = pathlib.Path(source)
     if not place.is_dir():
         raise ValueError(f'{os.fspath(source)!r} is neither an official network ({", ".join(mmaudio.VARIANTS)}) nor a folder '
                          'with official files or of a training run')
     if (place / 'ema').is_dir():
+        if variant is not None:
+            raise ValueError(f'variant is {variant!r}, but {place} is a training run, which has one network; it chooses among '
+                             'official files')
         loader = functools.partial(_loader, cache=cache, folder=folder, offline=offline, verify=verify)
         return _trained(place, dtype, loader, sigma_rel, step, data_dir)
+    _check_no_step(source, step)
     return _official(_variant_in(place, variant), dtype, _loader(dtype, cache, place, offline, verify))
+
+
+def _check_no_step(source: Path, step: int | None) -> None:
+    if step is not None:
+        raise ValueError(f'step is {step}, but {os.fspath(source)} has official weights, without steps; it chooses among those '
+                         'of a training run')
 
 
 def agreed_step(source: Path) -> int | None:
@@ -81,17 +95,34 @@ def to_train_on(config, model: mmaudio.MMAudio, data: pathlib.Path) -> Any:
     """
     source = config.weights.start_from
     step = agreed_step(source)
-    found = find(source, variant=config.model.variant if step is None else None, dtype='float32', step=step, data_dir=data,
+    chosen = config.model.variant if step is None and source not in mmaudio.VARIANTS else None
+    found = find(source, variant=chosen, dtype='float32', step=step, data_dir=data,
                  sigma_rel=config.ema.synthesis_sigma_rel, **store.places(config.weights))
-    fields = [field.name for field in dataclasses.fields(model) if field.name not in _HOW]
-    pairs: dict[str, tuple[Any, Any]] = {'sequence.rate': (found.config['sequence']['rate'], config.sequence.rate)}
-    pairs |= {f'model.{name}': (getattr(found.model, name), getattr(model, name)) for name in fields}
-    pairs |= {f'extract.{name}': (found.config['extract'][name], config.extract[name]) for name in ('encoder', 'codec')}
-    for field, (theirs, ours) in pairs.items():
-        if theirs != ours:
-            raise ValueError(f'config.weights.start_from: {source} was trained with {field} {theirs!r}, and config.{field} is '
-                             f'{ours!r}')
+    for field, (theirs, ours) in differences(found.config, found.model, config, model).items():
+        raise ValueError(f'config.weights.start_from: {source} was trained with {field} {theirs!r}, and config.{field} is '
+                         f'{ours!r}')
     return found.params
+
+
+def differences(config: Mapping[str, Any], model: mmaudio.MMAudio, other_config: Mapping[str, Any],
+                other_model: mmaudio.MMAudio) -> dict[str, tuple[Any, Any]]:
+    """Field → its two values, of what changes the meaning of a network's parameters: rate, sizes and forms, encoder, codec."""
+    pairs: dict[str, tuple[Any, Any]] = {'sequence.rate': (config['sequence']['rate'], other_config['sequence']['rate'])}
+    pairs |= {f'model.{field.name}': (getattr(model, field.name), getattr(other_model, field.name))
+              for field in dataclasses.fields(model) if field.name not in _HOW}
+    pairs |= {f'extract.{name}': (config['extract'][name], other_config['extract'][name]) for name in ('encoder', 'codec')}
+    return {field: values for field, values in pairs.items() if values[0] != values[1]}
+
+
+def official_config(variant: str, dtype: str | None = None) -> dict[str, Any]:
+    """Plain data of an official network, as Pretrained.config."""
+    return {
+        'name': variant,
+        'sequence': {'rate': files.rate_of(variant), 'duration_s': TRAINING_S},
+        'extract': {'encoder': 'official', 'codec': 'official'},
+        'model': {**store.OFFICIAL, 'variant': variant, 'dtype': dtype or 'float32'},
+        'sampling': dict(SAMPLING),
+    }
 
 
 def _loader(dtype: str | None, cache: Path | None, folder: Path | None, offline: bool, verify: bool) -> Callable[[str], Any]:
@@ -106,15 +137,9 @@ def _loader(dtype: str | None, cache: Path | None, folder: Path | None, offline:
 
 
 def _official(variant: str, dtype: str | None, load: Callable[[str], Any]) -> Pretrained:
-    sequence = Sequence(files.rate_of(variant), TRAINING_S)
-    config: dict[str, Any] = {
-        'name': variant,
-        'sequence': {'rate': sequence.rate, 'duration_s': sequence.duration_s},
-        'extract': {'encoder': 'official', 'codec': 'official'},
-        'model': {**store.OFFICIAL, 'variant': variant, 'dtype': dtype or 'float32'},
-        'sampling': dict(SAMPLING),
-    }
-    return Pretrained(variant, config, mmaudio.build(config['model'], sequence), load(f'mmaudio_{variant}'), None, load, None)
+    config = official_config(variant, dtype)
+    model = mmaudio.build(config['model'], Sequence(**config['sequence']))
+    return Pretrained(variant, config, model, load(f'mmaudio_{variant}'), None, load, None)
 
 
 def _trained(workdir: pathlib.Path, dtype: str | None, loader: Callable[[str], Callable[[str], Any]], sigma_rel: float | None,

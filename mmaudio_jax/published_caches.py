@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from mmaudio_jax import filterbanks
+from mmaudio_jax.sequence import Sequence
 from mmaudio_jax.weights import tensor_file
 
 # Embedder → its embeddings: (file, key within a clip's entry, '' when the entry is the tensor itself).
@@ -42,6 +44,27 @@ class Published(Mapping):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def length_note(folder: pathlib.Path, duration_s: float) -> str:
+    """Compares the clips' length with the seconds that are scored; what to note of figures when no cache tells it, else ''.
+
+    Of clips that are alike the longest counts: some may have ended early.
+
+    Raises:
+      ValueError: the caches are of another length; and as `load`.
+    """
+    counts = {'vggish': ('patches', lambda: filterbanks.vggish_patch_count(int(16_000 * duration_s))),
+              'synchformer_picture': ('segments', lambda: Sequence('16k', duration_s).num_segments)}
+    known = False
+    for embedder, (output, count) in counts.items():
+        path = folder / _FILES[embedder][output][0]
+        if path.is_file():
+            theirs, ours, known = max(np.shape(clip)[-_AXES[output]] for clip in _clips(path).values()), count(), True
+            if theirs != ours:
+                raise ValueError(f'{path}: its clips have up to {theirs} {output}, but {duration_s:g} s have {ours}; '
+                                 'set config.score.duration_s to what the caches are of')
+    return '' if known else "the length of the reference caches' clips is not known"
 
 
 def names(folder: pathlib.Path) -> set[str]:

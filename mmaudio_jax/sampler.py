@@ -20,6 +20,7 @@ SOLVERS = ('euler', 'midpoint', 'heun', 'dopri5')
 SCHEDULES = ('uniform', 'cosine', 'quadratic')
 DOPRI5_TOLERANCE = 1e-4  # absolute and relative; normalised latents have unit deviation
 DOPRI5_MAX_STEPS = 4096
+DOPRI5_LEAST_STEP = 1e-6  # a step that is tried after one that failed; float32 tells no shorter ones apart near t = 1
 
 Velocity = Callable[[jax.Array, jax.Array], jax.Array]  # (latents [B, N, C], t, a scalar) -> [B, N, C]
 Decode = Callable[[Any, jax.Array], jax.Array]  # (a codec's parameters, latents [B, N, C]) -> waveforms [B, samples]
@@ -112,15 +113,24 @@ def integrate(velocity: Velocity, initial: jax.Array, settings: SamplerSettings)
 def integrate_adaptive(velocity: Velocity, initial: jax.Array, settings: SamplerSettings) -> jax.Array:
     """The same by Dormand and Prince's 5(4) pair (1980) with step sizes from the error estimate, one for the whole batch.
 
-    Raises:
-      RuntimeError: no end after DOPRI5_MAX_STEPS steps.
+    The result is NaN when there is no end after DOPRI5_MAX_STEPS steps, or the velocity is not finite: a compiled program
+    cannot raise what a caller could read.
     """
     import diffrax  # here: it takes a second, and the other solvers do not need it
+
+    class Controller(diffrax.PIDController):
+        """Ends when steps fail down to the least one, where diffrax goes on trying ever shorter ones: NaN fails them all."""
+
+        def adapt_step_size(self, *arguments):
+            keep, start, end, *others, result = super().adapt_step_size(*arguments)
+            stuck = ~keep & ~(end - start >= DOPRI5_LEAST_STEP)
+            return keep, start, end, *others, diffrax.RESULTS.where(stuck, diffrax.RESULTS.dt_min_reached, result)
+
     solution = diffrax.diffeqsolve(diffrax.ODETerm(lambda t, x, _: velocity(x, jnp.asarray(t, jnp.float32))),
                                    diffrax.Dopri5(), t0=0.0, t1=1.0, dt0=1.0 / settings.num_steps, y0=initial,
-                                   stepsize_controller=diffrax.PIDController(rtol=DOPRI5_TOLERANCE, atol=DOPRI5_TOLERANCE),
-                                   max_steps=DOPRI5_MAX_STEPS)
-    return solution.ys[0]
+                                   stepsize_controller=Controller(rtol=DOPRI5_TOLERANCE, atol=DOPRI5_TOLERANCE),
+                                   max_steps=DOPRI5_MAX_STEPS, throw=False)
+    return jnp.where(solution.result == diffrax.RESULTS.successful, solution.ys[0], jnp.nan)
 
 
 def make_sampler(model: MMAudio | partitioning.OnMesh, settings: SamplerSettings, mesh: Mesh | None = None,

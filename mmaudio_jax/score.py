@@ -78,11 +78,13 @@ class Scoring:
     Attributes:
       config: the whole configuration. protocol: what is measured.
       settings: how clips are embedded. sources: the files that they are measured against.
+      cache_note: of figures against published caches.
     """
     config: Any
     protocol: Protocol
     settings: embeddings.Settings
     sources: score_inputs.References
+    cache_note: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,12 +132,14 @@ def score(config, workdir: pathlib.Path) -> None:
         raise ValueError(f'--compare: {config.name!r} is the name of the network that is sampled; choose another one')
     settings = embeddings.Settings(pathlib.Path(options.weights), pathlib.Path(options.cache or workdir / 'embeddings'),
                                    protocol.duration_s, options.batch_size, options.workers)
+    cache = options.reference_cache  # before hours of sampling
+    cache_note = published_caches.length_note(pathlib.Path(cache), protocol.duration_s) if cache else ''
     made = {}
     if options.sample:
         _check_weights(options, protocol, settings.weights)
         made = split_sounds.write(config, workdir)
     sources, listed = _sources(config, workdir, protocol, list(made))
-    scoring = Scoring(config, protocol, settings, sources)
+    scoring = Scoring(config, protocol, settings, sources, cache_note)
     generated = {name: score_inputs.sounds(folder, protocol.suffix) for name, folder in folders.items()}
     if made:
         generated, folders = {config.name: made, **generated}, {config.name: next(iter(made.values())).parent, **folders}
@@ -211,14 +215,22 @@ def _sources(config, workdir: pathlib.Path, protocol: Protocol,
     cached = published_caches.names(pathlib.Path(options.reference_cache)) if options.reference_cache else set()
     if options.references != RECORDS and (options.references or options.reference_cache or not options.sample):
         found = score_inputs.references(options.references, options.captions, protocol.duration_s, ending=protocol.suffix)
-        return found, cached | set(found.sounds) | set(ids)
+        return _restricted(options, found, cached | set(found.sounds) | set(ids))
     data = pathlib.Path(config.data_dir or workdir)
     if not ids:
         ids = [example['id'] for example in split_sounds.examples(config, data)]
     table = data / 'media' / config.evaluate.dataset / f'{config.evaluate.split}.jsonl'
     named = options.references == RECORDS or table.is_file()  # a metric without references needs no table
     found = score_inputs.references(str(table) if named else '', options.captions, protocol.duration_s, ids)
-    return found, cached | set(ids)
+    return _restricted(options, found, cached | set(ids))
+
+
+def _restricted(options, found: score_inputs.References, listed: set[str]) -> tuple[score_inputs.References, set[str]]:
+    """A table of captions without the rows of other clips, if something else says which clips there are."""
+    clips = listed | set(found.onsets)
+    if options.captions and clips:
+        found = dataclasses.replace(found, captions=score_inputs.captions_of(found.captions, clips, options.captions))
+    return found, listed
 
 
 def _references(scoring: Scoring, listed: set[str],
@@ -308,7 +320,9 @@ def _system(scoring: Scoring, label: str, folder: pathlib.Path, clips: Mapping[s
     for metric in embedded:
         try:
             ours, theirs = score_metrics.METRICS[metric].generated, score_metrics.METRICS[metric].reference
-            results[metric], covered[metric] = _figure(metric, pairing.names, stored[ours], reference.get(theirs), offsets)
+            result, covered[metric] = _figure(metric, pairing.names, stored[ours], reference.get(theirs), offsets)
+            timed = isinstance(reference.get(theirs), published_caches.Published) and networks[theirs].kind != 'text'
+            results[metric] = _noted(result, scoring.cache_note if timed else '')
         except ValueError as error:
             undefined[metric] = str(error)
     short = score_inputs.short(clips, scoring.protocol.duration_s)
@@ -323,8 +337,12 @@ def _figure(metric: str, paired: Sequence[str], ours: score_metrics.Clips, their
     used = score_metrics.METRICS[metric].clips(pairs, ours, theirs or {})
     if any(list(side) != pairs for side in used if side):
         note = f'all {len(used[0])} sounds{f" and all {len(used[1])} references" if used[1] else ""}, as published'
-        result = dataclasses.replace(result, note='; '.join(filter(None, (result.note, f'over {note}'))))
+        result = _noted(result, f'over {note}')
     return result, _digest(*used)
+
+
+def _noted(result: Result, note: str) -> Result:
+    return dataclasses.replace(result, note='; '.join(filter(None, (result.note, note))))
 
 
 def _digest(*names: Sequence[str]) -> str:

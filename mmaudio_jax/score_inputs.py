@@ -154,6 +154,23 @@ def references(source: str, captions: str, duration_s: float, names: Sequence[st
     return found
 
 
+def captions_of(captions: Mapping[str, str], clips: set[str], table: str) -> dict[str, str]:
+    """The captions of the clips; says how many rows of the table are passed over.
+
+    Raises:
+      ValueError: none is of one of the clips.
+    """
+    kept = {name: caption for name, caption in captions.items() if name in clips}
+    if not kept:
+        raise ValueError(f'{table}: none of its {len(captions)} names ({_some(captions)}) is that of one of the {len(clips)} '
+                         f'clips ({_some(clips)})')
+    if len(kept) < len(captions):
+        first = min(captions.keys() - kept.keys())
+        print(f'score: passes over {len(captions) - len(kept)} rows of {table}, which are of other clips, first {first}',
+              flush=True)
+    return kept
+
+
 def _marked(found: dict[str, pathlib.Path], ending: str) -> dict[str, pathlib.Path]:
     """The files whose names have the ending, without it; all of them when none has."""
     return {name.removesuffix(ending): path for name, path in found.items() if ending and name.endswith(ending)} or found

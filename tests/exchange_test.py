@@ -68,6 +68,23 @@ def test_export_of_an_official_vae(tmp_path, vae_tensors, export_format):
         np.testing.assert_allclose(found[name], tensor, rtol=5e-3, err_msg=name)
 
 
+@pytest.mark.parametrize('fields', [{}, {'hidden_size': 64, 'num_heads': 1, 'rope': 'none', 'sync_fusion': 'none'}])
+def test_export_says_what_is_not_as_in_the_official_network(tmp_path, monkeypatch, capsys, fields):
+    config = make_config(tmp_path)
+    config.model.update(fields)
+    config.extract.encoder = 'pixels' if fields else 'official'
+    monkeypatch.setattr(snapshots, 'load_params', lambda *_: ({}, config.to_dict()))
+    monkeypatch.setattr(mmaudio_weights, 'from_params', lambda *_: {'x': np.zeros(3, np.float32)})
+    exchange.export_weights(config, tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].endswith(f'MB in {tmp_path}/export/mmaudio_small_16k.pth')
+    assert lines[:-1] == ([] if not fields else [
+        'network: has the names of mmaudio_small_16k, but is another network, which the official code does not know by that '
+        'name: '
+        "model.hidden_size 64 (not 448), model.num_heads 1 (not 7), model.sync_fusion 'none' (not 'modulate'), "
+        "model.rope 'none' (not 'aligned'), extract.encoder 'pixels' (not 'official')"])
+
+
 def test_export_of_a_trained_network(tmp_path):
     """From the snapshots of a run, and back to the parameters that are sampled from."""
     config = make_config(tmp_path)

@@ -277,9 +277,13 @@ def test_weights_that_are_not_finite_are_named(workdir, monkeypatch):
 def test_a_guidance_that_is_too_large_is_named(pipe, monkeypatch):
     with pytest.raises(ValueError, match='weights are: guidance 1e[+]30 leads to numbers too large for float32; lower it$'):
         pipe(prompt='a', guidance=1e30)
+    with pytest.raises(ValueError, match='guidance 1e[+]30 leads .* dopri5 may take; lower it$'):
+        pipe(prompt='a', guidance=1e30, solver='dopri5')
     monkeypatch.setattr(pipe, '_model', dataclasses.replace(pipe._model, dtype='bfloat16'))
     with pytest.raises(ValueError, match="guidance 4.5 leads .* large for bfloat16; lower it, or take dtype='float32'"):
-        pipe._check_finite(np.full(3, np.nan), np.zeros(3), 4.5)
+        pipe._check_finite(np.full(3, np.nan), np.zeros(3), pipe.settings(guidance=4.5))
+    with pytest.raises(ValueError, match='large for bfloat16, or to more than the 4096 steps that dopri5 may take; lower it'):
+        pipe._check_finite(np.full(3, np.nan), np.zeros(3), pipe.settings(solver='dopri5'))
 
 
 def test_a_long_video_needs_a_duration(pipe, tmp_path):

@@ -6,6 +6,7 @@ from configs import base
 from configs import l_44k
 from configs import l_44k_v2
 from configs import s_16k
+from mmaudio_jax import pipeline
 from mmaudio_jax import pretrained
 from mmaudio_jax.models import mmaudio
 from mmaudio_jax.sequence import Sequence
@@ -69,6 +70,22 @@ def test_mistakes(source, variant, message, tmp_path):
     with pytest.raises(ValueError, match=message) as error:
         pretrained.find(source or tmp_path, **{**OPTIONS, 'variant': variant})
     assert '\n' not in str(error.value)
+
+
+def test_arguments_that_choose_nothing_are_refused(tmp_path, asked):
+    assert pretrained.find('small_16k', **{**OPTIONS, 'variant': 'small_16k'}).name == 'small_16k'
+    (tmp_path / 'mmaudio_small_16k.pth').touch()
+    (tmp_path / 'run' / 'ema').mkdir(parents=True)
+    asked.clear()
+    for source, changes, message in (('small_16k', {'variant': 'large_44k_v2'}, "'small_16k' names the network already; leave"),
+                                     ('small_16k', {'step': 99}, 'step is 99, but small_16k has official weights, without'),
+                                     (tmp_path, {'step': 99}, f'step is 99, but {tmp_path} has official weights'),
+                                     (tmp_path / 'run', {'variant': 'small_16k'}, 'run is a training run, which has one net')):
+        with pytest.raises(ValueError, match=message):
+            pretrained.find(source, **{**OPTIONS, **changes})
+    assert not asked
+    with pytest.raises(ValueError, match='sigma_rel is 0.05, but small_16k has official weights, of one average; it chooses'):
+        pipeline.Pipeline.from_pretrained('small_16k', sigma_rel=0.05, compilation_cache=False)
 
 
 def test_a_trained_network_has_the_encoders_of_its_records(tmp_path, asked):

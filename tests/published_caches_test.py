@@ -1,4 +1,6 @@
 """av-benchmark's caches as references. golden/av_benchmark was written by torch.save 2.13 in their layout, narrower."""
+import shutil
+
 import numpy as np
 import pytest
 
@@ -32,6 +34,21 @@ def test_names_are_those_of_all_files(tmp_path):
     assert published_caches.names(FOLDER) == {'a', 'b', 'c'}
     with pytest.raises(FileNotFoundError, match='none of the caches'):
         published_caches.names(tmp_path)
+
+
+def test_caches_of_another_length_are_refused(tmp_path):
+    """The longest clip of the patches has 3, for 2.9 to 3.8 s; that of the segments 2, for 0.96 to 1.2 s."""
+    for embedder, fits, other in (('vggish_features', 3.0, 5.0), ('synchformer_video', 1.0, 8.0)):
+        folder = tmp_path / embedder
+        folder.mkdir()
+        shutil.copy(FOLDER / 'pann_features.pth', folder)
+        assert 'is not known' in published_caches.length_note(folder, other)
+        shutil.copy(FOLDER / f'{embedder}.pth', folder)
+        assert published_caches.length_note(folder, fits) == ''
+    with pytest.raises(ValueError, match='vggish_features.pth: its clips have up to 3 patches, but 5 s have 5; set config'):
+        published_caches.length_note(tmp_path / 'vggish_features', 5.0)
+    with pytest.raises(ValueError, match='synchformer_video.pth: its clips have up to 2 segments, but 8 s have 24; set'):
+        published_caches.length_note(tmp_path / 'synchformer_video', 8.0)
 
 
 def test_what_is_not_there(tmp_path):

@@ -127,6 +127,14 @@ def test_tables_of_captions(tmp_path):
             score_inputs.references('', str(lines), 8.0)
 
 
+def test_captions_of_other_clips_are_passed_over(capsys):
+    assert score_inputs.captions_of({'b': 'x', 'a': 'y', 'c': 'z'}, {'a', 'd'}, 'all.csv') == {'a': 'y'}
+    assert 'score: passes over 2 rows of all.csv, which are of other clips, first b' in capsys.readouterr().out
+    assert score_inputs.captions_of({'a': 'y'}, {'a'}, 'all.csv') == {'a': 'y'} and not capsys.readouterr().out
+    with pytest.raises(ValueError, match=r'all.csv: none of its 1 names \(b\) is that of one of the 2 clips \(a, c\)'):
+        score_inputs.captions_of({'b': 'x'}, {'a', 'c'}, 'all.csv')
+
+
 def test_references_of_a_table(tmp_path):
     row = {'id': 'a', 'audio': '', 'video': 'v/a.mp4', 'caption': 'a hit', 'onset_times_s': [1.0]}
     later = {'id': 'b', 'audio': 's/b.wav', 'video': None, 'start_s': 2.5}

@@ -28,6 +28,15 @@ def fixture_folders(tmp_path, monkeypatch):
     return tmp_path
 
 
+def _caches(folders, *stems):
+    """Some of av-benchmark's: those of all networks together are of no one length."""
+    folder = folders / 'caches'
+    folder.mkdir(exist_ok=True)
+    for stem in stems:
+        shutil.copy(GOLDEN / 'av_benchmark' / f'{stem}.pth', folder)
+    return str(folder)
+
+
 def _run(folders, **changes):
     config = scored_folders.make_config(folders)
     config.score.update(**changes)
@@ -128,7 +137,7 @@ def test_a_score_without_references_still_covers_what_is_asked_for(folders):
     _run(folders, generated=str(folders / 'good'), metrics=('is_panns',), references='')  # nothing is asked for
     with pytest.raises(ValueError, match='none of its 11 clips .* has the name of one of the 3 references'):
         _run(folders, generated=str(folders / 'good'), metrics=('is_panns',), references='',
-             reference_cache=str(GOLDEN / 'av_benchmark'))
+             reference_cache=_caches(folders, 'pann_features'))
 
 
 def test_systems_that_cover_different_clips_are_not_compared(folders):
@@ -169,12 +178,17 @@ def test_published_caches_in_the_place_of_references(folders):
         shutil.copy(folders / 'good' / 'clip_00.wav', folders / f'{name}.wav')
         (folders / 'named').mkdir(exist_ok=True)
         shutil.move(folders / f'{name}.wav', folders / 'named')
-    report, _ = _run(folders, generated=str(folders / 'named'), references='', reference_cache=str(GOLDEN / 'av_benchmark'),
-                     metrics=('fd_panns', 'kl_panns'))
+    options = {'generated': str(folders / 'named'), 'references': '', 'reference_cache': _caches(folders, 'pann_features')}
+    report, text = _run(folders, **options, metrics=('fd_panns', 'kl_panns'))
     assert report['asked'] == 3 and report['systems']['named']['scores']['kl_panns']['clips'] == 3
+    assert "named, KL PANNs: the length of the reference caches' clips is not known." in text
+    _caches(folders, 'vggish_features')
     with pytest.raises(ValueError, match='the references: 1 clips .* no reference for vggish'):
-        _run(folders, generated=str(folders / 'named'), references='', reference_cache=str(GOLDEN / 'av_benchmark'),
-             metrics=('fd_panns', 'fd_vgg'))
+        _run(folders, **options, metrics=('fd_panns', 'fd_vgg'), duration_s=3.0)
+    report, text = _run(folders, **options, metrics=('fd_panns',), duration_s=3.0)
+    assert 'is not known' not in text
+    with pytest.raises(ValueError, match='vggish_features.pth: its clips have up to 3 patches, but 5 s have 5'):
+        _run(folders, **options, metrics=('fd_panns',), duration_s=5.0)
 
 
 def test_captions_that_are_named_go_before_those_of_the_caches(folders, monkeypatch):
@@ -188,10 +202,32 @@ def test_captions_that_are_named_go_before_those_of_the_caches(folders, monkeypa
     weights = scored_folders.write_weights(folders / 'weights')
     for name in embedders.tokenizer_roberta.FILES:
         (weights / name).write_text('')
-    report, _ = _run(folders, generated=str(folders / 'named'), references='', reference_cache=str(GOLDEN / 'av_benchmark'),
-                     captions=str(folders / 'captions.csv'), metrics=('clap', 'fd_panns'))
+    report, _ = _run(folders, generated=str(folders / 'named'), references='',
+                     reference_cache=_caches(folders, 'pann_features'), captions=str(folders / 'captions.csv'),
+                     metrics=('clap', 'fd_panns'))
     assert sorted(read) == ['one strike', 'rain on glass', 'two strikes']
     assert report['systems']['named']['scores']['clap']['clips'] == report['asked'] == 3
+
+
+def test_captions_of_clips_that_nobody_asks_for_are_passed_over(folders, monkeypatch, capsys):
+    """A table of a whole set beside the references of a split: its other rows are neither embedded nor asked for."""
+    read = []
+    monkeypatch.setattr(embedders.tokenizer_roberta, 'RobertaTokenizer', lambda folder: lambda texts: (
+        read.extend(texts) or np.arange(len(texts[0]), dtype=np.float32)[None, :8]))
+    for name in embedders.tokenizer_roberta.FILES:
+        (scored_folders.write_weights(folders / 'weights') / name).write_text('')
+    rows = [f'clip_{index:02},caption {index:02}\n' for index in range(40)]
+    options = {'generated': str(folders / 'good'), 'captions': str(folders / 'captions.csv'), 'metrics': ('clap', 'fd_passt')}
+    (folders / 'captions.csv').write_text('name,caption\n' + ''.join(rows))
+    report, _ = _run(folders, **options)
+    assert report['systems']['good']['scores']['clap']['clips'] == report['asked'] == scored_folders.CLIPS
+    assert len(read) == scored_folders.CLIPS and 'score: passes over 28 rows of' in capsys.readouterr().out
+    (folders / 'captions.csv').write_text('name,caption\n' + ''.join(rows[1:]))
+    with pytest.raises(ValueError, match='the references: 1 clips cannot be scored; clip_00: no reference for clap_text'):
+        _run(folders, **options)
+    (folders / 'captions.csv').write_text('name,caption\n' + ''.join(rows[:11]))
+    report, _ = _run(folders, **{**options, 'references': '', 'metrics': ('clap',)}, allow_unpaired=True)
+    assert report['asked'] == 11  # the captions alone say which clips there are
 
 
 def test_onsets(folders):
