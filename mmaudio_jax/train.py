@@ -136,7 +136,7 @@ def _loop(job: Job, state: train_step.TrainState, step: int) -> bool:
     """
     pending: tuple[int, Any] | None = None
     while True:
-        preempted = job.checkpointer.preempted(step)
+        preempted = job.checkpointer.preempted()
         last = step >= job.config.train.total_steps
         save = job.checkpointer.should_save(step)
         evaluate = not preempted and _evaluation_is_due(job.config, step, last)
