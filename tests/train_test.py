@@ -27,16 +27,7 @@ from mmaudio_jax.sequence import Sequence
 from tests import tiny_run
 from tests import trained_run
 
-
-@pytest.fixture(name='compiled', scope='module', autouse=True)
-def fixture_compiled(tmp_path_factory):
-    """One compilation for all runs of this file."""
-    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update('jax_compilation_cache_dir', str(tmp_path_factory.mktemp('compiled')))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-    yield
-    jax.config.update('jax_compilation_cache_dir', before[0])
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', before[1])
+pytestmark = pytest.mark.usefixtures('compiled')
 
 
 @pytest.fixture(name='workdir')
