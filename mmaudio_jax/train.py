@@ -61,7 +61,8 @@ def train(config, workdir: pathlib.Path) -> None:
       ValueError: a field of the config that cannot be trained with.
       ValueError, OSError: the records cannot be read on; one process has saved the step that it had reached, as it does when
         an evaluation fails, with whatever error.
-      SystemExit: after a save, if there was anything to save; code 0 after a preemption notice (SIGTERM), 130 after Ctrl-C.
+      SystemExit: told to stop, after a save, if there was anything to save; code 0 after a preemption notice (SIGTERM), as at
+        the end of training (the last line tells them apart), 130 after Ctrl-C.
     """
     train_log.silence()
     config_checks.check(config)
@@ -74,7 +75,7 @@ def train(config, workdir: pathlib.Path) -> None:
             done = checkpointer.latest_step() or 0
             if hosts.agreed(done >= config.train.total_steps) and snapshots.exists(workdir, done):
                 hosts.say(f'training: all {done} steps are done (config.train.total_steps), in {checkpointer.directory}')
-                preempted = False
+                preempted = checkpointer.preempted()
             else:
                 preempted = _run(config, workdir, checkpointer, preemption)
         except BaseException as error:
@@ -82,7 +83,7 @@ def train(config, workdir: pathlib.Path) -> None:
                 _close_after(checkpointer, error)
             raise
         checkpointer.close()
-    if preempted:
+    if preempted or preemption.noticed:  # the flag alone: after the loop asked for the last time, or without a loop
         raise SystemExit(preemption.exit_code)
 
 
@@ -119,7 +120,8 @@ def _run(config, workdir: pathlib.Path, checkpointer: checkpoints.Checkpointer, 
     if restored is None:
         snapshots.check(workdir, config)
         if preemption.noticed:  # during the pass over all records it waits: the loop saves what the pass has found, as step 0
-            hosts.say('told to stop before there was anything to save; the same command begins again')
+            hosts.say(f'told to stop before there was anything to save, at step 0 of {config.train.total_steps}; the same '
+                      'command begins again')
             return True
         state, step = _first_state(config, model, sequence, prepared, records), 0
     else:
@@ -167,8 +169,9 @@ def _loop(job: Job, state: train_step.TrainState, step: int) -> bool:
                     _evaluate_or_save(job, state, step, last)
         if last or preempted:
             job.checkpointer.wait()
-            job.log.say(_closing(job, step, preempted))
-            return preempted
+            told = preempted or job.checkpointer.preempted()  # during the last evaluation, which takes its time
+            job.log.say(_closing(job, step, told, evaluated=not preempted))
+            return told
         job.profile.before(step + 1)
         started = time.monotonic()
         try:
@@ -289,7 +292,12 @@ def _opening(config, mesh: jax.sharding.Mesh, params: Any, step: int) -> str:
             f'{mesh.size} {jax.default_backend()} device{"s" if mesh.size > 1 else ""}')
 
 
-def _closing(job: Job, step: int, preempted: bool) -> str:
-    if preempted:
-        return f'told to stop: saved step {step} in {job.checkpointer.directory}; the same command continues from there'
-    return f'trained {step} steps; checkpoints in {job.checkpointer.directory}'
+def _closing(job: Job, step: int, told: bool, evaluated: bool) -> str:
+    """The last line: what was done, and what the same command will do; the exit code does not tell a stop from an end."""
+    if not told:
+        return f'trained {step} steps; checkpoints in {job.checkpointer.directory}'
+    if evaluated:
+        return (f'told to stop: trained all {step} steps, checkpoints in {job.checkpointer.directory}; the same command goes '
+                'on with what comes after training')
+    return (f'told to stop: saved step {step} of {job.config.train.total_steps} in {job.checkpointer.directory}; training is '
+            'not finished, the same command goes on from there')

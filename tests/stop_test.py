@@ -14,6 +14,7 @@ from mmaudio_jax import codec
 from mmaudio_jax import distributed
 from mmaudio_jax import snapshots
 from mmaudio_jax import train
+from mmaudio_jax import train_log
 from mmaudio_jax.sequence import Sequence
 from tests import distributed_test
 from tests import tiny_run
@@ -173,3 +174,49 @@ def test_several_processes_finish_a_checkpoint_when_the_evaluation_of_its_step_f
             distributed_test.start_each(_out_of_memory_while_a_checkpoint_is_written, workdir), 90):
         assert code == 1 and 'Out of memory allocating' in output, output
     assert steps_of(workdir / 'checkpoints') == [4]
+
+
+@pytest.mark.parametrize('number, code', [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize('during', ['evaluation', 'the end', 'no training'])
+def test_told_to_stop_at_the_end_no_other_stage_begins(workdir, monkeypatch, capfd, number, code, during):
+    """During the last evaluation, after the loop asked for the last time, or when all was done before."""
+    config = tiny_run.make_config(total_steps=4)
+    if during == 'no training':
+        train.train(config, workdir)
+    where, name = {'evaluation': (snapshots, 'save'), 'the end': (train_log.TrainLog, 'close'),
+                   'no training': (checkpoints.Checkpointer, 'check')}[during]
+    function = getattr(where, name)
+    with monkeypatch.context() as told:
+        told.setattr(where, name, lambda *args: signal.raise_signal(number) or function(*args))
+        with pytest.raises(SystemExit) as stopped:
+            train.train(config, workdir)
+    assert stopped.value.code == code
+    last = capfd.readouterr().out.splitlines()[-1]
+    if during == 'evaluation':
+        assert last == (f'told to stop: trained all 4 steps, checkpoints in {workdir / "checkpoints"}; the same command goes '
+                        'on with what comes after training')
+    train.train(config, workdir)
+    assert capfd.readouterr().out.startswith('training: all 4 steps are done')
+
+
+def _told_during_the_last_evaluation(folder: str, hosts: dict) -> None:
+    snapshots.save = _told_before(snapshots.save, hosts)
+    _train(folder, hosts, total_steps=4)
+
+
+@pytest.mark.slow  # 15 s
+def test_several_processes_are_told_to_stop_during_the_last_evaluation(workdir):
+    for code, output in distributed_test.ends(distributed_test.start_each(_told_during_the_last_evaluation, workdir), 90):
+        assert code == 0 and 'the next stage' not in output, output
+    assert 'told to stop: trained all 4 steps' in (workdir / 'output_0.txt').read_text()
+    assert steps_of(workdir / 'ema') == steps_of(workdir / 'checkpoints')[-1:] == [4]
+
+
+def test_the_last_line_says_how_far_a_stopped_run_came(workdir, monkeypatch, capfd):
+    asked = iter([False, False, True])
+    monkeypatch.setattr(checkpoints.Checkpointer, 'preempted', lambda self: next(asked))
+    with pytest.raises(SystemExit) as stopped:
+        train.train(tiny_run.make_config(), workdir)
+    assert stopped.value.code == 0 and capfd.readouterr().out.splitlines()[-1] == (
+        f'told to stop: saved step 2 of 12 in {workdir / "checkpoints"}; training is not finished, the same command goes on '
+        'from there')
