@@ -145,6 +145,18 @@ class _SaveDecision(ocp.checkpoint_managers.SaveDecisionPolicy):
         return regular or step.step == self.last or context.reached_preemption or self.preempted()
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's own manager asks JAX with the number of the step, in the middle of the calls that Checkpointer.preempted counts.
+
+    Attributes:
+      told: the answer that it is given instead.
+    """
+    told = False
+
+    def reached_preemption(self, step: int) -> bool:
+        return self.told
+
+
 class Checkpointer:
     """The checkpoints of one workdir.
 
@@ -158,12 +170,13 @@ class Checkpointer:
         self._directory = pathlib.Path(workdir).absolute() / 'checkpoints'
         self._preempted = preempted
         self._failed = False  # to write in the background
+        self._asked = 0  # how often `preempted` was called
         self._barrier = ocp.multihost.get_barrier_sync_fn()
         self._report_unfinished()
         keep: list = [ocp.checkpoint_managers.LatestN(train_config.keep_last)]
         if train_config.keep_every:
             keep.append(ocp.checkpoint_managers.EveryNSteps(train_config.keep_every))
-        self._manager = ocp.CheckpointManager(self._directory, options=ocp.CheckpointManagerOptions(
+        self._manager = _Manager(self._directory, options=ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(keep),
             save_decision_policy=_SaveDecision(train_config.checkpoint_every, train_config.total_steps, preempted),
             async_options=ocp.AsyncOptions(barrier_sync_fn=self._meet),
@@ -192,15 +205,20 @@ class Checkpointer:
         """The newest whole checkpoint, or None."""
         return self._manager.latest_step()
 
-    def preempted(self, step: int) -> bool:
-        """Whether the run was told to end. Every process must ask at every step: JAX agrees on one step for all.
+    def preempted(self) -> bool:
+        """Whether the run was told to end. Every process must ask at every step: JAX agrees on one call for all.
+
+        JAX names the call after the latest one of all processes, 1 when there was none, and waits for exactly that number. So
+        calls are counted, not steps: the first step of a run that goes on is behind 1, and is not known during its restore.
 
         Raises:
           CheckpointError: what is written in the background failed on this process; the others end because it does.
         """
         if self._failed:
             self.wait()
-        return self._manager.reached_preemption(step) or self._preempted()
+        self._asked += 1
+        self._manager.told |= ocp.multihost.reached_preemption(self._asked)
+        return self._manager.told or self._preempted()
 
     def should_save(self, step: int) -> bool:
         """Orbax's decision for this step; False for a step that is saved already."""

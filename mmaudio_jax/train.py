@@ -1,7 +1,12 @@
-"""The training loop. An exact resume depends on its order: evaluate, save, next batch, step, then log the step before."""
+"""The training loop. An exact resume depends on its order: save, evaluate, next batch, step, then log the step before.
+
+An evaluation that was not done, or not to its end, is done by the run that goes on from its step: each part looks for its
+result.
+"""
 import dataclasses
 import functools
 import pathlib
+import sys
 import time
 from typing import Any, Callable
 
@@ -10,6 +15,7 @@ import numpy as np
 
 from mmaudio_jax import checkpoints
 from mmaudio_jax import config_checks
+from mmaudio_jax import distributed
 from mmaudio_jax import ema
 from mmaudio_jax import encoders
 from mmaudio_jax import flops
@@ -53,8 +59,10 @@ def train(config, workdir: pathlib.Path) -> None:
       CheckpointError: the checkpoint is of another config (names the field), the disk is full, or another process trains here.
       NonFiniteError: loss, gradient or state is not finite; the last checkpoint is untouched.
       ValueError: a field of the config that cannot be trained with.
-      ValueError, OSError: the records cannot be read on; one process has saved the step that it had reached.
-      SystemExit: after a save, if there was anything to save; code 0 after a preemption notice (SIGTERM), 130 after Ctrl-C.
+      ValueError, OSError: the records cannot be read on; one process has saved the step that it had reached, as it does when
+        an evaluation fails, with whatever error.
+      SystemExit: told to stop, after a save, if there was anything to save; code 0 after a preemption notice (SIGTERM), as at
+        the end of training (the last line tells them apart), 130 after Ctrl-C.
     """
     train_log.silence()
     config_checks.check(config)
@@ -62,22 +70,30 @@ def train(config, workdir: pathlib.Path) -> None:
     workdir = pathlib.Path(workdir)
     with checkpoints.exclusive(workdir), checkpoints.Preemption() as preemption:
         checkpointer = checkpoints.Checkpointer(workdir, config.train, lambda: preemption.noticed)
-        lost = False
         try:
             checkpointer.check(config)
             done = checkpointer.latest_step() or 0
             if hosts.agreed(done >= config.train.total_steps) and snapshots.exists(workdir, done):
                 hosts.say(f'training: all {done} steps are done (config.train.total_steps), in {checkpointer.directory}')
-                return
-            preempted = _run(config, workdir, checkpointer, preemption)
-        except jax.errors.JaxRuntimeError:
-            lost = jax.process_count() > 1  # one of the others, probably: closing would wait for its part of a checkpoint
+                preempted = checkpointer.preempted()
+            else:
+                preempted = _run(config, workdir, checkpointer, preemption)
+        except BaseException as error:
+            if jax.process_count() == 1 or not distributed.is_lost(error):  # it would wait for a lost one's part
+                _close_after(checkpointer, error)
             raise
-        finally:
-            if not lost:
-                checkpointer.close()
-    if preempted:
+        checkpointer.close()
+    if preempted or preemption.noticed:  # the flag alone: after the loop asked for the last time, or without a loop
         raise SystemExit(preemption.exit_code)
+
+
+def _close_after(checkpointer: checkpoints.Checkpointer, error: BaseException) -> None:
+    """Ends what is being written after an error, which stays the one that ends the run; that of a checkpoint is said only."""
+    try:
+        checkpointer.close()
+    except Exception as failed:
+        if str(failed) != str(error):
+            print(f'training: {failed}', file=sys.stderr, flush=True)
 
 
 def _check_averages(config) -> None:
@@ -104,7 +120,8 @@ def _run(config, workdir: pathlib.Path, checkpointer: checkpoints.Checkpointer, 
     if restored is None:
         snapshots.check(workdir, config)
         if preemption.noticed:  # during the pass over all records it waits: the loop saves what the pass has found, as step 0
-            hosts.say('told to stop before there was anything to save; the same command begins again')
+            hosts.say(f'told to stop before there was anything to save, at step 0 of {config.train.total_steps}; the same '
+                      'command begins again')
             return True
         state, step = _first_state(config, model, sequence, prepared, records), 0
     else:
@@ -136,7 +153,7 @@ def _loop(job: Job, state: train_step.TrainState, step: int) -> bool:
     """
     pending: tuple[int, Any] | None = None
     while True:
-        preempted = job.checkpointer.preempted(step)
+        preempted = job.checkpointer.preempted()
         last = step >= job.config.train.total_steps
         save = job.checkpointer.should_save(step)
         evaluate = not preempted and _evaluation_is_due(job.config, step, last)
@@ -146,22 +163,21 @@ def _loop(job: Job, state: train_step.TrainState, step: int) -> bool:
                     job.log.add(*pending)
                     pending = None
                 _check_finite(state, step)
-                if evaluate:
-                    _evaluate(job, state, step, last)
                 if save:
-                    job.log.close_interval()
-                    job.log.settle()
-                    job.checkpointer.save(step, state, job.iterator, job.config)
+                    _save(job, state, step)
+                if evaluate:
+                    _evaluate_or_save(job, state, step, last)
         if last or preempted:
             job.checkpointer.wait()
-            job.log.say(_closing(job, step, preempted))
-            return preempted
+            told = preempted or job.checkpointer.preempted()  # during the last evaluation, which takes its time
+            job.log.say(_closing(job, step, told, evaluated=not preempted))
+            return told
         job.profile.before(step + 1)
         started = time.monotonic()
         try:
             batch = next(job.iterator)
         except Exception:
-            _save_what_is_whole(job, state, step, pending)
+            _save_what_is_whole(job, state, step, pending, f'the batch after step {step} cannot be read')
             raise
         read, idle = time.monotonic(), not pending or pending[1]['loss'].is_ready()
         state, metrics = job.step(state, batch)
@@ -173,18 +189,40 @@ def _loop(job: Job, state: train_step.TrainState, step: int) -> bool:
         pending = (step, metrics)
 
 
-def _save_what_is_whole(job: Job, state: train_step.TrainState, step: int, pending: tuple[int, Any] | None) -> None:
-    """Keeps this step when the batch after it cannot be read; on one process, for several would have to agree on it."""
+def _save(job: Job, state: train_step.TrainState, step: int) -> None:
+    """Starts to write the checkpoint of this step; what its log says is on the disk before."""
+    job.log.close_interval()
+    job.log.settle()
+    job.checkpointer.save(step, state, job.iterator, job.config)
+
+
+def _save_what_is_whole(job: Job, state: train_step.TrainState, step: int, pending: tuple[int, Any] | None,
+                        reason: str) -> None:
+    """Keeps this step when what comes after it failed; on one process, for several would have to agree on it.
+
+    That it cannot be saved is said only: the error that ends the run is that of what failed first.
+    """
     if jax.process_count() > 1 or step <= (job.checkpointer.latest_step() or 0):
         return
     if pending:
         job.log.add(*pending)
     _check_finite(state, step)
-    job.log.close_interval()
-    job.log.settle()
-    job.checkpointer.save(step, state, job.iterator, job.config)
-    job.checkpointer.wait()
-    job.log.say(f'the batch after step {step} cannot be read: saved this step in {job.checkpointer.directory}')
+    try:
+        _save(job, state, step)
+        job.checkpointer.wait()
+    except Exception as error:
+        job.log.say(f'{reason}, and this step was not saved: {error}')
+    else:
+        job.log.say(f'{reason}: saved this step in {job.checkpointer.directory}')
+
+
+def _evaluate_or_save(job: Job, state: train_step.TrainState, step: int, last: bool) -> None:
+    """Evaluates; when that fails, the steps since the last checkpoint are kept nevertheless."""
+    try:
+        _evaluate(job, state, step, last)
+    except Exception:
+        _save_what_is_whole(job, state, step, None, f'the evaluation of step {step} failed')
+        raise
 
 
 def _evaluate(job: Job, state: train_step.TrainState, step: int, last: bool) -> None:
@@ -254,7 +292,12 @@ def _opening(config, mesh: jax.sharding.Mesh, params: Any, step: int) -> str:
             f'{mesh.size} {jax.default_backend()} device{"s" if mesh.size > 1 else ""}')
 
 
-def _closing(job: Job, step: int, preempted: bool) -> str:
-    if preempted:
-        return f'told to stop: saved step {step} in {job.checkpointer.directory}; the same command continues from there'
-    return f'trained {step} steps; checkpoints in {job.checkpointer.directory}'
+def _closing(job: Job, step: int, told: bool, evaluated: bool) -> str:
+    """The last line: what was done, and what the same command will do; the exit code does not tell a stop from an end."""
+    if not told:
+        return f'trained {step} steps; checkpoints in {job.checkpointer.directory}'
+    if evaluated:
+        return (f'told to stop: trained all {step} steps, checkpoints in {job.checkpointer.directory}; the same command goes '
+                'on with what comes after training')
+    return (f'told to stop: saved step {step} of {job.config.train.total_steps} in {job.checkpointer.directory}; training is '
+            'not finished, the same command goes on from there')

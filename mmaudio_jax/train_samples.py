@@ -30,7 +30,7 @@ def make_sample(config, prepared: train_step.Prepared, mesh: jax.sharding.Mesh, 
     The clips are the first config.train.sample_clips of config.input.validation's split 'validation'. The weights are the
     stored average whose width is nearest to config.ema.synthesis_sigma_rel; the negative prompt is ''. A folder that is
     there is left as it is. No samples are made when train.sample_every or train.sample_clips is 0. What process 0 alone does,
-    decoding and writing, leaves nothing when it fails, and does not end the run: the checkpoint of the step comes after it.
+    decoding and writing, leaves nothing when it fails, and does not end the run.
 
     Args:
       config: the run's ConfigDict.

@@ -129,7 +129,7 @@ def test_orbax_decides_by_interval_last_step_and_preemption(tmp_path):
     checkpointer = checkpoints.Checkpointer(tmp_path, _config(total_steps=25).train, lambda: bool(told))
     assert [step for step in range(26) if checkpointer.should_save(step)] == [10, 20, 25]
     told.append(True)
-    assert checkpointer.should_save(7) and checkpointer.preempted(7)
+    assert checkpointer.should_save(7) and checkpointer.preempted()
     checkpointer.close()
 
 

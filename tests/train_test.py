@@ -27,16 +27,7 @@ from mmaudio_jax.sequence import Sequence
 from tests import tiny_run
 from tests import trained_run
 
-
-@pytest.fixture(name='compiled', scope='module', autouse=True)
-def fixture_compiled(tmp_path_factory):
-    """One compilation for all runs of this file."""
-    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update('jax_compilation_cache_dir', str(tmp_path_factory.mktemp('compiled')))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-    yield
-    jax.config.update('jax_compilation_cache_dir', before[0])
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', before[1])
+pytestmark = pytest.mark.usefixtures('compiled')
 
 
 @pytest.fixture(name='workdir')
@@ -246,7 +237,8 @@ def test_rules_that_do_not_fit_the_sampler_are_refused_before_training(workdir):
 def test_told_to_stop_at_the_last_step_it_says_that_something_is_left(workdir, monkeypatch, capfd):
     config = tiny_run.make_config(total_steps=2)
     with monkeypatch.context() as told:
-        told.setattr(checkpoints.Checkpointer, 'preempted', lambda self, step: step == 2)
+        asked = itertools.count()
+        told.setattr(checkpoints.Checkpointer, 'preempted', lambda self: next(asked) == 2)
         with pytest.raises(SystemExit):
             train.train(config, workdir)
     assert 'told to stop: saved step 2' in capfd.readouterr().out and not (workdir / 'ema').exists()
@@ -368,7 +360,8 @@ def test_a_step_is_sent_before_the_metrics_of_the_last_one_are_read(tmp_path):
     nothing = lambda *_, **__: None
     log = types.SimpleNamespace(add=lambda number, _: done.append(f'add {number}'), pause=contextlib.nullcontext, say=nothing,
                                 spent=nothing, close_interval=nothing, settle=nothing)
-    checkpointer = types.SimpleNamespace(preempted=lambda number: number == 3, should_save=lambda number: number == 3,
+    asked = itertools.count()
+    checkpointer = types.SimpleNamespace(preempted=lambda: next(asked) == 3, should_save=lambda number: number == 3,
                                          save=lambda number, *_: done.append(f'save {number}'), wait=nothing, directory='')
     profile = types.SimpleNamespace(before=nothing, after=nothing)
     job = types.SimpleNamespace(config=config, workdir=tmp_path, iterator=iter(range(1, 4)), checkpointer=checkpointer, log=log,
