@@ -224,6 +224,8 @@ def _memory() -> dict[str, float]:
 class Profile:
     """A JAX profile of the steps `first` to `last` in workdir/profile, for TensorBoard or Perfetto; none for ().
 
+    Each of several processes has a folder of its own in it: JAX names files by second and host, which they may share.
+
     Raises:
       ValueError: config.train.profile_steps is not () or (first, last).
     """
@@ -231,7 +233,8 @@ class Profile:
     def __init__(self, workdir: pathlib.Path, steps: Sequence[int]):
         if steps and (len(steps) != 2 or not 0 < steps[0] <= steps[1]):
             raise ValueError(f'config.train.profile_steps is {steps}; it must be () or (first, last)')
-        self._folder, self._steps = pathlib.Path(workdir) / 'profile', tuple(steps)
+        own = f'process_{jax.process_index()}' if jax.process_count() > 1 else ''
+        self._folder, self._steps = pathlib.Path(workdir) / 'profile' / own, tuple(steps)
         self._runs = self._ran = False
 
     def before(self, step: int) -> None:

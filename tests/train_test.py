@@ -154,6 +154,9 @@ def test_log_says_where_the_time_went_and_the_steps_asked_for_are_profiled(workd
     assert calls == [str(workdir / 'profile'), 'stop']
     with pytest.raises(ValueError, match='config.train.profile_steps'):
         train_log.Profile(workdir, (4, 3))
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    train_log.Profile(workdir, (3, 4)).before(3)
+    assert calls[2:] == [str(workdir / 'profile' / 'process_0')]
 
 
 def test_a_profile_begins_with_the_first_of_its_steps_that_is_run(tmp_path, monkeypatch, capsys):
