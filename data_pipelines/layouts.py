@@ -53,12 +53,22 @@ class Entry:
 
 
 class Media:
-    """The media files below a folder, by name without suffix; hidden ones ('._x.mp4' is a note of macOS) are none."""
+    """The media files below a folder, by name without suffix; hidden ones ('._x.mp4' is a note of macOS) are none.
+
+    Links are followed, but every folder is read once, and none that the folder itself lies in: 'latest -> .' would give a file
+    many names, and one that is held out would be trained on by another.
+    """
 
     def __init__(self, folder: pathlib.Path):
         self._folder = folder
         self._files: dict[str, list[pathlib.Path]] = collections.defaultdict(list)
+        known = set(map(str, pathlib.Path(os.path.realpath(folder)).parents))
         for parent, folders, names in os.walk(folder, followlinks=True):
+            real = os.path.realpath(parent)
+            if real in known:
+                folders.clear()
+                continue
+            known.add(real)
             folders.sort()
             for name in sorted(names):
                 stem, suffix = os.path.splitext(name)

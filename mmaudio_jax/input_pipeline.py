@@ -156,8 +156,9 @@ class TrainIterator:
         Raises:
           ValueError: the state belongs to another order of batches; names the field.
         """
-        for field, value in self._identity.items():
-            if field != 'made_with' and state.get(field) != value:
+        for field in dict.fromkeys((*self._identity, *state)):  # balance stands only in states of runs that have it
+            value = self._identity.get(field)
+            if field not in ('made_with', 'next_batch') and state.get(field) != value:
                 raise ValueError(f'the checkpoint was made with {field} = {state.get(field)!r}, this run has {value!r}: its '
                                  'place in the data has no meaning here; restore the field or use another --workdir')
         stored = state.get('made_with', {})  # not in checkpoints that are older than this check

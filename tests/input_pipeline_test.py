@@ -70,11 +70,16 @@ def take(iterator, count: int) -> list[list[int]]:
     return [numbers(next(iterator)) for _ in range(count)]
 
 
-def test_balanced_sets_are_read_by_their_weights(tmp_path):
-    write_numbered(tmp_path / 'clips', 0, {'train': 24, 'validation': 8})
+def write_labelled(folder: pathlib.Path) -> None:
+    """18 clips of rain, 6 of a bell."""
+    write_numbered(folder, 0, {'train': 24, 'validation': 8})
     labels = ['rain'] * 18 + ['bell'] * 6
     lines = [json.dumps({'id': f'clip-{number:03d}', 'split': 'train', 'label': label}) for number, label in enumerate(labels)]
-    (tmp_path / 'clips' / 'clips.jsonl').write_text('\n'.join(lines) + '\n')
+    (folder / 'clips.jsonl').write_text('\n'.join(lines) + '\n')
+
+
+def test_balanced_sets_are_read_by_their_weights(tmp_path):
+    write_labelled(tmp_path / 'clips')
     config = make_config(mixture=(('clips', 1),), balance=(('clips', 1.0),))
     counts = np.bincount(np.concatenate(take(input_pipeline.train_iterator(config, tmp_path, make_mesh()), 3)), minlength=24)
     assert counts.sum() == 24 and counts[:18].sum() == 12 and counts[:18].max() == 1 and (counts[18:] == 2).all()
@@ -234,6 +239,16 @@ def test_state_of_another_order_is_refused(folder, field, changes):
     config.seed += field == 'seed'
     with pytest.raises(ValueError, match=f'made with {field} ='):
         input_pipeline.train_iterator(config, folder, make_mesh()).set_state(state)
+
+
+def test_state_of_a_balanced_run_fits_no_other(tmp_path):
+    write_labelled(tmp_path / 'clips')
+    configs = (make_config(mixture=(('clips', 1),), balance=balance) for balance in ((('clips', 1.0),), ()))
+    balanced, plain = (input_pipeline.train_iterator(config, tmp_path, make_mesh()) for config in configs)
+    for iterator, other in ((plain, balanced), (balanced, plain)):
+        with pytest.raises(ValueError, match='made with balance ='):
+            iterator.set_state(other.get_state())
+        iterator.set_state(iterator.get_state())
 
 
 def test_validation_is_the_same_in_every_pass(folder):

@@ -29,6 +29,16 @@ def test_media_are_found_by_name_and_folder(tmp_path):
     assert found.find('z') is None
 
 
+def test_folders_that_are_linked_again_are_read_once(tmp_path):
+    """Else links to folders above go round until the system's limit."""
+    file, outside = write_sound(tmp_path / 'set' / 'v2' / 'x.wav'), write_sound(tmp_path / 'elsewhere' / 'y.wav')
+    write_sound(tmp_path / 'beside.wav')
+    links = {'set/latest': '.', 'set/v3': 'v2', 'set/v2/data': '..', 'set/up': '..', 'set/z': '../elsewhere'}
+    for link, target in links.items():
+        (tmp_path / link).symlink_to(target)
+    assert list(layouts.Media(tmp_path / 'set')) == [file, tmp_path / 'set' / 'z' / outside.name]
+
+
 @pytest.mark.parametrize('stored, asked', [('NFD', 'NFC'), ('NFC', 'NFD')])
 def test_media_are_found_however_their_letters_are_composed(tmp_path, stored, asked):
     folder, name = (unicodedata.normalize(stored, word) for word in ('Wälder', 'café'))

@@ -98,6 +98,16 @@ def test_windows_of_one_file_are_read_in_one_pass_like_each_alone(tmp_path, monk
     assert [start_s for _, start_s, _ in opened] == [0.0, 1.3, 3.5]
 
 
+def test_a_test_clip_is_the_same_whatever_was_read_before(tmp_path):
+    path = tmp_path / 'long.flac'
+    media.write_audio(path, np.tile(TONE, 10), 16_000)
+    first, = reading.load([make(path, 'test')], REQUEST)
+    trained, = reading.load([make(path)], REQUEST)
+    again, = reading.load([make(path, 'test')], REQUEST)
+    assert again.measures == first.measures and trained.measures['file_s'] == 20.48 > first.measures['file_s']
+    np.testing.assert_array_equal(again.waveforms[0], first.waveforms[0])
+
+
 def test_two_rates_are_those_of_each_alone(tmp_path):
     both = dataclasses.replace(REQUEST, sounds=((16_000, 16_384), (44_100, 45_056)))
     media.write_audio(tmp_path / 'a.wav', TONE, 16_000)
