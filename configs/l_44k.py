@@ -2,8 +2,7 @@
 
     python run.py --config=configs/l_44k.py --workdir=DIR
 
-Features first: --mode=extract with config.clips.datasets and config.extract.datasets (docs/data.md), for every set of
-config.input.mixture; the official encoders are needed.
+Features first: --mode=extract (docs/data.md) for every set of config.input.mixture, with the official encoders.
 The mesh is for TPU slices of 16 chips and more. On fewer devices set --config.mesh.fsdp to their number, and
 --config.train.microbatches so that each has at most 16 clips at once for every 16 GiB of its memory. With 8 clips a device,
 --config.train.async_gradients=True makes steps shorter and their compilation longer; with 2, on v5e,

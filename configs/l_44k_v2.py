@@ -2,8 +2,7 @@
 
     python run.py --config=configs/l_44k_v2.py --workdir=DIR
 
-Features first: --mode=extract with config.clips.datasets and config.extract.datasets (docs/data.md), for every set of
-config.input.mixture; the official encoders are needed.
+Features first: --mode=extract (docs/data.md) for every set of config.input.mixture, with the official encoders.
 Mesh and microbatches as in l_44k.py.
 Cost: as l_44k. Not run by us.
 Expected (the paper, VGGSound test): not published for this version; l_44k has FD PaSST 60.60, IS 17.40, IB 33.22, DeSync 0.442.

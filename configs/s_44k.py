@@ -2,8 +2,7 @@
 
     python run.py --config=configs/s_44k.py --workdir=DIR
 
-Features first: --mode=extract with config.clips.datasets and config.extract.datasets (docs/data.md), for every set of
-config.input.mixture; the official encoders are needed.
+Features first: --mode=extract (docs/data.md) for every set of config.input.mixture, with the official encoders.
 On TPU slices of 8 chips and more set --config.mesh.fsdp=8, with 8 clips a chip also --config.train.async_gradients=True
 (docs/scaling.md).
 Cost: 300 000 steps of 512 clips; its authors advise two 80 GB H100s. Not run by us.

@@ -127,6 +127,9 @@ def _frame_rule(encoder: str, tables: pathlib.Path) -> dict[str, str]:
 def _place(settings) -> tuple[int, int]:
     """This process's index and the number of processes that share the shards."""
     if not settings.process_count:
+        if settings.process_index and jax.process_count() == 1:  # else every task of an array would make all shards
+            raise ValueError(f'config.extract.process_index is {settings.process_index}, but config.extract.process_count is '
+                             '0; set it to the number of processes that share the work')
         return jax.process_index(), jax.process_count()
     if not 0 <= settings.process_index < settings.process_count:
         raise ValueError(f'config.extract.process_index is {settings.process_index}; of {settings.process_count} processes it '

@@ -69,7 +69,8 @@ class Media:
                 folders.clear()
                 continue
             known.add(real)
-            folders.sort()
+            links = {name for name in folders if os.path.islink(os.path.join(parent, name))}
+            folders[:] = [*sorted(set(folders) - links), *sorted(links)]  # a folder's own name comes first
             for name in sorted(names):
                 stem, suffix = os.path.splitext(name)
                 if suffix.lower() in SUFFIXES and not name.startswith('.'):
@@ -202,18 +203,21 @@ def source_of(name: str) -> str:
     return stem[:11] if len(stem) == 18 and stem[11] == '_' and stem[12:].isdigit() else stem
 
 
-def length_s(path: pathlib.Path) -> tuple[int, int] | str:
-    """(samples, rate in Hz) of a file's sound, or why it cannot be read; runs in worker processes."""
+def length_s(path: pathlib.Path, of_sound: bool = True) -> tuple[int, int] | str:
+    """(samples, rate in Hz) of a file's sound, or of its pictures, or why it cannot be read; runs in worker processes."""
     try:
         if path.suffix.lower() in HEADER_SUFFIXES:
             try:
                 info = soundfile.info(os.fspath(path))
-                return info.frames, info.samplerate
+                if info.frames:  # 0 in the header of a recorder that died
+                    return info.frames, info.samplerate
             except soundfile.SoundFileError:
                 pass  # something else under this ending
         found = media.probe(path)
         rate = found.sample_rate_hz or 1_000_000
-        return int(found.duration_s * rate), rate
+        if of_sound and not found.sound_s:
+            raise media.MediaError(path, 'holds no sound')
+        return int((found.sound_s if of_sound else found.duration_s) * rate), rate
     except (media.MediaError, UnicodeError) as error:
         return str(error)
 

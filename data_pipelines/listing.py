@@ -4,6 +4,7 @@
     DATA_DIR/media/<name>/clips_report.json  what was listed, found, missing, left out, and the ids of each
 """
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -177,16 +178,18 @@ class _Listing:
 
     def _rows(self, entries: Sequence[layouts.Entry]) -> Iterator[dict[str, Any]]:
         """The tables' rows."""
-        cut = [entry.file for entry in entries if entry.cut != 'start']
-        files = list(dict.fromkeys(path for path in cut if path is not None))
-        crashed = lambda path: f'{path}: the decoder crashed'
-        lengths = dict(self._workers.in_order(layouts.length_s, files, layouts.AHEAD, crashed))
+        crashed, lengths = lambda path: f'{path}: the decoder crashed', {}
+        for cut in ('spread', 'all'):  # sounds; videos
+            files = list(dict.fromkeys(entry.file for entry in entries if entry.cut == cut and entry.file is not None))
+            length_of = functools.partial(layouts.length_s, of_sound=cut == 'spread')
+            found = self._workers.in_order(length_of, files, layouts.AHEAD, crashed)
+            lengths.update({(cut, path): length for path, length in found})
         for entry in entries:
             if entry.cut == 'start':
                 yield from self._clips(entry, [entry.start_s], '')
                 continue
             assert entry.file is not None  # _usable leaves such entries out
-            length = lengths[entry.file]
+            length = lengths[entry.cut, entry.file]
             if isinstance(length, str):
                 self._report.add('unreadable_files', length)
             else:

@@ -89,8 +89,8 @@ class Plan:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file, whole or not at all."""
-    with media.atomic_file(path) as beside:
+    """Writes a JSON file, whole or not at all, also when the power fails: an empty note would stop every later run."""
+    with media.atomic_file(path, synced=True) as beside:
         beside.write_text(clips_lib.to_line(value), encoding='utf-8')
 
 

@@ -301,6 +301,8 @@ def test_processes_share_the_shards_and_the_last_makes_the_set(tmp_path, capsys)
     assert contents(tmp_path / 'records' / 'sounds') == expected and not partial.exists()
     with pytest.raises(ValueError, match='process_index is 2; of 2 processes it must be one of 0 to 1'):
         extract.extract(sounds_config(process_index=2, process_count=2, clips_per_shard=2), sounds_workdir(tmp_path / 'b', 2))
+    with pytest.raises(ValueError, match='config.extract.process_count is 0; set it'):
+        extract.extract(sounds_config(process_index=2, clips_per_shard=2), tmp_path / 'b')
 
 
 def test_ray_that_is_not_installed_is_said(tmp_path, monkeypatch):

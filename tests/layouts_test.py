@@ -11,6 +11,7 @@ from configs import base
 from data_pipelines import layouts
 from data_pipelines import vggsound
 from mmaudio_jax import generate_jobs
+from mmaudio_jax import media
 
 
 def write_sound(path, seconds: float = 1.0, rate: int = 8_000):
@@ -33,7 +34,7 @@ def test_folders_that_are_linked_again_are_read_once(tmp_path):
     """Else links to folders above go round until the system's limit."""
     file, outside = write_sound(tmp_path / 'set' / 'v2' / 'x.wav'), write_sound(tmp_path / 'elsewhere' / 'y.wav')
     write_sound(tmp_path / 'beside.wav')
-    links = {'set/latest': '.', 'set/v3': 'v2', 'set/v2/data': '..', 'set/up': '..', 'set/z': '../elsewhere'}
+    links = {'set/latest': '.', 'set/v3': 'v2', 'set/v2/data': '..', 'set/up': '..', 'set/z': '../elsewhere', 'set/a': 'v2'}
     for link, target in links.items():
         (tmp_path / link).symlink_to(target)
     assert list(layouts.Media(tmp_path / 'set')) == [file, tmp_path / 'set' / 'z' / outside.name]
@@ -161,3 +162,15 @@ def test_the_length_of_a_sound(tmp_path):
     assert layouts.length_s(write_sound(tmp_path / 'a.flac', 1.5)) == (12_000, 8_000)
     (tmp_path / 'b.wav').write_bytes(b'nothing')
     assert layouts.length_s(tmp_path / 'b.wav') == f'{tmp_path}/b.wav: not a media file, or damaged or cut off'
+    content = write_sound(tmp_path / 'c.wav', 1.5).read_bytes()
+    place = content.index(b'data') + 4
+    (tmp_path / 'c.wav').write_bytes(content[:4] + bytes(4) + content[8:place] + bytes(4) + content[place + 4:])  # a pipe's
+    assert layouts.length_s(tmp_path / 'c.wav') == (12_000, 8_000)
+
+
+def test_the_length_of_a_video_is_that_of_its_sound_or_of_its_pictures(tmp_path, monkeypatch):
+    monkeypatch.setattr(media, 'probe', lambda path: media.MediaInfo(10.0, 5.0, 8_000))
+    assert layouts.length_s(tmp_path / 'v.mp4') == (40_000, 8_000)
+    assert layouts.length_s(tmp_path / 'v.mp4', of_sound=False) == (80_000, 8_000)
+    monkeypatch.setattr(media, 'probe', lambda path: media.MediaInfo(10.0, 0.0, 0))
+    assert layouts.length_s(tmp_path / 'v.mp4') == f'{tmp_path}/v.mp4: holds no sound'
