@@ -49,6 +49,7 @@ ORIGINAL_SOUND = ('replace', 'mix', 'keep')
 AUDIO_BIT_RATE = 192_000  # of mono; twice that of stereo
 OPUS_RATE_HZ = 48_000  # Opus knows few rates; this one holds everything
 HIGHEST_RATE_HZ = 48_000  # of a mixture: not every player takes more
+HIDING = ('mp4', 'mov')  # formats that hold pictures which are decoded, but not shown
 REORDERED = 16  # pictures that H.264 may store before one that is shown earlier
 CLOCK = Fraction(1, 90_000)  # of pictures that are encoded: any frame rate's timestamps, variable ones too
 
@@ -236,7 +237,10 @@ def _copied(out, container, stream, start: Fraction, length: Fraction, source: P
         with media.explained(source):
             for packet in _up_to(_timed(container.demux(stream)), start + length):
                 if packet.pts is not None:
-                    if packet.pts + (packet.duration or 0) < ticks:
+                    hidden = stream.type == 'video' and packet.is_discard and packet.pts < ticks
+                    if hidden and out.format.name not in HIDING:
+                        raise _Refused(f'{out.format.name} cannot hide the pictures from before the beginning')
+                    if packet.pts + (packet.duration or 0) < ticks and not hidden:
                         continue  # kept sound from before the video
                     packet.pts -= ticks
                 packet.dts -= ticks

@@ -1,4 +1,6 @@
 """Videos with new sound: copied bit for bit or encoded anew, in every container; the original's sound; a full disk."""
+from fractions import Fraction
+import itertools
 import warnings
 
 import av
@@ -107,6 +109,32 @@ def test_pictures_whose_times_step_back_are_encoded_all_the_same(tmp_path):
     np.testing.assert_allclose(times, sorted(stored)[:len(times)], atol=0.002)
     assert len(times) >= 48
     assert len(media.read_audio(tmp_path / 'out.webm', RATE, 0.0, None)) == 2 * RATE
+
+
+@pytest.mark.parametrize('suffix', ['.mp4', '.mov', '.mkv'])
+@pytest.mark.parametrize('between_keys', [250, 25])
+def test_a_video_cut_behind_a_key_frame_is_shown_from_the_cut(tmp_path, suffix, between_keys):
+    """A phone's trim keeps the pictures before the cut, which the others are made of, and hides them by an edit list."""
+    source = tmp_path / 'cut.mp4'
+    with av.open(str(source), 'w') as container:
+        stream = container.add_stream('libx264', rate=25, width=64, height=48, pix_fmt='yuv420p',
+                                      options={'g': str(between_keys), 'sc_threshold': '0', 'bf': '0'})
+        pictures = [av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 + 2 * k, np.uint8), format='rgb24') for k in range(75)]
+        for k, picture in enumerate(pictures):
+            picture.pts = k
+        for packet in [*itertools.chain.from_iterable(map(stream.encode, pictures)), *stream.encode(None)]:
+            hidden = round(Fraction(3, 2) / packet.time_base)
+            packet.pts, packet.dts = packet.pts - hidden, packet.dts - hidden
+            container.mux(packet)
+    with av.open(str(source)) as container:
+        assert next(container.demux(video=0)).is_discard
+    mux.write_video(source, np.zeros(24_000, np.float32), 16_000, tmp_path / f'out{suffix}')
+    request = FrameRequest(5.0, 2, 2, 'squash')
+    levels = [[frame.mean() for frame in media.read_frames(path, [request], 0.0, 1.2)[0]]
+              for path in (source, tmp_path / f'out{suffix}')]
+    assert len(levels[0]) == 6 and levels[0][0] > 90
+    np.testing.assert_allclose(*levels, atol=3)
+    assert abs(media.probe(tmp_path / f'out{suffix}').duration_s - 1.5) < 0.05
 
 
 def test_a_repeated_time_is_encoded_once(tmp_path, monkeypatch):
