@@ -22,6 +22,7 @@ from mmaudio_jax import sequence
 from mmaudio_jax.frames import exact
 from mmaudio_jax.frames import fit_picture
 from mmaudio_jax.frames import FrameRequest
+from mmaudio_jax.frames import shown_order
 from mmaudio_jax.media import MediaError
 from mmaudio_jax.media import Path
 from mmaudio_jax.media import SOUND_FORMATS
@@ -189,10 +190,9 @@ def _frames(path: Path, fps: Fraction, count: int, fit: Callable[[Image.Image], 
         unit = stream.time_base or Fraction(1)
         start = (stream.start_time or 0) * unit + (exact(path.start_s) if isinstance(path, Part) else 0)
         slot = 0
-        for frame in container.decode(stream):
-            if frame.pts is None:
-                continue
-            slot = math.floor((frame.pts * unit - start) * fps + Fraction(1, 2))
+        pictures = ((frame.pts * unit, frame) for frame in container.decode(stream) if frame.pts is not None)
+        for time, frame in shown_order(pictures) if container.format.name == 'avi' else pictures:
+            slot = math.floor((time - start) * fps + Fraction(1, 2))
             if done < min(slot, count):
                 picture = fit(media.upright(previous or frame))
                 while done < min(slot, count):

@@ -3,16 +3,21 @@
 Source of the frame selection and the resizing: MMAudio's released code for its demonstration, its extraction and its batch
 evaluation, and FFmpeg's filter fps, which the latter two use.
 """
+import collections
+from collections.abc import Iterable
+from collections.abc import Iterator
 import dataclasses
 from fractions import Fraction
+import heapq
 import itertools
 import math
-from typing import Literal, Sequence
+from typing import Any, Literal, Sequence
 
 import numpy as np
 from PIL import Image
 
 COARSE = 3
+REORDERED = 16  # pictures that H.264 may store before one that is shown earlier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,3 +137,25 @@ def sample_frames(frames: Frames, requests: Sequence[FrameRequest], duration_s: 
         fitted = {place: fit_frame(frames.pixels[place], request) for place in set(places)}
         results.append(np.stack([fitted[place] for place in places]))
     return results
+
+
+def shown_order(pictures: Iterable[tuple[Fraction, Any]]) -> Iterator[tuple[Fraction, Any]]:
+    """Pictures (time, frame), in the order in which a decoder gives them, with times that grow.
+
+    AVI gives the pictures of H.264 the times in which they are stored: each gets the earliest that is left of the next ones.
+    MPEG program streams may repeat a time: its second picture is left out.
+    """
+    frames: collections.deque[Any] = collections.deque()
+    times: list[Fraction] = []
+    last = None
+    for picture in itertools.chain(pictures, itertools.repeat(None)):
+        if picture is not None:
+            heapq.heappush(times, picture[0])
+            frames.append(picture[1])
+        if not frames:
+            return
+        if picture is None or len(frames) > REORDERED:
+            time, frame = heapq.heappop(times), frames.popleft()
+            if last is None or time > last:
+                yield time, frame
+                last = time

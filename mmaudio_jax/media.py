@@ -28,6 +28,7 @@ from mmaudio_jax.frames import divisor
 from mmaudio_jax.frames import exact
 from mmaudio_jax.frames import fit_picture
 from mmaudio_jax.frames import FrameRequest
+from mmaudio_jax.frames import shown_order
 from mmaudio_jax.resampling import resample
 
 SOUND_GAP_S = 0.05  # a sound track may end that much early: codecs cut in blocks; silence fills it
@@ -257,7 +258,8 @@ def read_frames(path: Path, requests: Sequence[FrameRequest], start_s: float, du
                     results[i][first:done[i]] = fit_picture(turned(before if request.rule == 'nearest' else frame), request)
 
         last, end, converter = None, start, VideoReformatter()
-        for time, frame in decode(container, stream, start, threads, divisor(requests, stream.width, stream.height) > 1):
+        pictures = decode(container, stream, start, threads, divisor(requests, stream.width, stream.height) > 1)
+        for time, frame in shown_order(pictures) if container.format.name == 'avi' else pictures:
             if strict and time >= start and (frame.is_corrupt or last is not None and end < start and last.is_corrupt):
                 raise MediaError(path, f'the frame at {float(time - start) + start_s:.3f} s is damaged')
             take(last or frame, frame, time)

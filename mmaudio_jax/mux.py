@@ -3,7 +3,6 @@
 The pictures of a file are encoded anew only when the container cannot take them, with a warning. Where the new sound ends,
 the pictures end too.
 """
-import collections
 from collections.abc import Iterable
 from collections.abc import Iterator
 import contextlib
@@ -22,6 +21,7 @@ import numpy as np
 from mmaudio_jax import media
 from mmaudio_jax.frames import exact
 from mmaudio_jax.frames import Frames
+from mmaudio_jax.frames import shown_order
 from mmaudio_jax.media import MediaError
 from mmaudio_jax.media import Path
 from mmaudio_jax.resampling import resample
@@ -50,7 +50,6 @@ AUDIO_BIT_RATE = 192_000  # of mono; twice that of stereo
 OPUS_RATE_HZ = 48_000  # Opus knows few rates; this one holds everything
 HIGHEST_RATE_HZ = 48_000  # of a mixture: not every player takes more
 HIDING = ('mp4', 'mov')  # formats that hold pictures which are decoded, but not shown
-REORDERED = 16  # pictures that H.264 may store before one that is shown earlier
 CLOCK = Fraction(1, 90_000)  # of pictures that are encoded: any frame rate's timestamps, variable ones too
 
 Sound = tuple[np.ndarray, int]  # float32 [samples] or [2, samples], sampling rate in Hz
@@ -168,7 +167,7 @@ def _encode_file(source: Path, sounds: list[Sound], length: Fraction, out_path: 
 
         def pictures() -> Iterator[tuple[Fraction, av.VideoFrame]]:
             with media.explained(source):
-                for time, frame in _forward(media.decode(container, stream, start)):
+                for time, frame in shown_order(media.decode(container, stream, start)):
                     if time >= start + length:
                         return
                     upright = av.VideoFrame.from_image(media.upright(frame)) if frame.rotation else frame
@@ -177,28 +176,6 @@ def _encode_file(source: Path, sounds: list[Sound], length: Fraction, out_path: 
         tracks = [_encoded(out, pictures(), Fraction(stream.average_rate or 25), out_path)]
         tracks += [_new_track(out, sound, out_path) for sound in sounds]
         _interleave(out, tracks)
-
-
-def _forward(pictures: Iterable[tuple[Fraction, av.VideoFrame]]) -> Iterator[tuple[Fraction, av.VideoFrame]]:
-    """Pictures (time, frame) in the order in which they are shown, with times that grow: encoders take no others.
-
-    AVI gives the pictures of H.264 the times in which they are stored: each gets the earliest that is left of the next ones.
-    MPEG program streams may repeat a time: its second picture is left out.
-    """
-    frames: collections.deque[av.VideoFrame] = collections.deque()
-    times: list[Fraction] = []
-    last = None
-    for picture in itertools.chain(pictures, itertools.repeat(None)):
-        if picture is not None:
-            heapq.heappush(times, picture[0])
-            frames.append(picture[1])
-        if not frames:
-            return
-        if picture is None or len(frames) > REORDERED:
-            time, frame = heapq.heappop(times), frames.popleft()
-            if last is None or time > last:
-                yield time, frame
-                last = time
 
 
 def _write_frames(frames: Frames, sounds: list[Sound], length: Fraction, out_path: Path) -> None:

@@ -380,3 +380,20 @@ def test_a_name_as_long_as_names_can_be(tmp_path):
     path = tmp_path / ('a' * 250 + '.flac')
     media.write_audio(path, np.zeros(160, np.float32), 16_000)
     assert [path.name for path in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize('start_s', [0.0, 2.0])
+def test_pictures_of_an_avi_are_read_in_the_order_in_which_they_are_shown(tmp_path, start_s):
+    """It gives those of H.264 the times in which they are stored, so that the next ones but one came in their places."""
+    requests, levels = [FrameRequest(25.0, 2, 2, 'squash', rule=rule) for rule in ('after', 'nearest')], []
+    for name in ('a.mp4', 'a.avi'):
+        with av.open(str(tmp_path / name), 'w') as container:
+            stream = container.add_stream('libx264', rate=25, width=64, height=48, pix_fmt='yuv420p',
+                                          options={'bf': '3', 'sc_threshold': '0', 'x264-params': 'b-adapt=0'})
+            for k in range(100):
+                frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 + 2 * k, np.uint8), format='rgb24')
+                frame.pts = k
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        levels.append([[frame.mean() for frame in part] for part in media.read_frames(tmp_path / name, requests, start_s, 1.0)])
+    np.testing.assert_allclose(*levels, atol=3)
