@@ -62,8 +62,7 @@ def evaluate(config, workdir: pathlib.Path) -> None:
     started = time.monotonic()
     data = pathlib.Path(config.data_dir or workdir)
     step = snapshots.latest_agreed(workdir)
-    identity = _identity(config, workdir, data, step)
-    path = workdir / 'report.json'
+    identity, path = _identity(config, workdir, data, step), workdir / 'report.json'
     if hosts.agreed(_matches(path, identity)):
         _mark_as_last(path, workdir / 'scores.json')
         hosts.say(f'evaluate: {path} is of step {step}, this config and these data, nothing to do')
@@ -96,8 +95,7 @@ def evaluate(config, workdir: pathlib.Path) -> None:
         'quoted_window_s': config.evaluate.onset_windows_s[0], 'onsets': scores,
         'seconds': {'sampling': round(sampled - started, 1), 'total': round(time.monotonic() - started, 1)},
         'devices': f'{jax.device_count()} {jax.devices()[0].device_kind}',
-        'versions': score.versions(),
-        'config': checkpoints.to_json(config),
+        'versions': score.versions(), 'config': checkpoints.to_json(config),
     }
     with media.atomic_file(path) as beside:
         beside.write_text(json.dumps(report, indent=1) + '\n')
