@@ -1,4 +1,5 @@
 """Where every tensor lives: the mesh, and rules from parameter names to shardings. The only file that names mesh axes."""
+import collections
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -53,10 +54,15 @@ def make_mesh(mesh_config: Mapping[str, int], slice_axis: str = 'data', devices:
       devices: those of a described topology; None for the real ones.
 
     Raises:
-      ValueError: an unknown axis, two axes of -1, sizes whose product is not the number of devices, or an axis over
-        slices that is not a multiple of their number.
+      ValueError: an unknown axis, two axes of -1, sizes whose product is not the number of devices, an axis over slices
+        that is not a multiple of their number, or hosts with unlike numbers of devices.
     """
     devices = jax.devices() if devices is None else devices
+    counts = collections.Counter(device.process_index for device in devices)
+    if len(set(counts.values())) > 1:
+        listed = ', '.join(f'process {index} {count}' for index, count in sorted(counts.items()))
+        raise ValueError(f'the hosts have unlike numbers of devices ({listed}), but each of them reads an equal part of a batch: '
+                         'start the run on hosts that are alike, or hide devices (CUDA_VISIBLE_DEVICES)')
     sizes, free = _sizes(mesh_config)
     if free:
         fixed = math.prod(size for size in sizes.values() if size != -1)

@@ -86,6 +86,12 @@ def test_slices_that_do_not_fit_are_refused():
         partitioning._arrange((1, 1, 8), 'tensor', devices)
 
 
+def test_hosts_with_unlike_numbers_of_devices_are_refused():
+    devices = [types.SimpleNamespace(id=i, process_index=int(i > 2), platform='gpu') for i in range(4)]
+    with pytest.raises(ValueError, match=r'unlike numbers of devices \(process 0 3, process 1 1\)'):
+        partitioning.make_mesh({'data': -1}, devices=devices)
+
+
 def test_an_unknown_slice_axis_is_refused_on_one_slice_too():
     with pytest.raises(ValueError, match="config.sharding.slice_axis is 'nonsense'; it must be one of data, fsdp"):
         partitioning.make_mesh({'data': -1}, 'nonsense')
