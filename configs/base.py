@@ -10,8 +10,8 @@ def get_config() -> ml_collections.ConfigDict:
     """The complete, locked configuration (an unknown field is an error)."""
     c = ml_collections.ConfigDict()
     c.name = 's_16k'
-    c.seed = 14159265  # all randomness is fold_in(seed, step, name)
-    c.stages = ('train',)  # what run.py does without --mode: any of impacts, extract, train, evaluate, in this order
+    c.seed = 14159265  # of training: all randomness of a step is fold_in(seed, step, name)
+    c.stages = ('train',)  # what run.py does without --mode: modes of run.py, in the order given
     c.data_dir = ''  # holds media/ and records/; '' means the workdir, so that several runs can share one folder
 
     # The built-in dataset (data_pipelines/impacts.py); used by the stage 'impacts' only.
@@ -77,7 +77,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.input.validation_batch_size = 64  # rounded up so that all devices have as many; no loss depends on it
     c.input.validation_examples = 2048
     c.input.workers = 4  # processes that read records for each process of the run (Slurm: each GPU); 0: threads
-    c.input.prefetch = 2  # batches on the device ahead of the step; without worker processes also how many threads read
+    # Batches on the device ahead of the step; threads that read for validation, and without worker processes for training.
+    c.input.prefetch = 2
 
     # Official weights (weights/store.py), wherever they are used. --mode=import brings them, --mode=export writes their form.
     c.weights = ml_collections.ConfigDict()
@@ -175,7 +176,7 @@ def get_config() -> ml_collections.ConfigDict:
     # clips, more than twice the compile time (docs/scaling.md).
     c.train.async_gradients = False
     c.train.max_skipped = 10  # steps in a row that are not finite and left out before the run stops; 0: the first one stops it
-    c.train.log_every = 50  # steps; 0: only before evaluations and checkpoints
+    c.train.log_every = 50  # steps; 0: only before checkpoints
     c.train.profile_steps = ()  # (first, last): a JAX profile of these steps is in workdir/profile; --profile=N-M
     c.train.validate_every = 5_000  # and at the end; 0: only then
     c.train.sample_every = 20_000  # and at the end; 0: never

@@ -6,7 +6,6 @@ a shard is made by the same function as without Ray, and stands in the folder wh
 import collections
 import concurrent.futures
 import logging
-import os
 from typing import Any
 
 import ray
@@ -26,10 +25,6 @@ class _Actor:
         self._extractor = shards_lib.Extractor(plan)
         self._workers = processes.Workers(plan.workers)
         self._device = concurrent.futures.ThreadPoolExecutor(1)
-
-    def pid(self) -> int:
-        """Of the process."""
-        return os.getpid()
 
     def extract(self, shard: shards_lib.Shard) -> tuple[int, list[str]]:
         """Makes a shard; returns how many clips it had, and the reasons of the rejected ones."""

@@ -1,6 +1,8 @@
 """Many items through a jitted function, in calls of one size, on one device or with each call split over several."""
 from collections.abc import Callable
 from collections.abc import Sequence
+import functools
+import threading
 from typing import Any, TypeVar
 import weakref
 
@@ -12,14 +14,28 @@ from mmaudio_jax import partitioning
 
 _Shared = TypeVar('_Shared')
 _SHARED: weakref.WeakValueDictionary[tuple[Any, ...], Any] = weakref.WeakValueDictionary()
+_SHARING = threading.Lock()
 
 
 def shared(kind: Callable[..., _Shared], *arguments: Any) -> _Shared:
     """kind(*arguments), the same object for the same arguments as long as somebody holds it."""
-    found = _SHARED.get((kind, *arguments))
-    if found is None:
-        found = _SHARED[kind, *arguments] = kind(*arguments)
+    with _SHARING:
+        found = _SHARED.get((kind, *arguments))
+        if found is None:
+            found = _SHARED[kind, *arguments] = kind(*arguments)
     return found
+
+
+class LoadedOnce(functools.cached_property):
+    """functools.cached_property for weights: a second thread waits for the first one, and loads nothing itself."""
+
+    def __init__(self, function: Callable[[Any], Any]):
+        super().__init__(function)
+        self._loading = threading.RLock()
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        with self._loading:
+            return super().__get__(instance, owner)
 
 
 def put(params: Any, mesh: Mesh | None) -> Any:

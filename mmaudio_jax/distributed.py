@@ -144,6 +144,10 @@ def _start(hosts: Any) -> int:
             raise ValueError(f'the processes cannot start together: {error}; correct config.hosts') from error
         _check_launched_alone()
         return 1
+    except RuntimeError as error:
+        if 'mpi4py' in str(error):  # newer JAX, of Open MPI 5
+            _check_launched_alone()
+        raise
     finally:
         waiting.cancel()
     return service.global_state.num_processes

@@ -89,7 +89,7 @@ def evaluate(config, workdir: pathlib.Path) -> None:
     scores, onsets = onset_scores(config.evaluate, sounds, [row['onset_times_s'] for row in rows], sequence)
     _save_clips(config, workdir, table_path, rows, sounds, onsets, sequence)
     report = {
-        **identity, 'workdir_step': step, 'sigma_rel': config.ema.synthesis_sigma_rel,
+        **identity, 'sigma_rel': config.ema.synthesis_sigma_rel,
         'dataset': config.evaluate.dataset, 'split': config.evaluate.split, 'clips': len(examples),
         'seeds': {'training': config.seed, 'sampling': config.sampling.seed, 'shuffle': SHUFFLE_SEED},
         'quoted_window_s': config.evaluate.onset_windows_s[0], 'onsets': scores,

@@ -1,6 +1,5 @@
 """What --mode=generate is to make: one Job for each file of a folder, row of a CSV, or prompt."""
 import collections
-import csv
 import dataclasses
 import hashlib
 import os
@@ -8,6 +7,7 @@ import pathlib
 import zlib
 
 from mmaudio_jax import media
+from mmaudio_jax import tables
 from mmaudio_jax.media import VIDEO_SUFFIXES
 
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff')
@@ -109,14 +109,10 @@ def _from_csv(path: pathlib.Path, common: dict) -> list[Job]:
 
     A row without a name is called as its file, or by its prompt; rows of one name get the number of their line behind it.
     """
-    try:
-        with open(path, encoding='utf-8-sig', newline='') as file:
-            reader = csv.reader(file, strict=True)
-            header = [_ALSO.get(name.strip(), name.strip()) for name in next(reader, [])]
-            _check_header(path, header)
-            rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f'{path}: not a CSV file in UTF-8 ({error})') from error
+    (_, first), *rest = list(tables.csv_rows(path, tables.read_text(path))) or [(1, [])]
+    header = [_ALSO.get(name.strip(), name.strip()) for name in first]
+    _check_header(path, header)
+    rows = [(line, row) for line, row in rest if any(cell.strip() for cell in row)]
     if not rows:
         raise ValueError(f'{path}: has no rows')
     made, longer, seeded = [], [], []
@@ -146,7 +142,7 @@ def _check_header(path: pathlib.Path, header: list[str]) -> None:
 
 def _job(path: pathlib.Path, line: int, cells: dict[str, str], common: dict) -> Job:
     fields = {**common, **{name: cell for name, cell in cells.items() if cell}}
-    files = {name: path.parent / cells[name] if cells.get(name) else None for name in ('video', 'image')}
+    files = {name: tables.beside(path, cells[name]) if cells.get(name) else None for name in ('video', 'image')}
     if files['video'] and files['image']:
         raise ValueError(f'{path}:{line}: both a video and an image')
     for name, kind, what in (('seed', int, 'a whole number'), ('duration_s', float, 'a number of seconds')):

@@ -2,8 +2,8 @@
 
 Time zero of a file is the start of its video stream (of its sound when it has no video), for frames and sound alike, so that
 they stay together when a file's timestamps start late. Video that starts less than LATE_S after zero counts from zero, as the
-released code counts: containers that count in milliseconds often start a few of them late. Every failure is a MediaError: one
-line, the file first. Source of the frame selection: MMAudio's released data code.
+released demonstration counts: containers that count in milliseconds often start a few of them late. Every failure is a
+MediaError: one line, the file first. Source of the frame selection: MMAudio's released data code.
 """
 import contextlib
 import dataclasses

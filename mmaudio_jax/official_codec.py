@@ -35,17 +35,17 @@ class Parts:
     def __init__(self, load: Load, rate: str, mesh: Mesh | None = None):
         self._load, self._rate, self.mesh = load, rate, mesh
 
-    @functools.cached_property
+    @calls.LoadedOnce
     def encoder(self) -> Any:
         """Of the VAE, without the decoder."""
         return calls.put(_without(self._load(files.VAES[self._rate]), 'decoder'), self.mesh)
 
-    @functools.cached_property
+    @calls.LoadedOnce
     def decoder(self) -> Any:
         """Of the VAE, without the encoder."""
         return calls.put(_without(self._load(files.VAES[self._rate]), 'encoder'), self.mesh)
 
-    @functools.cached_property
+    @calls.LoadedOnce
     def vocoder(self) -> Any:
         """Of BigVGAN."""
         return calls.put(self._load(files.VOCODERS[self._rate]), self.mesh)

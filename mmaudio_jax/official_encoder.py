@@ -57,17 +57,17 @@ class Towers:
     def __init__(self, load: Load, mesh: Mesh | None = None):
         self._load, self.mesh = load, mesh
 
-    @functools.cached_property
+    @calls.LoadedOnce
     def image(self) -> Any:
         """Of CLIP's image tower."""
         return calls.put({'image': self._load(files.CLIP)['image']}, self.mesh)
 
-    @functools.cached_property
+    @calls.LoadedOnce
     def text(self) -> Any:
         """Of CLIP's text tower."""
         return calls.put({'text': self._load(files.CLIP)['text']}, self.mesh)
 
-    @functools.cached_property
+    @calls.LoadedOnce
     def sync(self) -> Any:
         """Of Synchformer's visual encoder."""
         return calls.put(self._load(files.SYNCHFORMER), self.mesh)

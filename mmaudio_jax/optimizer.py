@@ -123,7 +123,7 @@ def _clipped_adam(config) -> optax.GradientTransformationExtraArgs:
 
     def update(updates, state, params=None, *, use=True, **_):
         del params
-        factor = jnp.minimum(1.0, config.clip_norm / (optax.global_norm(updates) + 1e-6))
+        factor = jnp.minimum(1.0, config.clip_norm / (optax.tree.norm(updates) + 1e-6))
         old = cast(state, jnp.float32)  # optax's own mu_dtype would multiply in bfloat16, where 0.9 is 0.8984
         # A branch is not fused with what uses its results: CPUs would compute the moments twice, from copies of the old ones.
         new = jax.lax.platform_dependent(

@@ -24,9 +24,10 @@ AXES = ('data', 'fsdp', 'tensor')
 BATCH_AXES = ('data', 'fsdp')
 
 # (regular expression searched in the tensor's name, mesh axis, or axes, of each of its last dimensions); the first that
-# matches counts. Names are paths such as 'params/joint/latents/qkv/kernel'. Dimensions before those of the rule, such as the
-# layers of a scan, are not split. TPUs keep the last two dimensions in tiles of 16 rows of 128: fsdp splits the last but one,
-# or the last, which is then turned before it is sent, so that sixteenths are whole tiles (896 / 16 is not, 2560 / 16 is).
+# matches counts. Names are paths such as 'joint/latents/qkv/kernel', behind 'params/', 'ema/averages/0/' or nothing, so that a
+# rule names no more than the path in the network. Dimensions before those of the rule, such as the layers of a scan, are not
+# split. TPUs keep the last two dimensions in tiles of 16 rows of 128: fsdp splits the last but one, or the last, which is then
+# turned before it is sent, so that sixteenths are whole tiles (896 / 16 is not, 2560 / 16 is).
 RULES: tuple[tuple[str, tuple], ...] = (
     (r'/qkv/kernel$', ('fsdp', 'tensor')),  # [q|k|v, D, H · K]
     (r'/qkv/bias$', ('tensor', None)),  # [q|k|v, H, K]
@@ -61,7 +62,7 @@ def make_mesh(mesh_config: Mapping[str, int], slice_axis: str = 'data', devices:
     counts = collections.Counter(device.process_index for device in devices)
     if len(set(counts.values())) > 1:
         listed = ', '.join(f'process {index} {count}' for index, count in sorted(counts.items()))
-        raise ValueError(f'the hosts have unlike numbers of devices ({listed}), but each of them reads an equal part of a batch: '
+        raise ValueError(f'the hosts have unlike numbers of devices ({listed}), but each reads an equal part of a batch: '
                          'start the run on hosts that are alike, or hide devices (CUDA_VISIBLE_DEVICES)')
     sizes, free = _sizes(mesh_config)
     if free:

@@ -8,6 +8,7 @@ import concurrent.futures
 import dataclasses
 import os
 import pathlib
+import threading
 from typing import Any
 
 import jax
@@ -130,6 +131,7 @@ class Pipeline:
                 places = partitioning.state_shardings(self._mesh, parts.params, placement)
         self._params = jax.device_put(parts.params, places)
         self._programs: dict[tuple[sampler.SamplerSettings, Sequence], Any] = {}
+        self._choosing = threading.Lock()  # of a program, by one thread at a time
         self._made: dict[Sequence, tuple[encoders.Encoder, codec.Codec]] = {}
 
         def load(name: str) -> Any:
@@ -208,7 +210,8 @@ class Pipeline:
           negative_prompt: what is not to be heard; None for config.sampling's.
           duration_s: seconds from the start of the video. None for all of it (at most 120 s), or the training length without a
             video. The network attends over the whole clip, so that its length decides the result: what is asked for is
-            computed at exactly that length, as the official code does. A length that is only the video's is rounded up to
+            computed at exactly that length (a video that ends there to the frame may be cut short by a frame or two in the
+            official demonstration, docs/design.md). A length that is only the video's is rounded up to
             the next half second, where the last frame stands still, and the sound is cut back to the sample: videos of many
             lengths share few compiled programs, and batches.
           seed: of the noise; None for config.sampling's. Clip i of a batch has the noise of (seed, i); with a list, that of
@@ -339,12 +342,13 @@ class Pipeline:
     def _sample(self, settings: sampler.SamplerSettings, sequence: Sequence, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
         """Latents `[B, N, C]` and waveforms `[B, samples]`; a batch that the devices do not share evenly is filled up."""
         weights, decode = self.encoder_and_codec(sequence)[1].program()
-        program = self._programs.pop((settings, sequence), None)
-        if program is None:
-            program = sampler.make_sampler(self._model, settings, self._mesh, decode)
-        self._programs[settings, sequence] = program  # the last one used is last
-        while len(self._programs) > PROGRAMS:
-            self._programs.pop(next(iter(self._programs)))
+        with self._choosing:
+            program = self._programs.pop((settings, sequence), None)
+            if program is None:
+                program = sampler.make_sampler(self._model, settings, self._mesh, decode)
+            self._programs[settings, sequence] = program  # the last one used is last
+            while len(self._programs) > PROGRAMS:
+                self._programs.pop(next(iter(self._programs)))
         count = len(arrays[0])
         missing = 0 if self._mesh is None else -count % partitioning.batch_shards(self._mesh)
         filled = [np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) for array in arrays]

@@ -168,5 +168,6 @@ def _variant_in(folder: pathlib.Path, variant: str | None) -> str:
         raise ValueError(f'{folder}: holds no official network ({wanted}), and nothing was trained there (ema/): train first '
                          '(--mode=train), or check the folder')
     if len(found) > 1:
-        raise ValueError(f'{folder}: holds several networks; choose one of them with variant=: {", ".join(found)}')
+        raise ValueError(f'{folder}: holds several networks; choose one of them with variant=, or give its name instead '
+                         f'of the folder, with config.weights.folder={folder}: {", ".join(found)}')
     return found[0]

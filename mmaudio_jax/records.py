@@ -256,7 +256,8 @@ def read_metadata(folder: pathlib.Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f'{folder}: no such record set; make it with --mode=extract, or correct '
-                                'config.input (mixture, validation and statistics name sets)')
+                                'the field that names it (config.input mixture, validation and statistics, '
+                                'config.evaluate.dataset, config.score.sample)')
     path = folder / METADATA_FILE
     if not path.is_file():
         raise FileNotFoundError(f'{folder}: not a record set, {METADATA_FILE} is missing; delete it and run --mode=extract')

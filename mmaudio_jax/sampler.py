@@ -81,6 +81,11 @@ def edges(schedule: str, num_steps: int) -> np.ndarray:
     uniform s, cosine (1 − cos πs) / 2 (short steps at both ends), quadratic s² (short steps at the noise).
     """
     s = np.linspace(0, 1, num_steps + 1)
+    if schedule == 'uniform':
+        # As PyTorch counts, from both ends in float32 steps: large_44k_v2 multiplies times by 10 000, where the other rounding
+        # of 4 of the 25 times changes the velocity by a thousandth of its deviation.
+        places, step = np.arange(num_steps + 1), np.float64(np.float32(1) / np.float32(num_steps))
+        s = np.where(places < (num_steps + 1) // 2, step * places, 1 - step * (num_steps - places))
     return {'uniform': s, 'cosine': (1 - np.cos(np.pi * s)) / 2, 'quadratic': s**2}[schedule].astype(np.float32)
 
 

@@ -255,9 +255,7 @@ def _first_state(config, model: mmaudio.MMAudio, sequence: Sequence, prepared: t
     """At step 0: the network as it is initialised, or with the weights of config.weights.start_from."""
     shardings = partitioning.shardings_of(prepared.state)
     if config.weights.start_from:
-        params = pretrained.to_train_on(config, model, records.parent)
-        place = lambda array, sharding: jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
-        placed = jax.tree.map(place, params, shardings.params)
+        placed = partitioning.spread(pretrained.to_train_on(config, model, records.parent), shardings.params)
         return jax.jit(functools.partial(train_step.state_of, config), out_shardings=shardings)(placed)
     load = store.loader(config.weights, config.weights.dtype)
     empty_string_feat = hosts.agreed(encoders.make(config.extract.encoder, sequence, load).encode_text([''])[0])

@@ -23,8 +23,8 @@ Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 # Options of the TPU compiler for config.train.async_gradients: sums of gradients go on beside the products of the backward
-# pass. Two allow it. One keeps sums apart, because the compiler waits for those that it joins. The last: a sum and a product at
-# once need more vector memory than each alone.
+# pass. Two allow it, on v5e alone: elsewhere newer compilers refuse them. One keeps sums apart, because the compiler waits for
+# those that it joins. The last: a sum and a product at once need more vector memory than each alone.
 ASYNC_GRADIENTS = {
     'xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter': 'true',
     'xla_enable_async_reduce_scatter_fusion': 'true',
@@ -37,10 +37,13 @@ ASYNC_GRADIENTS_SPARSE = {
     'xla_tpu_enable_sparse_core_collective_offload_all_gather': 'true',
     'xla_tpu_enable_sparse_core_collective_offload_all_reduce': 'true',
     'xla_tpu_enable_async_collective_fusion': 'true',
-    'xla_tpu_enable_async_collective_fusion_fuse_all_gather': 'true',
     'xla_tpu_enable_async_collective_fusion_multiple_steps': 'true',
     'xla_tpu_overlap_compute_collective_tc': 'true',
     'xla_enable_async_all_gather': 'true',
+}
+ASYNC_GRADIENTS_OF = {  # by the names that JAX gives to v5e, v5p and v6e
+    **dict.fromkeys(('TPU v5 lite', 'TPU v5e'), ASYNC_GRADIENTS),
+    **dict.fromkeys(('TPU v5', 'TPU v5p', 'TPU v6 lite', 'TPU v6e'), ASYNC_GRADIENTS_SPARSE),
 }
 
 
@@ -236,7 +239,7 @@ def step_with_draws(state: TrainState, model, tx: optax.GradientTransformation, 
       (the new state; the metrics of make_train_step; (losses `[B]`, gradients like the parameters, zero where frozen)).
     """
     loss, losses, gradients = loss_and_gradients(state.params, model, min_sigma, batch, draws, microbatches)
-    norm = optax.global_norm(gradients)
+    norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     metrics = {'loss': loss, 'grad_norm': norm, 'learning_rate': schedule(optimizer.updates_done(state.opt_state))}
     return apply_gradients(state, tx, gradients, finite), metrics, (losses, gradients)
@@ -302,12 +305,20 @@ def prepare(config, model, sequence: Sequence, mesh: jax.sharding.Mesh) -> Prepa
 
 
 def compiler_options(config, device: Any) -> dict[str, str] | None:
-    """What a TPU's compiler is told of the step, None elsewhere; config.train.compiler_options overrides async_gradients."""
+    """What a TPU's compiler is told of the step, None elsewhere; config.train.compiler_options overrides async_gradients.
+
+    Raises:
+      ValueError: async_gradients on a TPU of another kind.
+    """
     if device.platform != 'tpu':
         return None
-    sparse = device.device_kind in ('TPU v5', 'TPU v5p', 'TPU v6 lite')
-    asynchronous = ASYNC_GRADIENTS_SPARSE if sparse else ASYNC_GRADIENTS
-    return (asynchronous if config.train.async_gradients else {}) | dict(config.train.compiler_options)
+    given = dict(config.train.compiler_options)
+    if not config.train.async_gradients:
+        return given
+    if device.device_kind not in ASYNC_GRADIENTS_OF:
+        raise ValueError(f'config.train.async_gradients has no options for {device.device_kind!r}, only for '
+                         f'{", ".join(ASYNC_GRADIENTS_OF)}: leave it False')
+    return ASYNC_GRADIENTS_OF[device.device_kind] | given
 
 
 def make_validation_step(config, model) -> Callable[[Any, Batch, jax.Array], jax.Array]:

@@ -262,13 +262,22 @@ def test_a_full_disk_is_reported_and_leaves_nothing(workdir, tmp_path, capfd):
     ('prompt,duration_s\nrain,2\nrain,long\n', "list.csv:3: duration_s is 'long', not a number of seconds"),
     ('video,prompt,seed\n,,3\n', 'list.csv:2: neither a video, nor an image, nor a prompt'),
     ('video,image\na.mp4,b.png\n', 'list.csv:2: both a video and an image'),
-    ('video\n"a.mp4\n', 'list.csv: not a CSV file in UTF-8'),
+    ('video\n"a.mp4\n', 'list.csv, line 2: the row that starts there cannot be read'),
 ])
 def test_bad_csv(workdir, tmp_path, text, message):
     (tmp_path / 'list.csv').write_text(text)
     with pytest.raises(ValueError, match=message) as error:
         generate.generate(_config(workdir, input=str(tmp_path / 'list.csv')), workdir)
     assert '\n' not in str(error.value)
+
+
+def test_a_csv_as_other_tables(workdir, tmp_path):
+    """In Latin-1, with a cell of several lines, and a file whose name a Mac has taken apart."""
+    (tmp_path / 'u\u0308ber.mp4').touch()
+    (tmp_path / 'list.csv').write_bytes('video,prompt,name\n\xfcber.mp4,"rain,\nthen\nsun",a\n,"b",a\n'.encode('latin-1'))
+    config = _config(workdir, input=str(tmp_path / 'list.csv'))
+    first, second = generate_jobs.jobs(config.generate, config.sampling)
+    assert first.video.exists() and (first.name, second.name) == ('a_2', 'a_5')
 
 
 def test_every_job_has_a_name_of_its_own(workdir, tmp_path):

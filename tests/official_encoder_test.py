@@ -1,4 +1,7 @@
 """The official encoder at a tiny size: cutting into calls, segments, laziness, sharing, dtype and errors."""
+import concurrent.futures
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,6 +131,22 @@ def test_a_tower_is_loaded_when_it_is_used(trees):
     assert towers.__dict__.keys() == {'_load', 'mesh', 'text'} and towers.text.keys() == {'text'}
     encoder.encode_segments([np.zeros((16, 8, 8, 3), np.uint8)])
     assert load.loaded == ['clip_vit_h_14_378', 'synchformer_visual'] and 'image' not in towers.__dict__
+
+
+def test_threads_load_the_same_weights_once():
+    """Python 3.12 took the lock out of functools.cached_property."""
+    loads = []
+
+    def load(name):
+        loads.append(name)
+        time.sleep(0.2)
+        return {'text': np.zeros(2)}
+
+    towers = official_encoder.Towers(load)
+    with concurrent.futures.ThreadPoolExecutor(3) as threads:
+        for made in [threads.submit(lambda: towers.text) for _ in range(3)]:
+            made.result()
+    assert len(loads) == 1
 
 
 def test_encoders_of_one_load_share_its_parameters(trees):

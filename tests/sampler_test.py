@@ -56,6 +56,9 @@ def test_order(solver, order, schedule):
 
 def test_schedules_run_from_noise_to_data():
     np.testing.assert_allclose(sampler.edges('uniform', 4), [0, 0.25, 0.5, 0.75, 1])
+    # torch.linspace(0, 1, 26), where it is not what NumPy's float64 rounds to
+    assert sampler.edges('uniform', 25)[[5, 9, 10, 21]].tolist() == [
+        0.19999998807907104, 0.35999998450279236, 0.3999999761581421, 0.8400000333786011]
     np.testing.assert_allclose(sampler.edges('quadratic', 4), [0, 1 / 16, 1 / 4, 9 / 16, 1])
     np.testing.assert_allclose(sampler.edges('cosine', 4), [0, 0.1464466, 0.5, 0.8535534, 1], rtol=1e-6)
 

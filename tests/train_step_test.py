@@ -352,5 +352,7 @@ def test_only_tpus_are_told_how_to_compile():
     config.train.async_gradients = True
     assert train_step.compiler_options(config, v5e) == train_step.ASYNC_GRADIENTS | given
     assert train_step.compiler_options(config, v5p) == train_step.ASYNC_GRADIENTS_SPARSE | given
+    with pytest.raises(ValueError, match="config.train.async_gradients has no options for 'TPU v4'"):
+        train_step.compiler_options(config, types.SimpleNamespace(platform='tpu', device_kind='TPU v4'))
     config.train.compiler_options += (('xla_tpu_scoped_vmem_limit_kib', '32768'),)
     assert train_step.compiler_options(config, v5e)['xla_tpu_scoped_vmem_limit_kib'] == '32768'

@@ -176,7 +176,8 @@ class MMAudio(nn.Module):
     def _check(self):
         for field, choices in _CHOICES.items():
             if getattr(self, field) not in choices:
-                raise ValueError(f'config.model.{field} is {getattr(self, field)!r}; it must be one of {choices}')
+                known = (('auto',) if field == 'convolution' else ()) + choices  # which `build` has replaced
+                raise ValueError(f'config.model.{field} is {getattr(self, field)!r}; it must be one of {known}')
         if self.hidden_size % (2 * self.num_heads):
             raise ValueError(f'config.model.hidden_size {self.hidden_size} must be a multiple of twice config.model.num_heads '
                              f'{self.num_heads}: every head has an even number of channels')
