@@ -61,7 +61,7 @@ def generate(config, workdir: pathlib.Path) -> int:
             raise ValueError(f'config.generate.{field} is {config.generate[field]!r}; it must be one of {", ".join(choices)}')
     pipeline.check_db('config.generate.original_db', config.generate.original_db)
     folder = pathlib.Path(config.generate.output or workdir / 'generated')
-    if any(source and source.parent.resolve() == folder.resolve() for job in jobs for source in (job.video, job.image)):
+    if any(source and _same(source.parent, folder) for job in jobs for source in (job.video, job.image)):
         raise ValueError(f'config.generate.output is the folder of the videos, {folder}: they would be overwritten; '
                          'choose another one')
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,6 +69,11 @@ def generate(config, workdir: pathlib.Path) -> int:
     run = _Run(config, pipe, _weights(config, workdir, pipe), folder, jobs[jax.process_index()::jax.process_count()])
     with _plain_warnings():
         return run.run()
+
+
+def _same(a: pathlib.Path, b: pathlib.Path) -> bool:
+    """Whether both are one folder, by whatever name: macOS takes Videos for videos."""
+    return a.resolve() == b.resolve() or a.exists() and b.exists() and a.samefile(b)
 
 
 def _load(config, workdir: pathlib.Path) -> pipeline.Pipeline:

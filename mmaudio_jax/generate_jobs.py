@@ -83,15 +83,19 @@ def _with_own_noise(job: Job) -> Job:
 
 
 def _named_apart(made: list[Job], longer: list[str]) -> list[Job]:
-    """The jobs, of which those that share a name get the longer one, with '_' behind it while another job has that."""
-    counts = collections.Counter(job.name for job in made)
+    """The jobs, of which those that share a name get the longer one, with '_' behind it while another job has that.
+
+    Names that differ in capital letters alone are the same: on macOS they would be one file.
+    """
+    file = lambda name: tables.composed(name).casefold()
+    counts = collections.Counter(file(job.name) for job in made)
     taken = {name for name, count in counts.items() if count == 1}
     result = []
     for job, name in zip(made, longer, strict=True):
-        if counts[job.name] > 1:
-            while name in taken:
+        if counts[file(job.name)] > 1:
+            while file(name) in taken:
                 name += '_'
-            taken.add(name)
+            taken.add(file(name))
             job = dataclasses.replace(job, name=name)
         result.append(job)
     return result

@@ -42,6 +42,7 @@ _WRITER_OPTIONS = 'group_size:1,zstd:1'
 _COUNTED_AT_ONCE = 16  # shards, when a set is opened
 _OTHER_FILES = 64  # that a process has open
 _MOST_FILES = 2**20  # that are asked for
+_MACOS_FILES = 10_240  # the most that macOS gives, whatever it says
 _TOO_MANY_FILES = os.strerror(errno.EMFILE)
 # Which field of the config says what a set must be.
 _ASKED = {'rate': 'config.sequence.rate', 'duration_s': 'config.sequence.duration_s', 'encoder': 'config.extract.encoder',
@@ -319,10 +320,13 @@ def _allow_files(paths: Sequence_[pathlib.Path]) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(ValueError, OSError):  # a system that allows less than it says
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    if hard != resource.RLIM_INFINITY and hard < len(paths) + _OTHER_FILES:
-        raise ValueError(f'{paths[0].parent}: {len(paths)} shards are read at once, but a process may have only {hard} files '
+        for number in (wanted, min(wanted, _MACOS_FILES)):
+            with contextlib.suppress(ValueError, OSError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (max(number, soft), hard))
+                break
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if soft != resource.RLIM_INFINITY and soft < len(paths) + _OTHER_FILES:
+        raise ValueError(f'{paths[0].parent}: {len(paths)} shards are read at once, but a process may have only {soft} files '
                          'open; raise the limit (ulimit -n), or extract with a larger config.extract.clips_per_shard')
 
 
