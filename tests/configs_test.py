@@ -62,6 +62,26 @@ def test_official_sizes(name):
     assert dict(config.input.mixture)['vggsound'] == (5 if name.startswith('s') else 3)
 
 
+@pytest.mark.parametrize('name', sorted(MILLIONS))
+def test_the_published_recipe(name):
+    """The paper's section 4.1 and appendix; version 2 drops CLIP and sync features independently."""
+    _, config = load(f'configs/{name}.py')
+    o, flow = config.optimizer, config.flow
+    assert (o.learning_rate, o.warmup_steps, o.betas, o.eps, o.weight_decay, o.clip_norm) == (
+        1e-4, 1000, (0.9, 0.95), 1e-6, 1e-6, 1.0)
+    assert (o.schedule, o.schedule_steps, o.schedule_factor) == ('step', (240_000, 270_000), 0.1)
+    assert (flow.min_sigma, flow.video_dropout, flow.text_dropout) == (0.0, 0.1, 0.1)
+    assert flow.independent_video_dropout == name.endswith('v2')
+    assert (config.input.batch_size, config.train.total_steps, config.model.dtype) == (512, 300_000, 'bfloat16')
+    assert config.ema.sigma_rels == (0.05, 0.1) and config.train.microbatches == 1
+
+
+@pytest.mark.parametrize('percent', [10, 25, 50])
+def test_the_shares_of_text(percent):
+    _, config = load(f'configs/ablations/text_share_{percent}.py')
+    assert {share for _, share in config.input.shares} == {percent / 100}
+
+
 @pytest.mark.parametrize('base', ['s_16k', 'impacts'])
 @pytest.mark.parametrize('name', ABLATIONS)
 def test_an_ablation_changes_the_base_and_builds(name, base):

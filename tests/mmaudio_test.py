@@ -153,6 +153,32 @@ def test_remat_changes_memory_and_not_the_gradient(remat):
     assert 'remat' in str(jax.make_jaxpr(program)(shapes))  # it is really on
 
 
+def test_dots_keeps_the_products_that_blocks_computes_again():
+    products = {}
+    for remat in ('none', 'blocks', 'dots'):
+        program, shapes = tiny_program(remat=remat)
+        gradient = jax.grad(lambda variables, program=program: jnp.square(program(variables)).sum())
+        products[remat] = jax.jit(gradient).lower(shapes).as_text('hlo').count(' dot(')
+    assert products['none'] < products['dots'] < products['blocks'], products
+
+
+def test_a_new_network_gives_nothing_yet():
+    """adaLN-zero: modulation and the last convolution begin at zero, the matrices of the time embedding small."""
+    model = build('small_16k', hidden_size=32, num_heads=2, joint_blocks=2, fused_blocks=1)
+    inputs = [jax.random.normal(jax.random.key(n), shape) for n, shape in enumerate(
+        ((1, 250, 20), (1,), (1, 64, 1024), (1, 192, 768), (1, 77, 1024)))]
+    params = jax.jit(model.init)(jax.random.key(9), *inputs)['params']
+    assert not np.any(model.apply({'params': params}, *inputs))
+    zero = [path for path, leaf in jax.tree_util.tree_leaves_with_path(params) if not np.any(leaf)]
+    names = {jax.tree_util.keystr(path, simple=True, separator='/') for path in zero}
+    everywhere = {jax.tree_util.keystr(path, simple=True, separator='/')
+                  for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+    assert {name for name in everywhere if '/modulation/' in name or name.startswith('final_layer/')} <= names
+    assert {'empty_clip_feat', 'empty_sync_feat', 'sync_pos_emb'} <= names and 'joint/latents/qkv/kernel' not in names
+    for part in ('first', 'second'):
+        np.testing.assert_allclose(np.std(params['t_embed'][part]['kernel']), 0.02, rtol=0.1)
+
+
 def test_layers_without_a_loop_compute_the_same():
     fields = {'remat': 'dots', 'joint_blocks': 3, 'fused_blocks': 2}
     assert_changes_no_number(fields, scan_layers=False)

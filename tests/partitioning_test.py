@@ -251,6 +251,35 @@ def run(name: str):
     return seen, compiled.as_text(), compiled.memory_analysis(), shapes, held
 
 
+def _travels(exchange_dtype):
+    """Name of each parameter of a bfloat16 network → the dtype in which it travels."""
+    model = tiny_model('data').clone(dtype=jnp.bfloat16)
+    placed = partitioning.OnMesh(model, partitioning.make_mesh({'data': -1}), partitioning.RULES, exchange_dtype, ())
+    shapes = jax.eval_shape(lambda: train_step.init_state(base.get_config(), model, Lengths(), (np.zeros(C), np.ones(C)),
+                                                          np.ones((T, 16)))).params
+    return {partitioning.tensor_name(path): placed._dtype(path, leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
+
+
+def test_matrices_alone_travel_in_the_compute_dtype():
+    narrow = {name for name, dtype in _travels('compute').items() if dtype == jnp.bfloat16}
+    assert {'joint_last/latents/qkv/kernel', 'joint_last/latents/mlp/w1', 'joint_last/latents/mlp/w2'} <= narrow
+    assert not any('t_embed' in name or name.endswith(('bias', '_norm', 'latent_mean')) for name in narrow)
+    assert set(_travels('float32').values()) == {jnp.dtype('float32')}
+    with pytest.raises(ValueError, match="exchange_dtype is 'bfloat16'; it must be 'compute' or 'float32'"):
+        _travels('bfloat16')
+
+
+def test_the_config_keeps_parameters_whole():
+    config = base.get_config()
+    mesh, tree = partitioning.make_mesh({'data': -1, 'fsdp': 2}), {'params': {'fused': {'latents': {'mlp': {
+        'w2': jax.ShapeDtypeStruct((3, 8, 4), jnp.float32)}}}}}
+    specs = []
+    for config.sharding.whole_params in (False, True):
+        specs += [sharding.spec for sharding in jax.tree.leaves(partitioning.state_shardings(mesh, tree, config))]
+    assert 'fsdp' in str(specs[0]) and 'fsdp' not in str(specs[1])
+
+
 @pytest.mark.slow  # 15 s a mesh, nearly all of it compilation
 @pytest.mark.parametrize('name', [*MESHES, 'tokens'])
 def test_five_steps_on_a_mesh_equal_those_on_one_device(name):

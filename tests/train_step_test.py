@@ -16,6 +16,7 @@ from mmaudio_jax.sequence import Sequence
 from mmaudio_jax.weights import mmaudio as weights
 from tests import official_tensors
 from tests.conftest import GOLDEN
+from tests.conftest import take_form_of_tpus
 from tests.golden import synthetic_weights
 
 GOLDEN_STEPS = 18
@@ -290,6 +291,65 @@ def test_a_step_that_is_not_finite_is_left_out():
     third, good = step(after, batch)
     assert good['learning_rate'] == bad['learning_rate'] > metrics['learning_rate'] and np.isfinite(good['loss'])
     assert int(optimizer.updates_done(third.opt_state)) == 2 and int(third.step) == 3
+
+
+@jax.custom_vjp
+def _overflowing(array):
+    """Itself, with an infinite gradient."""
+    return array
+
+
+_overflowing.defvjp(lambda array: (array, None), lambda _, gradient: (gradient * jnp.inf,))
+
+
+class Overflowing(Toy):
+    def __call__(self, *args):
+        return _overflowing(super().__call__(*args))
+
+
+@pytest.mark.parametrize('tpu', [False, True])
+def test_an_overflow_of_the_gradient_alone_is_left_out(monkeypatch, tpu):
+    if tpu:
+        take_form_of_tpus(monkeypatch)
+    config = toy_config()
+    state = toy_state(config)
+    step = jax.jit(train_step.make_train_step(config, Overflowing(), *optimizer.make(config.optimizer, state.params)))
+    after, metrics = step(state, toy_batch())
+    assert np.isfinite(metrics['loss']) and not np.isfinite(metrics['grad_norm'])
+    jax.tree.map(np.testing.assert_array_equal, (after.params, after.opt_state), (state.params, state.opt_state))
+
+
+def test_fields_of_the_config_reach_the_step():
+    config, batch = toy_config(), toy_batch()
+    config.flow.min_sigma = 0.3
+    state = toy_state(config)
+    made = optimizer.make(config.optimizer, state.params)
+    _, metrics = jax.jit(train_step.make_train_step(config, Toy(), *made))(state, batch)
+    draws = train_step.sample_draws(jax.random.fold_in(jax.random.key(config.seed), 0), config, batch)
+    x1 = batch['latent_mean'].astype(np.float32) + batch['latent_std'].astype(np.float32) * draws.posterior_noise
+    t = draws.t[:, None, None]
+    x_t = (1 - (1 - 0.3) * t) * draws.noise + t * x1
+    read = lambda name, empty, drop: np.where(drop, empty, batch[name].astype(np.float32).mean((1, 2)))
+    velocity = x_t + (read('clip_features', 100.0, draws.drop_clip) + read('sync_features', 200.0, draws.drop_sync) +
+                      read('text_features', 300.0, draws.drop_text) + draws.t)[:, None, None]
+    expected = np.mean(np.square(velocity - (x1 - (1 - 0.3) * draws.noise)))
+    np.testing.assert_allclose(metrics['loss'], expected, rtol=1e-5)
+    other = toy_config()
+    other.seed += 1
+    _, changed = jax.jit(train_step.make_train_step(other, Toy(), *made))(state, batch)
+    assert changed['loss'] != metrics['loss']
+    config.train.microbatches = 2
+    text = str(jax.make_jaxpr(train_step.make_train_step(config, Toy(), *made))(state, batch))
+    assert 'scan[' in text
+
+
+def test_draws_of_a_step_are_independent():
+    config, batch = toy_config(), toy_batch(64)
+    draws = train_step.sample_draws(jax.random.key(0), config, batch)
+    logits = np.log(draws.t) - np.log1p(-draws.t)
+    for first, second in ((draws.noise, draws.posterior_noise), (logits, draws.noise[:, 0, 0]),
+                          (logits, draws.posterior_noise[:, 0, 0])):
+        assert abs(np.corrcoef(np.ravel(first), np.ravel(second))[0, 1]) < 0.4
 
 
 @pytest.mark.parametrize('microbatches', [2, 4])

@@ -54,6 +54,7 @@ def train(folder: pathlib.Path, inputs: Arrays) -> Run:
     from mmaudio_jax import train_step
     config = s_16k.get_config()
     config.optimizer.eps = 1e-8
+    config.model.scan_layers, config.model.remat = True, 'dots'  # on CPUs less memory, and a shorter compilation
     model, params = _load('mmaudio_small_16k', folder)
     model = model.clone(remat=config.model.remat, scan_layers=config.model.scan_layers)
     tx, schedule = optimizer.make(config.optimizer, params)
