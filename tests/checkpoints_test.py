@@ -14,6 +14,7 @@ import pytest
 
 from configs import base
 from mmaudio_jax import checkpoints
+from mmaudio_jax import ema
 from mmaudio_jax import partitioning
 from mmaudio_jax import snapshots
 
@@ -292,6 +293,10 @@ def test_weights_are_synthesised_from_the_snapshots(tmp_path):
     assert len(stored) == 6 and (handles is None or len(os.listdir('/proc/self/fd')) == handles)
     own_width = snapshots.load_params(tmp_path, config.ema.synthesis_sigma_rel)[0]
     np.testing.assert_array_equal(snapshots.load_params(tmp_path)[0]['dense']['kernel'], own_width['dense']['kernel'])
+    earlier = [ema.Snapshot(ema.sigma_rel_to_gamma(width), step, _averages(step)[width])
+               for step in (10, 20) for width in (0.05, 0.1)]
+    jax.tree.map(lambda ours, wanted: np.testing.assert_allclose(ours, wanted, rtol=1e-5),
+                 snapshots.load_params(tmp_path, 0.08, 20)[0], ema.synthesize(earlier, 0.08, 20))  # none of step 30
     with pytest.raises(ValueError, match='no EMA snapshot of step 25'):
         snapshots.load_params(tmp_path, 0.05, 25)
 

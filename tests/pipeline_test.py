@@ -146,10 +146,23 @@ def test_takes_seeds_and_noise(pipe, workdir):
         assert np.std(clip.latents - alone.latents) / np.std(alone.latents) < 1e-5
     batch = pipe(video=[workdir / 'a.mp4', None], prompt='a glass', takes=2, seed=5)
     assert [len(clips) for clips in batch] == [2, 2]
+    for take in range(2):
+        alone = pipe(video=workdir / 'a.mp4', prompt='a glass', seed=5 + take)
+        others = [np.std(clips[take].latents - alone.latents) / np.std(alone.latents) for clips in batch]
+        assert others[0] < 0.02 < others[1]
     np.testing.assert_allclose(pipe(prompt=['a', 'a glass'], seed=[3, 6])[1].latents, takes[1].latents, atol=1e-5)
     noise = sampler.noise(6, [0], 32, 20)
     np.testing.assert_allclose(pipe(prompt='a glass', noise=noise).latents, takes[1].latents, atol=1e-5)
     np.testing.assert_allclose(pipe(prompt=['a glass', 'a'], noise=[noise, noise])[0].latents, takes[1].latents, atol=1e-5)
+
+
+def test_each_clip_of_a_batch_has_its_own_negative_prompt(pipe):
+    noise = sampler.noise(6, [0], 32, 20)
+    make = lambda **options: pipe(prompt='a glass', guidance=3.0, noise=noise, **options)
+    glass, metal = pipe(prompt=['a glass'] * 2, negative_prompt=['wood', 'metal'], guidance=3.0, noise=[noise, noise])
+    for clip, words in ((glass, 'wood'), (metal, 'metal')):
+        np.testing.assert_allclose(clip.latents, make(negative_prompt=words).latents, atol=1e-5)
+    assert np.abs(glass.latents - metal.latents).max() > 1e-3
 
 
 def test_frames_of_a_trained_network_are_those_of_its_records(pipe, workdir):
