@@ -172,8 +172,8 @@ def get_config() -> ml_collections.ConfigDict:
     # (name, value) pairs of the TPU compiler's own options for the step, unread elsewhere. This one: no gradient is computed in
     # windows beside the sending of what is done, which on eight chips costs more than it hides (docs/scaling.md).
     c.train.compiler_options = (('xla_jf_spmd_threshold_for_windowed_einsum_mib', '1000000'),)
-    # TPUs sum gradients over the devices beside the backward pass, not between its parts: a shorter step where a device has few
-    # clips, more than twice the compile time (docs/scaling.md).
+    # v5e, v5p and v6e sum gradients over the devices beside the backward pass, not between its parts: a shorter step where a
+    # device has few clips, more than twice the compile time (docs/scaling.md).
     c.train.async_gradients = False
     c.train.max_skipped = 10  # steps in a row that are not finite and left out before the run stops; 0: the first one stops it
     c.train.log_every = 50  # steps; 0: only before checkpoints
