@@ -211,9 +211,9 @@ class Pipeline:
           duration_s: seconds from the start of the video. None for all of it (at most 120 s), or the training length without a
             video. The network attends over the whole clip, so that its length decides the result: what is asked for is
             computed at exactly that length (a video that ends there to the frame may be cut short by a frame or two in the
-            official demonstration, docs/design.md). A length that is only the video's is rounded up to
-            the next half second, where the last frame stands still, and the sound is cut back to the sample: videos of many
-            lengths share few compiled programs, and batches.
+            official demonstration, docs/design.md). A length that is only the video's is rounded up to the next half second,
+            where the last frame stands still, and the sound is cut back to the sample: videos of many lengths share few
+            compiled programs, and batches.
           seed: of the noise; None for config.sampling's. Clip i of a batch has the noise of (seed, i); with a list, that of
             (seed[i], 0), so that it is the same alone.
           num_steps, guidance, solver: of the sampler; None for config.sampling's.

@@ -55,7 +55,9 @@ def test_a_folder_of_official_files(tmp_path, asked):
     assert pretrained.find(tmp_path, **OPTIONS).name == 'small_44k'
     assert asked[0][1]['folder'] == tmp_path
     (tmp_path / 'mmaudio_large_44k_v2.pth').touch()
-    with pytest.raises(ValueError, match='holds several networks; choose one .*: small_44k, large_44k_v2'):
+    several = ('holds several networks; choose one of them with variant=, or give its name instead of the folder, with '
+               'config.weights.folder=.*: small_44k, large_44k_v2')
+    with pytest.raises(ValueError, match=several):
         pretrained.find(tmp_path, **OPTIONS)
     assert pretrained.find(tmp_path, **{**OPTIONS, 'variant': 'large_44k_v2'}).name == 'large_44k_v2'
 
