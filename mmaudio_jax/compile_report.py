@@ -217,7 +217,7 @@ def sample(config, devices: list[Any]) -> tuple[Any, list[Any], dict]:
     codec = {'vae': init(decoder, mel), 'vocoder': init(vocoder, mel)}
     whole = jax.tree.map(lambda _: partitioning.replicated(mesh), codec)
     split = partitioning.state_shardings(mesh, params, config)
-    evaluations = settings.num_steps * (2 if settings.solver in ('midpoint', 'heun') else 1)
+    evaluations = settings.num_steps * sampler.EVALUATIONS[settings.solver]
     versions = 2 if settings.guidance > 1 else 1
     work = {'what': f'{size} clips of {sequence.duration_s:g} s over {len(devices)} devices, {settings.solver} '
                     f'{settings.num_steps}, guidance {settings.guidance:g}; operations and utilisation of the flow alone',

@@ -131,7 +131,7 @@ def _arrange(shape: tuple[int, ...], slice_axis: str, devices: Sequence[Any]) ->
     return mesh_utils.create_hybrid_device_mesh(within, over, devices, allow_split_physical_axes=True)
 
 
-def state_sharding(mesh: Mesh, tree: Any, rules: Sequence[tuple[str, tuple]] = RULES, whole_params: bool = False) -> Any:
+def tensor_shardings(mesh: Mesh, tree: Any, rules: Sequence[tuple[str, tuple]] = RULES, whole_params: bool = False) -> Any:
     """A NamedSharding for every tensor of a tree, by its name.
 
     Args:
@@ -162,8 +162,8 @@ def state_sharding(mesh: Mesh, tree: Any, rules: Sequence[tuple[str, tuple]] = R
 
 
 def state_shardings(mesh: Mesh, tree: Any, config) -> Any:
-    """state_sharding with what config.sharding says; errors as rules_of and state_sharding have them."""
-    return state_sharding(mesh, tree, rules_of(config), config.sharding.whole_params)
+    """tensor_shardings with what config.sharding says; errors as rules_of and tensor_shardings have them."""
+    return tensor_shardings(mesh, tree, rules_of(config), config.sharding.whole_params)
 
 
 def _first(rules: Sequence[tuple[str, tuple]], name: str) -> tuple | None:
@@ -242,7 +242,7 @@ class OnMesh:
 
     Args:
       model: a flax module; attributes that are not here are its own.
-      mesh, rules: as for state_sharding.
+      mesh, rules: as for tensor_shardings.
       exchange_dtype: config.sharding.exchange_dtype, 'compute' as above, or 'float32'.
       activations: like `rules`, but searched in the paths of modules, such as '/fused/latents/qkv', whose results (each
         array of them) are placed so. A module that no rule matches leaves its results where they come to be.
@@ -270,7 +270,7 @@ class OnMesh:
         """The module's apply."""
         params = variables['params']
         self._check_activations(params)
-        kept = state_sharding(self._mesh, params, self._rules)
+        kept = tensor_shardings(self._mesh, params, self._rules)
         used = jax.tree.map(lambda sharding: sharding.update(spec=_without_fsdp(sharding.spec)), kept)
         boxes = jax.tree.map(_Placed, params, used, kept, jax.tree_util.tree_map_with_path(self._dtype, params))
         with nn.intercept_methods(self._place_results):

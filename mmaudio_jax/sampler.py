@@ -16,7 +16,8 @@ import numpy as np
 from mmaudio_jax import partitioning
 from mmaudio_jax.models.mmaudio import MMAudio
 
-SOLVERS = ('euler', 'midpoint', 'heun', 'dopri5')
+EVALUATIONS = {'euler': 1, 'midpoint': 2, 'heun': 2}  # of the velocity, a step
+SOLVERS = (*EVALUATIONS, 'dopri5')
 SCHEDULES = ('uniform', 'cosine', 'quadratic')
 DOPRI5_TOLERANCE = 1e-4  # absolute and relative; normalised latents have unit deviation
 DOPRI5_MAX_STEPS = 4096

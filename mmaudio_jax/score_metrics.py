@@ -94,8 +94,10 @@ def compute(name: str, generated: Clips, reference: Clips, paired: Sequence[str]
     elif name == 'desync':
         assert offsets is not None
         result = metrics_distribution.mean(_desync(generated, reference, paired, offsets))
-    else:
+    elif name in ('ib_score', 'clap'):
         result = metrics_distribution.mean(metrics_distribution.cosines(*both('vector')))
+    else:
+        raise ValueError(f'{name!r} is no metric of embeddings: onset_results has those of onsets')
     return scaled(result, metric.factor)
 
 

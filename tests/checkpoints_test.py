@@ -56,7 +56,7 @@ def _state(value, size=64):
 
 def _abstract(state):
     mesh = partitioning.make_mesh({'data': -1})
-    return partitioning.abstract(jax.eval_shape(lambda: state), partitioning.state_sharding(mesh, state, (('.*', ()),)))
+    return partitioning.abstract(jax.eval_shape(lambda: state), partitioning.tensor_shardings(mesh, state, (('.*', ()),)))
 
 
 def _saved(folder, steps, **train):
@@ -94,9 +94,9 @@ def test_a_checkpoint_of_one_mesh_is_restored_on_another(tmp_path):
         folder, config = tmp_path / str(number), _config()
         mesh = partitioning.make_mesh(old)
         checkpointer = checkpoints.Checkpointer(folder, config.train)
-        placed = jax.device_put(state, partitioning.state_sharding(mesh, state, rules))
+        placed = jax.device_put(state, partitioning.tensor_shardings(mesh, state, rules))
         checkpointer.save(10, placed, Counter(), config)
-        wanted = partitioning.state_sharding(partitioning.make_mesh(new), state, rules)
+        wanted = partitioning.tensor_shardings(partitioning.make_mesh(new), state, rules)
         restored, step = checkpointer.restore_latest(partitioning.abstract(state, wanted), Counter(), config)
         checkpointer.close()
         assert step == 10

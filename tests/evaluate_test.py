@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 
 from mmaudio_jax import checkpoints
+from mmaudio_jax import encoders
 from mmaudio_jax import evaluate
 from mmaudio_jax import media
+from mmaudio_jax import partitioning
+from mmaudio_jax import record_sampler
+from mmaudio_jax import score_metrics
 from mmaudio_jax import snapshots
 from mmaudio_jax import split_sounds
 from mmaudio_jax.models import mmaudio
@@ -153,6 +157,37 @@ def test_sampling_depends_neither_on_batches_nor_on_devices(evaluated):
     more.sampling.batch_size = 0
     with pytest.raises(ValueError, match='config.sampling.batch_size is 0; it must be at least 1'):
         sample(more)
+
+
+def test_the_negative_prompt_of_the_config_is_the_samplers(evaluated):
+    _, workdir = evaluated
+    config = trained_run.make_config()
+    sequence = Sequence(config.sequence.rate, config.sequence.duration_s)
+    model = mmaudio.build(config.model, sequence)
+    params, _ = snapshots.load_params(workdir)
+    examples = list(split_sounds.examples(config, workdir))
+    without = split_sounds.sample(config, model, params, examples, sequence, tiny_run.AsItIs())
+    config.sampling.negative_prompt = 'metal'
+    found = split_sounds.sample(config, model, params, examples, sequence, tiny_run.AsItIs())
+    negative, = encoders.make('pixels', sequence, None).encode_text(['metal'])
+    mesh = partitioning.make_mesh({'data': -1})
+    run = record_sampler.make(config, partitioning.on_mesh(model, mesh, config), mesh, sequence, 8)
+    np.testing.assert_allclose(found, np.asarray(run(params, examples, 0, negative))[:len(examples)], atol=1e-6)
+    assert np.abs(found - without).max() > 1e-3
+
+
+def test_the_lag_of_the_config_is_subtracted_from_onsets():
+    options, sequence = trained_run.make_config().evaluate, Sequence('16k', 1.0)
+    sound = np.zeros(sequence.waveform_length, np.float32)
+    sound[8_000:8_400] = np.random.default_rng(0).normal(size=400)
+    times, rates = {}, {}
+    for lag_s in (0.0, 0.25):
+        options.onset_lag_s = lag_s
+        _, onsets = evaluate.onset_scores(options, dict.fromkeys(('generated', 'codec', 'truth'), [sound]), [[0.5]], sequence)
+        times[lag_s] = onsets['generated'][0].times_s
+        rates[lag_s] = score_metrics.onset_rates(sound, sequence.sample_rate_hz, [0.5], options, 1.0, False)['f1']
+    np.testing.assert_allclose(times[0.25], times[0.0] - 0.25)
+    assert rates == {0.0: 1.0, 0.25: 0.0}
 
 
 def test_shuffling_leaves_nothing_in_place_and_ruins_a_perfect_score():

@@ -241,6 +241,15 @@ def test_state_of_another_order_is_refused(folder, field, changes):
         input_pipeline.train_iterator(config, folder, make_mesh()).set_state(state)
 
 
+def test_the_seed_of_the_config_decides_the_order(folder):
+    orders = []
+    for seed in (3, 3, 4):
+        config = make_config()
+        config.seed = seed
+        orders.append(numbers(next(input_pipeline.train_iterator(config, folder, make_mesh()))))
+    assert orders[0] == orders[1] != orders[2]
+
+
 def test_state_of_a_balanced_run_fits_no_other(tmp_path):
     write_labelled(tmp_path / 'clips')
     configs = (make_config(mixture=(('clips', 1),), balance=balance) for balance in ((('clips', 1.0),), ()))

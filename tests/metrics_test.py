@@ -100,6 +100,15 @@ def test_macro_is_over_clips_and_micro_over_onsets():
     np.testing.assert_allclose(result['micro']['average_precision'], (1 + 2 / 4) / 4)
 
 
+def test_micro_precision_goes_by_the_confidence_over_all_clips_and_the_median_over_all_pairs():
+    unsure = metrics.score_onsets(_onsets([1.01, 2.0, 4.09], [0.5, 0.4, 0.3]), [1.0, 2.0, 4.0], 0.1)
+    wrong = metrics.score_onsets(_onsets([1.0], [0.9]), [2.0], 0.1)
+    for scores in ([unsure, wrong], [wrong, unsure]):
+        result = metrics.aggregate(scores)
+        np.testing.assert_allclose(result['micro']['average_precision'], (1 / 2 + 2 / 3 + 3 / 4) / 4)  # the miss comes first
+        np.testing.assert_allclose(result['median_error_ms'], 10.0)
+
+
 def test_a_sound_that_is_not_finite_is_refused():
     for value in (np.nan, np.inf):
         with pytest.raises(ValueError, match='the sound is not finite'):

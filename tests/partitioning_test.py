@@ -117,7 +117,7 @@ def test_every_tensor_of_a_state_has_a_sharding():
     mesh = partitioning.make_mesh({'data': -1})
     tree = {'params': {'dense': {'kernel': jnp.zeros((16, 3)), 'bias': jnp.zeros(3)}}, 'step': jnp.int32(0)}
     rules = ((r'kernel$', ('data', None)), (r'bias$', ()))
-    shardings = partitioning.state_sharding(mesh, tree, rules)
+    shardings = partitioning.tensor_shardings(mesh, tree, rules)
     assert shardings['params']['dense']['kernel'].spec == PartitionSpec('data', None)
     assert shardings['params']['dense']['bias'].is_fully_replicated
     placed = jax.device_put(tree, shardings)
@@ -132,20 +132,20 @@ def test_every_tensor_of_a_state_has_a_sharding():
 def test_errors_name_the_tensor(rules, message):
     mesh = partitioning.make_mesh({'data': -1})
     with pytest.raises(ValueError, match=message):
-        partitioning.state_sharding(mesh, {'params': {'dense': {'kernel': jnp.zeros((16, 3))}}}, rules)
+        partitioning.tensor_shardings(mesh, {'params': {'dense': {'kernel': jnp.zeros((16, 3))}}}, rules)
 
 
 def test_rules_stand_for_the_last_dimensions_and_those_of_the_config_come_first():
     mesh = partitioning.make_mesh({'data': 2, 'fsdp': 2, 'tensor': 2})
     tree = {'params': {'fused': {'mlp': {'w2': jnp.zeros((5, 3, 8, 4))}}}, 'ema': {'mlp': {'w2': jnp.zeros((3, 8, 4))}}}
-    split = partitioning.state_sharding(mesh, tree)
+    split = partitioning.tensor_shardings(mesh, tree)
     assert split['params']['fused']['mlp']['w2'].spec == PartitionSpec(None, None, ('tensor', 'fsdp'), None)
-    whole = partitioning.state_sharding(mesh, tree, whole_params=True)
+    whole = partitioning.tensor_shardings(mesh, tree, whole_params=True)
     assert whole['params']['fused']['mlp']['w2'].spec == PartitionSpec(None, None, 'tensor', None)
     assert whole['ema']['mlp']['w2'].spec == PartitionSpec(None, ('tensor', 'fsdp'), None)
     config = base.get_config()
     config.sharding.rules = (('w2$', (None, 'data')), )
-    changed = partitioning.state_sharding(mesh, tree, partitioning.rules_of(config))
+    changed = partitioning.tensor_shardings(mesh, tree, partitioning.rules_of(config))
     assert changed['ema']['mlp']['w2'].spec == PartitionSpec(None, None, 'data')
 
 
@@ -162,12 +162,12 @@ def test_the_rules_match_every_parameter_of_the_networks(variant, fields):
     params = jax.eval_shape(model.init, jax.random.key(0), *inputs)
     tensor = 2 if variant.startswith('large') else 1
     mesh = partitioning.make_mesh({'data': -1, 'fsdp': 2, 'tensor': tensor})
-    shardings = partitioning.state_sharding(mesh, params)
+    shardings = partitioning.tensor_shardings(mesh, params)
     split = sum(math.prod(s.shard_shape(p.shape)) for p, s in zip(jax.tree.leaves(params), jax.tree.leaves(shardings)))
     assert 0.5 < split / (sum(p.size for p in jax.tree.leaves(params)) / 2) < 1.01  # measured 1.0004 to 1.0035
     if tensor == 1:
         with pytest.raises(ValueError, match="'tensor' of size 2 does not divide the dimension 7 of the tensor .*qkv/"):
-            partitioning.state_sharding(partitioning.make_mesh({'data': -1, 'tensor': 2}), params)
+            partitioning.tensor_shardings(partitioning.make_mesh({'data': -1, 'tensor': 2}), params)
 
 
 def test_batch_is_split_over_the_data_axis():
@@ -231,7 +231,7 @@ def run(name: str):
     init = lambda: train_step.init_state(config, model, Lengths(), (np.zeros(C), np.ones(C)), np.ones((T, 16)))
     shapes = jax.eval_shape(init)
     mesh = partitioning.make_mesh(axes, devices=jax.devices()[:math.prod(axes.values())])
-    shardings = partitioning.state_sharding(mesh, shapes, whole_params=whole)
+    shardings = partitioning.tensor_shardings(mesh, shapes, whole_params=whole)
     batch_sharding, replicated = partitioning.batch_sharding(mesh), partitioning.replicated(mesh)
     tx, schedule = optimizer.make(config.optimizer, shapes.params)
     placed = partitioning.on_mesh(model, mesh, config)

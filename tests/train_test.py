@@ -19,11 +19,13 @@ from mmaudio_jax import ema
 from mmaudio_jax import flops
 from mmaudio_jax import input_pipeline
 from mmaudio_jax import partitioning
+from mmaudio_jax import record_sampler
 from mmaudio_jax import snapshots
 from mmaudio_jax import train
 from mmaudio_jax import train_log
 from mmaudio_jax import train_step
 from mmaudio_jax.sequence import Sequence
+from mmaudio_jax.weights import store
 from tests import tiny_run
 from tests import trained_run
 
@@ -66,6 +68,12 @@ def test_run_writes_everything_and_a_second_one_does_nothing(workdir, capfd):
     sample, rate = soundfile.read(workdir / 'samples' / '6' / '00_clip-024.flac')
     assert rate == 16_000 and len(sample) == 16_000 and np.abs(sample).max() > 0
     assert len(list((workdir / 'samples' / '6').iterdir())) == 4
+    examples = list(itertools.islice(input_pipeline.read_split(config, workdir / 'records', 'bells', 'validation'), 2))
+    mesh = partitioning.make_mesh({'data': 1}, devices=jax.devices()[:1])
+    network = partitioning.on_mesh(tiny_run.build_network(None, sequence), mesh, tiny_run.make_config())
+    latents = record_sampler.make(config, network, mesh, sequence, 2)(params, examples)
+    decoder = codec.make('pca', sequence, workdir / 'records' / 'codec.npz', store.load)
+    np.testing.assert_allclose(sample, decoder.decode(np.asarray(latents))[0, :len(sample)], atol=1e-3)
     train.train(config, workdir)
     assert capfd.readouterr().out.splitlines() == [
         f'training: all 6 steps are done (config.train.total_steps), in {workdir / "checkpoints"}']

@@ -31,10 +31,10 @@ def mlp_hidden(width: int) -> int:
     return -(-int(2 * 4 * width / 3) // MLP_MULTIPLE) * MLP_MULTIPLE
 
 
-def conv_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+def conv_init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """U(±1 / sqrt(fan in)) for a kernel `[taps, I, O]`."""
     bound = 1.0 / np.sqrt(shape[0] * shape[1])
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
+    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
 def conv1d(inputs: jax.Array, kernel: jax.Array, convolution: str) -> jax.Array:

@@ -15,7 +15,6 @@ from mmaudio_jax.weights import tables
 
 _MESSAGE = 'the weights do not fit LAION-CLAP; check that the file is music_speech_audioset_epoch_15_esc_89.98.pt'
 _PREFIX = 'module.'
-_DEPTHS = (2, 2, 12, 2)
 _SWIN = {
     'norm1': 'norm1',
     'attn/qkv': 'attn.qkv',
@@ -46,7 +45,7 @@ def _htsat(ours: str, theirs: str) -> tuple[dict[str, str], dict[str, tuple]]:
     """Modules and parameters of HTSAT, ours below `ours`, theirs below `theirs`."""
     modules = {'bn0': 'bn0', 'patches': 'patch_embed.proj', 'patch_norm': 'patch_embed.norm', 'norm': 'norm'}
     params = {'mel_filters': 'logmel_extractor.melW'}
-    for stage, depth in enumerate(_DEPTHS):
+    for stage, depth in enumerate(htsat.HTSAT.depths):
         for block in range(depth):
             own, official = f'stage_{stage}_block_{block}/', f'layers.{stage}.blocks.{block}.'
             modules |= {own + name: official + other for name, other in _SWIN.items()}

@@ -111,7 +111,7 @@ def _layout(path: tuple[str, ...], model: mmaudio.MMAudio, out: bool) -> Callabl
     if kind == 'qkv':
         return lambda array: (_qkv_out if out else _qkv_in)(array, model.num_heads, kernel)
     if kind == 'modulation':
-        return lambda array: (_parts_out if out else _parts_in)(array, model.hidden_size, kernel)
+        return lambda array: _parts_out(array, kernel) if out else _parts_in(array, model.hidden_size, kernel)
     if path[-1] in ('q_norm', 'k_norm'):
         return _head_out if out else _head_in
     if path[-1] in ('kernel', 'w1', 'w2', 'w3'):
@@ -140,9 +140,8 @@ def _head_in(scale: np.ndarray) -> np.ndarray:
     return np.asarray(scale, np.float32).reshape(-1, 2).transpose().reshape(-1)
 
 
-def _parts_out(array: np.ndarray, width: int, kernel: bool) -> np.ndarray:
+def _parts_out(array: np.ndarray, kernel: bool) -> np.ndarray:
     """Our kernel (part, in, out) or bias (part, out) → rows (part, out)."""
-    del width
     rows = array.swapaxes(1, 2) if kernel else array
     return rows.reshape(-1, *rows.shape[2:])
 

@@ -24,7 +24,6 @@ from mmaudio_jax.models import mmaudio
 from mmaudio_jax.sequence import Sequence
 
 REFERENCE_STEPS = 200
-EVALUATIONS_A_STEP = {'euler': 1, 'midpoint': 2, 'heun': 2}
 
 
 def inputs_of(workdir: pathlib.Path, clips: int) -> tuple[Any, Any, list[Any], float]:
@@ -59,10 +58,10 @@ def main() -> None:
     exact = solve('midpoint', 'uniform', REFERENCE_STEPS)
     print(f'| solver | schedule | {" | ".join(map(str, budgets))} |\n|---|---|{"---|" * len(budgets)}', flush=True)
     errors: dict[str, dict[int, float]] = {}
-    for solver, schedule in itertools.product(EVALUATIONS_A_STEP, sampler.SCHEDULES):
+    for solver, schedule in itertools.product(sampler.EVALUATIONS, sampler.SCHEDULES):
         row = errors.setdefault(f'{solver} {schedule}', {})
         for budget in budgets:
-            result = solve(solver, schedule, budget // EVALUATIONS_A_STEP[solver])
+            result = solve(solver, schedule, budget // sampler.EVALUATIONS[solver])
             row[budget] = float(np.sqrt(np.mean(np.square(result - exact))) / exact.std())
         print(f'| {solver} | {schedule} | {" | ".join(f"{error:.4f}" for error in row.values())} |', flush=True)
     print(json.dumps({'clips': options.clips, 'guidance': guidance, 'errors': errors}))

@@ -72,7 +72,7 @@ def main() -> None:
         text = batch['text_features'].astype(jnp.float32)
         arguments = (state.params, partitioning.spread(noise, partitioning.batch_sharding(mesh)),
                      batch['clip_features'].astype(jnp.float32), batch['sync_features'].astype(jnp.float32), text, text)
-        again, evaluations = (lambda _: arguments), settings.num_steps * (1 + (settings.solver in ('midpoint', 'heun')))
+        again, evaluations = (lambda _: arguments), settings.num_steps * sampler.EVALUATIONS[settings.solver]
         work = flags.batch * (1 + (settings.guidance > 1)) * (flops.conditions(model, sequence)
                                                               + evaluations * flops.velocity(model, sequence))
     started = time.perf_counter()
