@@ -347,6 +347,11 @@ def test_nothing_to_score(tmp_path):
         score.score(scored_folders.make_config(tmp_path), tmp_path)
 
 
+def test_onsets_are_no_metric_of_embeddings():
+    with pytest.raises(ValueError, match="'onset_f1' is no metric of embeddings: onset_results has those of onsets"):
+        score_metrics.compute('onset_f1', {}, {}, [], None)
+
+
 def test_protocols_name_metrics_and_tables_that_exist():
     for protocol in score.PROTOCOLS.values():
         assert set(protocol.metrics) <= set(score_metrics.METRICS)
