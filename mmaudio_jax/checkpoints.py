@@ -306,8 +306,8 @@ class Checkpointer:
     def _agreed_steps(self) -> list[int]:
         """Steps of the checkpoints, the newest first, as process 0 sees them."""
         steps = sorted(self._manager.all_steps(), reverse=True)
-        # of the same form on all, also where nothing is seen yet
-        return hosts.agreed(np.resize(np.array(steps, np.int64), hosts.agreed(len(steps)))).tolist()
+        own = np.resize(np.array(steps, np.int64), hosts.agreed(len(steps)))  # of the same form where nothing is seen yet, too
+        return hosts.agreed(own).tolist()
 
     def _read(self, step: int, **items: Any) -> Any:
         return self._reader.restore(self._directory / str(step), args=ocp.args.Composite(**items))

@@ -140,12 +140,17 @@ def test_sounds_that_are_not_finite_are_said(evaluated):
         evaluate.evaluate(config, workdir)
 
 
+def _to_sample(config, workdir):
+    """The network, its parameters, the examples of the split and their lengths."""
+    sequence = Sequence(config.sequence.rate, config.sequence.duration_s)
+    params, _ = snapshots.load_params(workdir)
+    return mmaudio.build(config.model, sequence), params, list(split_sounds.examples(config, workdir)), sequence
+
+
 def test_sampling_depends_neither_on_batches_nor_on_devices(evaluated):
     config, workdir = evaluated
-    sequence = Sequence(config.sequence.rate, config.sequence.duration_s)
-    model = mmaudio.build(config.model, sequence)
-    params, _ = snapshots.load_params(workdir)
-    examples = 2 * list(split_sounds.examples(config, workdir))  # two batches, or one
+    model, params, examples, sequence = _to_sample(config, workdir)
+    examples = 2 * examples  # two batches, or one
     sample = lambda config: split_sounds.sample(config, model, params, examples, sequence, tiny_run.AsItIs())
     one = sample(config)
     more = trained_run.make_config()
@@ -162,13 +167,10 @@ def test_sampling_depends_neither_on_batches_nor_on_devices(evaluated):
 def test_the_negative_prompt_of_the_config_is_the_samplers(evaluated):
     _, workdir = evaluated
     config = trained_run.make_config()
-    sequence = Sequence(config.sequence.rate, config.sequence.duration_s)
-    model = mmaudio.build(config.model, sequence)
-    params, _ = snapshots.load_params(workdir)
-    examples = list(split_sounds.examples(config, workdir))
-    without = split_sounds.sample(config, model, params, examples, sequence, tiny_run.AsItIs())
+    to_sample = model, params, examples, sequence = _to_sample(config, workdir)
+    without = split_sounds.sample(config, *to_sample, tiny_run.AsItIs())
     config.sampling.negative_prompt = 'metal'
-    found = split_sounds.sample(config, model, params, examples, sequence, tiny_run.AsItIs())
+    found = split_sounds.sample(config, *to_sample, tiny_run.AsItIs())
     negative, = encoders.make('pixels', sequence, None).encode_text(['metal'])
     mesh = partitioning.make_mesh({'data': -1})
     run = record_sampler.make(config, partitioning.on_mesh(model, mesh, config), mesh, sequence, 8)
